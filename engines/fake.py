@@ -1,0 +1,74 @@
+"""An engine without a model: scores come from a function of the prefix. For tests, yours too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from specplug.engines.host import HostScores, check_step
+from specplug.types import EngineError, EngineSpec, Step
+
+
+class FakeEngine:
+    """Keeps to the engine contract, and insists that its caller does.
+
+    Args:
+        row: from a prefix (all tokens up to and including the position) to its logits, f32[V].
+        vocab_size: V.
+        max_length: cache entries a row can hold.
+        max_batch: rows a call can have.
+        min_width: calls narrower than this are refused.
+
+    ``steps`` records every call. A ``past`` that names entries never written is an error, so a
+    loop that loses track of the cache is found out.
+    """
+
+    def __init__(
+        self,
+        row: Callable[[tuple[int, ...]], ArrayLike],
+        *,
+        vocab_size: int,
+        max_length: int = 1 << 16,
+        max_batch: int = 1,
+        min_width: int = 1,
+    ) -> None:
+        self._row = row
+        self._cache: list[list[int]] = [[] for _ in range(max_batch)]
+        self._closed = False
+        self.steps: list[Step] = []
+        self.spec = EngineSpec(
+            name="fake",
+            vocab_size=vocab_size,
+            max_length=max_length,
+            max_batch=max_batch,
+            min_width=min_width,
+        )
+
+    def forward(self, step: Step) -> HostScores:
+        """Scores of each wanted position; padding of ragged rows is written, then overwritten."""
+        if self._closed:
+            raise EngineError("the engine is closed: load it again")
+        check_step(self.spec, step)
+        self.steps.append(step)
+        rows = [
+            self._scores(cache, int(past), tokens.tolist(), step.scores_from)
+            for cache, past, tokens in zip(self._cache, step.past, step.tokens, strict=False)
+        ]
+        return HostScores(np.array(rows, dtype=np.float32))
+
+    def _scores(
+        self, cache: list[int], past: int, tokens: Sequence[int], scores_from: int
+    ) -> list[ArrayLike]:
+        if past > len(cache):
+            raise EngineError(f"past {past}, but only {len(cache)} entries were ever written")
+        cache[past : past + len(tokens)] = tokens
+        return [
+            self._row(tuple(cache[: past + position + 1]))
+            for position in range(scores_from, len(tokens))
+        ]
+
+    def close(self) -> None:
+        """Further calls are errors."""
+        self._closed = True

@@ -1,0 +1,62 @@
+"""What adapters share whose logits are numpy arrays on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from specplug.types import EngineError, EngineSpec, Float32Array, Int64Array, Step
+
+
+class HostScores:
+    """Scores over an array of logits, f32[B, T', V]."""
+
+    __slots__ = ("_logits",)
+
+    def __init__(self, logits: Float32Array) -> None:
+        self._logits = logits
+
+    def argmax(self) -> Int64Array:
+        """Best token of each position, i64[B, T']; ties go to the lowest id."""
+        return np.argmax(self._logits, axis=-1)
+
+    def logits(self) -> Float32Array:
+        """The array itself."""
+        return self._logits
+
+    def hidden(self, name: str) -> Float32Array:
+        """No hidden states here."""
+        raise EngineError(f"this graph has no hidden-state output {name!r}")
+
+
+def check_step(spec: EngineSpec, step: Step) -> None:
+    """Refuse a step that ``spec`` does not allow, naming the value and the limit.
+
+    Raises:
+        EngineError: as said.
+    """
+    if step.tokens.ndim != 2 or not step.tokens.size:
+        raise EngineError(f"tokens have shape {step.tokens.shape}: need [B, T], B and T at least 1")
+    batch, width = step.tokens.shape
+    if batch > spec.max_batch:
+        raise EngineError(f"batch of {batch}: {spec.name} takes {spec.max_batch} here")
+    if step.past.shape != (batch,):
+        raise EngineError(f"past has shape {step.past.shape}: need ({batch},)")
+    if width < spec.min_width:
+        raise EngineError(
+            f"call of width {width} is narrower than min_width {spec.min_width}: pad it"
+        )
+    if not 0 <= step.scores_from < width:
+        raise EngineError(f"scores_from {step.scores_from} is outside the call's {width} tokens")
+    lowest, highest = int(step.past.min()), int(step.past.max())
+    if lowest < 0:
+        raise EngineError(f"past {lowest} is negative")
+    if highest + width > spec.max_length:
+        raise EngineError(
+            f"{highest} cached + {width} new tokens exceed max_length {spec.max_length}"
+        )
+    if step.parents is not None and not spec.supports_tree:
+        raise EngineError(f"{spec.name} has no token trees here: draft chains")
+    if step.lengths is not None and batch == 1 and int(step.lengths[0]) != width:
+        raise EngineError("lengths of a single row: drop the padding instead")
+    if int(step.tokens.min()) < 0 or int(step.tokens.max()) >= spec.vocab_size:
+        raise EngineError(f"a token id is outside the vocabulary of {spec.vocab_size}")

@@ -1,0 +1,219 @@
+"""ONNX Runtime: graphs of the ``ort`` dialect, caches bound once, past and present in one buffer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+
+from specplug.engines.host import HostScores, check_step
+from specplug.types import EngineError, EngineSpec, Float32Array, Int64Array, Step
+
+if TYPE_CHECKING:
+    from specplug.bundle import CacheLayout, Component
+    from specplug.opening import EngineOptions
+
+_FIRST_CAPACITY = 512  # cache entries; doubled when outgrown
+_KEPT_BINDINGS = 64  # by width and number of scored rows; prompts' odd widths come and go
+
+
+@dataclass(slots=True)
+class _Binding:
+    """One shape of call: the session's binding and the arrays it reads and writes."""
+
+    io: Any
+    tokens: Int64Array  # [B, T]
+    scores: HostScores  # over f32[B, T', V]
+
+
+class OrtEngine:
+    """An ``ort``-dialect graph and its cache.
+
+    Args:
+        graph: the ``.onnx`` file.
+        cache: the layout of its cache.
+        vocab_size: V.
+        max_length: cache entries a row can hold.
+        min_width: as measured at export.
+        options: threads, providers, narrow calls.
+
+    Raises:
+        EngineError: the file cannot be loaded, or a provider is not in this build.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        cache: CacheLayout,
+        vocab_size: int,
+        max_length: int,
+        min_width: int,
+        options: EngineOptions,
+    ) -> None:
+        self.spec = EngineSpec(
+            name="onnxruntime",
+            vocab_size=vocab_size,
+            max_length=max_length,
+            min_width=1 if options.allow_narrow else min_width,
+        )
+        self._layout = cache
+        self._session = _open_session(graph, options)
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        self._seqlens_k = np.zeros(1, dtype=np.int32)  # [B]: last valid entry, this call's included
+        self._total_length = np.zeros((), dtype=np.int32)
+        self._scores_from = np.zeros(1, dtype=np.int64)
+        self._attention_rows = np.array(1 if options.allow_narrow else 2, dtype=np.int64)
+        self._cache = self._new_cache(min(_FIRST_CAPACITY, max_length) + cache.spare)
+        self._bindings: dict[tuple[int, int], _Binding] = {}
+
+    @classmethod
+    def from_component(cls, folder: Path, component: Component, options: EngineOptions) -> OrtEngine:
+        """The engine of a bundle's target or draft."""
+        return cls(
+            folder / component.graph,
+            cache=component.cache,
+            vocab_size=component.vocab_size,
+            max_length=component.max_length,
+            min_width=component.min_width,
+            options=options,
+        )
+
+    def forward(self, step: Step) -> HostScores:
+        """Run one row's tokens over the cache; see :class:`specplug.types.Engine`."""
+        if self._session is None:
+            raise EngineError("the engine is closed: load it again")
+        check_step(self.spec, step)
+        width = step.tokens.shape[1]
+        past = int(step.past[0])
+        self._make_room(past + width)
+        binding = self._binding(width, width - step.scores_from)
+        np.copyto(binding.tokens, step.tokens)
+        self._seqlens_k[0] = past + width - 1
+        self._total_length[...] = past + width
+        self._scores_from[0] = step.scores_from
+        with _mapped("running the graph"):
+            self._session.run_with_iobinding(binding.io)
+        return binding.scores
+
+    def close(self) -> None:
+        """Release session and cache."""
+        self._bindings = {}
+        self._session = None
+        self._cache = np.empty(0, dtype=np.float32)
+
+    # --- memory -------------------------------------------------------------------------------
+
+    def _new_cache(self, capacity: int) -> np.ndarray[Any, Any]:
+        layout = self._layout
+        shape = (layout.layers, 2, 1, layout.heads, capacity, layout.head_size)
+        try:
+            # Zeros, not garbage: attention multiplies spare entries by 0, and 0 * NaN is NaN.
+            return np.zeros(shape, dtype=layout.dtype)
+        except MemoryError as error:
+            raise EngineError(f"no memory for a cache of {capacity} tokens") from error
+
+    def _make_room(self, length: int) -> None:
+        spare = self._layout.spare
+        capacity = self._cache.shape[4] - spare
+        if length <= capacity:
+            return
+        while capacity < length:
+            capacity *= 2
+        old = self._cache
+        self._cache = self._new_cache(min(capacity, self.spec.max_length) + spare)
+        self._cache[..., : old.shape[4], :] = old
+        self._bindings = {}
+
+    def _binding(self, width: int, scored: int) -> _Binding:
+        found = self._bindings.get((width, scored))
+        if found is None:
+            found = self._bind(width, scored)
+            if len(self._bindings) >= _KEPT_BINDINGS:
+                self._bindings.pop(next(iter(self._bindings)))
+            self._bindings[width, scored] = found
+        return found
+
+    def _bind(self, width: int, scored: int) -> _Binding:
+        tokens = np.zeros((1, width), dtype=np.int64)
+        logits: Float32Array = np.zeros((1, scored, self.spec.vocab_size), dtype=np.float32)
+        io = self._session.io_binding()
+
+        def bind(name: str, array: np.ndarray[Any, Any], output: str | None = None) -> None:
+            if name in self._inputs:
+                io.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            if output:
+                io.bind_output(output, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+        with _mapped("binding the graph's inputs"):
+            bind("input_ids", tokens)
+            bind("seqlens_k", self._seqlens_k)
+            bind("total_sequence_length", self._total_length)
+            bind("scores_from", self._scores_from)
+            bind("attention_rows", self._attention_rows)
+            for layer, (keys, values) in enumerate(self._cache):
+                bind(f"past_key_values.{layer}.key", keys, f"present.{layer}.key")
+                bind(f"past_key_values.{layer}.value", values, f"present.{layer}.value")
+            io.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+        return _Binding(io, tokens, HostScores(logits))
+
+
+# --- the backend -------------------------------------------------------------------------------
+
+_pool_threads: int | None = None
+
+
+def _open_session(graph: Path, options: EngineOptions) -> Any:
+    available = onnxruntime.get_available_providers()
+    for provider in options.providers:
+        if provider not in available:
+            raise EngineError(f"provider {provider!r} is not in this ONNX Runtime: have {available}")
+    _share_thread_pool(options.threads or physical_cores())
+    session_options = onnxruntime.SessionOptions()
+    session_options.use_per_session_threads = False
+    session_options.log_severity_level = 3  # errors; they reach the caller as exceptions
+    with _mapped(f"loading {graph.name}"):
+        return onnxruntime.InferenceSession(
+            str(graph), session_options, providers=list(options.providers)
+        )
+
+
+def _share_thread_pool(threads: int) -> None:
+    """One pool for all sessions: with one each, target and draft would spin against one another."""
+    global _pool_threads
+    if _pool_threads is None:
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        _pool_threads = threads
+    elif _pool_threads != threads:
+        raise EngineError(
+            f"threads {threads}: this process already runs its engines on {_pool_threads}, "
+            "and all of them share one pool"
+        )
+
+
+def physical_cores() -> int:
+    """Physical cores this process may run on; hardware threads of one core count once."""
+    try:
+        usable = os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+    return len(cores)
+
+
+@contextmanager
+def _mapped(doing: str) -> Iterator[None]:
+    """Every failure of the backend as an :class:`EngineError`."""
+    try:
+        yield
+    except Exception as error:  # its exceptions share no base but Exception
+        raise EngineError(f"ONNX Runtime failed {doing}: {error}") from error

@@ -1,0 +1,97 @@
+"""Graphs from sources: mobius builds, our passes shape, one file and one data file come out."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # mobius's bars; before it imports tqdm
+
+from pathlib import Path
+from typing import Any, Literal
+
+import mobius
+import onnx_ir as ir
+
+from specplug.bundle import CacheLayout
+from specplug.export.passes import (
+    ExplicitLengths,
+    FuseSilu,
+    PackGateUp,
+    PadAttention,
+    QuantizeNBits,
+    QuantizeW8A8,
+    ScoresFrom,
+)
+from specplug.export.passes.editing import attention_nodes
+from specplug.export.source import Source
+from specplug.types import ExportError
+
+Precision = Literal["fp32", "w8a8", "int4"]
+
+GRAPH = "model.onnx"
+DATA = "model.onnx.data"
+
+# Kernels that round activations amplify the last bit of a one-row attention: they need padding.
+_PRECISION_PASSES: dict[Precision, tuple[Any, ...]] = {
+    "fp32": (),
+    "w8a8": (QuantizeW8A8(), PadAttention()),
+    "int4": (QuantizeNBits(bits=4, head_bits=8), PadAttention()),
+}
+
+
+def build_fp32(source: Source) -> Any:
+    """The ``ort``-dialect graph of a source, in fp32, sharing the source's tensors."""
+    module_class = mobius.registry.get(source.config.model_type)
+    config_class = (
+        mobius.registry.get_config_class(source.config.model_type) or mobius.ArchitectureConfig
+    )
+    module = module_class(config_class.from_transformers(source.config))
+    package = mobius.build_from_module(module, module.config, execution_provider="cpu")
+    weights = module.preprocess_weights(dict(source.weights))
+    package.apply_weights(weights, prefix_map=getattr(module, "weight_prefix_map", None))
+    model = package["model"]
+    ir.passes.Sequential(ExplicitLengths(), ScoresFrom(), FuseSilu(), PackGateUp())(model)
+    _check_complete(model, source)
+    return model
+
+
+def _check_complete(model: Any, source: Source) -> None:
+    inputs = {value.name for value in model.graph.inputs}
+    missing = {"seqlens_k", "total_sequence_length", "scores_from"} - inputs
+    if missing or not attention_nodes(model.graph):
+        raise ExportError(
+            f"mobius's graph of {source.config.model_type} is not of the expected form "
+            f"(no {', '.join(sorted(missing)) or 'GroupQueryAttention'}): use mobius-onnx==0.1.0"
+        )
+
+
+def apply_precision(model: Any, precision: Precision) -> None:
+    """Quantize in place."""
+    passes = _PRECISION_PASSES[precision]
+    if passes:
+        ir.passes.Sequential(*passes)(model)
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write ``model.onnx`` and ``model.onnx.data`` into a new folder."""
+    folder.mkdir(parents=True)
+    ir.save(model, folder / GRAPH, external_data=DATA)
+
+
+def load(folder: Path) -> Any:
+    """Read a saved graph; its weights stay on disk until they are used."""
+    return ir.load(folder / GRAPH)
+
+
+def cache_layout(model: Any) -> CacheLayout:
+    """The layout of a graph's cache, read off its inputs."""
+    keys = [value for value in model.graph.inputs if value.name.endswith(".key")]
+    _, heads, _, head_size = keys[0].shape
+    padded = any(value.name == "attention_rows" for value in model.graph.inputs)
+    return CacheLayout(
+        layers=len(keys),
+        heads=int(heads),
+        head_size=int(head_size),
+        dtype="float32",
+        spare=1 if padded else 0,
+    )

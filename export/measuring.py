@@ -1,0 +1,177 @@
+"""What every export measures: parity with the source, width independence, and quality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from specplug.bundle import CacheLayout, Parity, Quality
+from specplug.engines.ort import OrtEngine
+from specplug.feeding import feed
+from specplug.opening import EngineOptions
+from specplug.types import Engine, Float32Array, Int64Array, ParityError, Step
+
+PARITY_TOLERANCE = 1e-4
+"""Of fp32 logits, relative to the largest."""
+
+_PREFIX, _VERIFIED = 24, 16  # tokens of the parity check
+_WIDEST = 16  # the width up to which rows are compared
+_PIECE = 128  # tokens of a quality call; bounds the memory of logits
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The source's logits over sample tokens, kept on disk: they can be larger than the model."""
+
+    tokens: Int64Array  # [n]
+    path: Path
+    vocab_size: int
+
+    def logits(self, start: int, stop: int) -> Float32Array:
+        """Rows ``start .. stop - 1``, f32[stop - start, V]."""
+        row = 4 * self.vocab_size
+        values = np.fromfile(
+            self.path, dtype=np.float32, count=(stop - start) * self.vocab_size, offset=start * row
+        )
+        return values.reshape(stop - start, self.vocab_size)
+
+
+def sample_text() -> str:
+    """The built-in text that quality is measured on."""
+    return files("specplug.export").joinpath("sample.txt").read_text(encoding="utf-8")
+
+
+def sample_tokens(tokenize: Any | None, vocab_size: int, longest: int) -> Int64Array:
+    """The sample text's tokens; arbitrary ones for a source without a tokenizer."""
+    if tokenize is None:
+        tokens = np.random.default_rng(0).integers(0, vocab_size, size=longest)
+    else:
+        tokens = np.array(tokenize(sample_text()), dtype=np.int64)
+    return tokens[:longest]
+
+
+def write_reference(model: Any, tokens: Int64Array, path: Path) -> Reference:
+    """Run the source's transformers model over ``tokens``, in pieces, logits to ``path``."""
+    vocab_size = int(model.config.vocab_size)
+    cache = None
+    with path.open("wb") as out, torch.inference_mode():
+        for start in range(0, len(tokens), _PIECE):
+            piece = torch.from_numpy(tokens[start : start + _PIECE])[None]
+            output = model(piece, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            output.logits[0].numpy().tofile(out)
+    return Reference(tokens, path, vocab_size)
+
+
+def open_graph(
+    graph: Path, cache: CacheLayout, vocab_size: int, max_length: int, min_width: int = 1
+) -> OrtEngine:
+    """An engine over a graph that has no manifest yet."""
+    return OrtEngine(
+        graph,
+        cache=cache,
+        vocab_size=vocab_size,
+        max_length=max_length,
+        min_width=min_width,
+        options=EngineOptions(),
+    )
+
+
+def _rows(engine: Engine, tokens: Int64Array, past: int) -> Float32Array:
+    """Copied logits of every token of one call, f32[T, V]."""
+    scores = engine.forward(Step(tokens=tokens[None], past=np.array([past], dtype=np.int64)))
+    return scores.logits()[0].copy()
+
+
+def check_parity(engine: Engine, reference: Reference) -> Parity:
+    """Compare an fp32 graph with its source: prefill, several tokens at once, rollback.
+
+    Raises:
+        ParityError: a difference above :data:`PARITY_TOLERANCE`.
+    """
+    tokens = reference.tokens
+    split = min(_PREFIX, len(tokens) // 2)
+    end = min(split + _VERIFIED, len(tokens))
+    expected = reference.logits(0, end)
+    scale = float(np.abs(expected).max())
+
+    def difference(rows: Float32Array, wanted: Float32Array) -> float:
+        return float(np.abs(rows - wanted).max())
+
+    prefill = difference(_rows(engine, tokens[:split], 0), expected[:split])
+    verification = difference(_rows(engine, tokens[split:end], split), expected[split:end])
+    wrong = (tokens[split:end] + 1) % reference.vocab_size
+    _rows(engine, wrong, split // 2)
+    again = _rows(engine, tokens[split // 2 : end], split // 2)
+    rollback = difference(again, expected[split // 2 : end])
+    parity = Parity(prefill=prefill, verification=verification, rollback=rollback)
+    for name, found in parity.model_dump().items():
+        if not found <= PARITY_TOLERANCE * scale:  # also when it is NaN
+            raise ParityError(
+                f"the graph's logits differ from the source's by {found:.3g} in {name} "
+                f"(largest logit {scale:.3g}, allowed {PARITY_TOLERANCE * scale:.3g}): "
+                "this checkpoint cannot be exported correctly yet"
+            )
+    return parity
+
+
+def measure_min_width(engine: Engine, tokens: Int64Array) -> int:
+    """The smallest width from which rows are bit-identical to those of a call of 16.
+
+    Raises:
+        ParityError: even calls of 15 and 16 tokens differ, so no width can be promised.
+    """
+    past = min(_PREFIX, len(tokens) - _WIDEST)
+    sample = tokens[past : past + _WIDEST]
+    _rows(engine, tokens[:past], 0)
+    widest = _rows(engine, sample, past)
+    smallest = _WIDEST
+    for width in range(_WIDEST - 1, 0, -1):
+        starts = range(0, _WIDEST - width + 1, width)
+        rows = np.concatenate([_rows(engine, sample[s : s + width], past + s) for s in starts])
+        if not np.array_equal(rows, widest[: len(rows)]):
+            break
+        smallest = width
+    if smallest == _WIDEST:
+        raise ParityError(
+            "on this machine the graph's scores depend on the width of the call at every width "
+            f"up to {_WIDEST}: text would change under speculation; try --precision fp32"
+        )
+    return smallest
+
+
+def measure_quality(engine: Engine, reference: Reference) -> Quality:
+    """Top-1 agreement, mean KL divergence and perplexity against the source, over its tokens."""
+    tokens = reference.tokens
+    agreed, divergence, loss, source_loss = 0, 0.0, 0.0, 0.0
+    last = len(tokens) - 1
+    for start in range(0, len(tokens), _PIECE):
+        stop = min(start + _PIECE, len(tokens))
+        scores = feed(engine, tokens[start:stop].tolist(), past=start, scored=stop - start)
+        graph = _log_softmax(scores.logits()[0][: stop - start])
+        source = _log_softmax(reference.logits(start, stop))
+        agreed += int((graph.argmax(axis=1) == source.argmax(axis=1)).sum())
+        divergence += float((np.exp(source) * (source - graph)).sum())
+        rows = np.arange(min(stop, last) - start)
+        following = tokens[start + 1 : start + 1 + len(rows)]
+        loss -= float(graph[rows, following].sum())
+        source_loss -= float(source[rows, following].sum())
+    return Quality(
+        tokens=len(tokens),
+        top1_agreement=agreed / len(tokens),
+        mean_kl=divergence / len(tokens),
+        perplexity=float(np.exp(loss / last)),
+        source_perplexity=float(np.exp(source_loss / last)),
+    )
+
+
+def _log_softmax(logits: Float32Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted

@@ -1,0 +1,22 @@
+"""Small graph edits that turn mobius's graphs into the ``ort`` dialect. One file, one job each.
+
+A pass is called with a model and returns ``PassResult(model, modified)``.
+"""
+
+from specplug.export.passes.explicit_lengths import ExplicitLengths
+from specplug.export.passes.fuse_silu import FuseSilu
+from specplug.export.passes.pack_gate_up import PackGateUp
+from specplug.export.passes.pad_attention import PadAttention
+from specplug.export.passes.quantize_nbits import QuantizeNBits
+from specplug.export.passes.quantize_w8a8 import QuantizeW8A8
+from specplug.export.passes.scores_from import ScoresFrom
+
+__all__ = [
+    "ExplicitLengths",
+    "FuseSilu",
+    "PackGateUp",
+    "PadAttention",
+    "QuantizeNBits",
+    "QuantizeW8A8",
+    "ScoresFrom",
+]

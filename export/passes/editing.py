@@ -1,0 +1,95 @@
+"""What the passes have in common: constants, linear layers, and putting one value for another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A product with a constant matrix: ``output = input @ weight``."""
+
+    node: Any
+    input: Any
+    output: Any
+    name: str
+    """Of the weight in the source."""
+    weight: np.ndarray[Any, Any]  # f32[K, N]
+
+
+def linear_layers(graph: Any) -> Iterator[Linear]:
+    """Every MatMul whose second factor is a constant, also one seen through a Transpose."""
+    for node in list(graph):
+        if node.op_type != "MatMul":
+            continue
+        factor = node.inputs[1]
+        if factor.is_initializer():
+            weight = factor.const_value.numpy()
+        elif _is_transposed_constant(factor):
+            factor = factor.producer().inputs[0]
+            weight = factor.const_value.numpy().T
+        else:
+            continue
+        yield Linear(node, node.inputs[0], node.outputs[0], factor.name, weight)
+
+
+def _is_transposed_constant(value: Any) -> bool:
+    node = value.producer()
+    return (
+        node is not None
+        and node.op_type == "Transpose"
+        and node.inputs[0].is_initializer()
+        and len(node.inputs[0].shape) == 2
+    )
+
+
+def constant(graph: Any, name: str, array: np.ndarray[Any, Any]) -> Any:
+    """An initializer of that name, the existing one if there is one."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def graph_input(graph: Any, name: str, dtype: Any, shape: Sequence[int | str]) -> Any:
+    """A new input of the graph."""
+    value = ir.val(name, dtype=dtype, shape=shape)
+    graph.inputs.append(value)
+    return value
+
+
+def replace(graph: Any, old: Any, new: Any) -> None:
+    """Use ``new`` wherever ``old`` was used, as a graph output too, and drop what became dead."""
+    node = old.producer()
+    if old.is_graph_output():
+        new.dtype, new.shape = old.dtype, old.shape
+        graph.outputs[list(graph.outputs).index(old)] = new
+        old.name, new.name = f"{old.name}_replaced", old.name
+    ir.convenience.replace_all_uses_with(old, new)
+    remove_dead(graph, node)
+
+
+def remove_dead(graph: Any, node: Any) -> None:
+    """Remove a node that nothing uses, and in turn its producers and constants."""
+    if any(value.uses() or value.is_graph_output() for value in node.outputs):
+        return
+    inputs = [value for value in node.inputs if value is not None]
+    graph.remove(node, safe=True)
+    for value in inputs:
+        if value.producer() is not None and value.producer().graph is graph:
+            remove_dead(graph, value.producer())
+        elif value.is_initializer() and not value.uses():
+            graph.initializers.pop(value.name, None)
+
+
+def attention_nodes(graph: Any) -> list[Any]:
+    """The GroupQueryAttention nodes, first layer first."""
+    return [node for node in graph if node.op_type == "GroupQueryAttention"]

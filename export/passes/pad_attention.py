@@ -1,0 +1,73 @@
+"""Attention over at least two rows, so that one token rounds as it does among many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from specplug.export.passes.editing import attention_nodes, constant, graph_input, replace
+
+_SEQLENS_K, _TOTAL_LENGTH = 5, 6  # inputs of GroupQueryAttention
+
+
+class PadAttention(ir.passes.InPlacePass):  # type: ignore[misc]
+    """Repeat the last row of the packed QKV before GroupQueryAttention, and drop it after.
+
+    With one query row GroupQueryAttention takes another kernel than with several, whose result
+    differs in the last bit; where activations are rounded to int8, thirty layers amplify that
+    into other text. Padded to two rows, widths 1, 2, 4, … agree bit for bit. The repeated row
+    writes one spare cache entry, which the next call overwrites.
+
+    The new input ``attention_rows`` i64[] is the fewest rows: 2, or 1 to give the rule up.
+    Rows are picked by Gather with indices made once per call: wide calls copy, no more.
+    """
+
+    def call(self, model: Any) -> Any:
+        """Pad every attention with packed QKV; unmodified if there is none or it is padded."""
+        graph = model.graph
+        nodes = [node for node in attention_nodes(graph) if node.inputs[1] is None]
+        if not nodes or any(value.name == "attention_rows" for value in graph.inputs):
+            return ir.passes.PassResult(model, modified=False)
+        rows = _Rows(graph, nodes[0])
+        for node in nodes:
+            padded = ir.node("Gather", [node.inputs[0], rows.padded], {"axis": 1})
+            graph.insert_before(node, padded)
+            node.replace_input_with(0, padded.outputs[0])
+            node.replace_input_with(_SEQLENS_K, rows.seqlens_k)
+            node.replace_input_with(_TOTAL_LENGTH, rows.total_length)
+            attended = node.outputs[0]
+            attended.shape = None  # one row more than was inferred
+            kept = ir.node("Gather", [attended, rows.kept], {"axis": 1})
+            graph.insert_after(node, kept)
+            replace(graph, attended, kept.outputs[0])
+            kept.replace_input_with(0, attended)
+        return ir.passes.PassResult(model, modified=True)
+
+
+class _Rows:
+    """The row indices and lengths of a call, computed at the head of the graph."""
+
+    def __init__(self, graph: Any, attention: Any) -> None:
+        self._graph = graph
+        self._nodes: list[Any] = []
+        tokens = next(value for value in graph.inputs if value.name == "input_ids")
+        fewest = graph_input(graph, "attention_rows", ir.DataType.INT64, [])
+        zero = constant(graph, "row_0", np.array(0, dtype=np.int64))
+        one = constant(graph, "row_1", np.array(1, dtype=np.int64))
+        shape = self._add("Shape", tokens, start=1, end=2)
+        width = self._add("Squeeze", shape)
+        widened = self._add("Max", width, fewest)
+        last = self._add("Sub", width, one)
+        self.padded = self._add("Min", self._add("Range", zero, widened, one), last)
+        self.kept = self._add("Range", zero, width, one)
+        extra = self._add("Cast", self._add("Sub", widened, width), to=ir.DataType.INT32.value)
+        self.seqlens_k = self._add("Add", attention.inputs[_SEQLENS_K], extra)
+        self.total_length = self._add("Add", attention.inputs[_TOTAL_LENGTH], extra)
+        graph.insert_before(graph[0], self._nodes)
+
+    def _add(self, op_type: str, *inputs: Any, **attributes: int) -> Any:
+        node = ir.node(op_type, list(inputs), attributes)
+        self._nodes.append(node)
+        return node.outputs[0]

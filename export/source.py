@@ -1,0 +1,160 @@
+"""Source weights: a Hugging Face folder or a GGUF file, as one thing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from specplug.bundle import file_sha256
+from specplug.types import ExportError
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose graphs are known to be right; every export checks its own all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTokenizer:
+    """What the bundle needs of a source's tokenizer."""
+
+    json: str
+    """The content of ``tokenizer.json``."""
+    stop_token_ids: tuple[int, ...]
+    special_tokens: Mapping[str, str]
+    chat_template: str | None
+
+
+@dataclass(slots=True)
+class Source:
+    """A checkpoint, read: its configuration and its weights in fp32."""
+
+    path: Path
+    config: Any
+    """The transformers configuration."""
+    weights: dict[str, Any]
+    """torch tensors under the names of the transformers model."""
+    tokenizer: SourceTokenizer | None
+    licence: str | None = None
+    files: tuple[Path, ...] = field(default=())
+    """What was read, for the provenance."""
+
+    def reference(self) -> Any:
+        """The transformers model over these very tensors: what the graph must reproduce."""
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights():
+            model = transformers.AutoModelForCausalLM.from_config(
+                self.config, dtype=torch.float32, attn_implementation="eager"
+            )
+        outcome = model.load_state_dict(self.weights, strict=False, assign=True)
+        model.tie_weights()
+        missing = set(outcome.missing_keys)
+        if self.config.tie_word_embeddings:
+            missing.discard("lm_head.weight")
+        if missing or outcome.unexpected_keys:
+            raise ExportError(
+                f"{self.path.name} does not fit {self.config.model_type}: "
+                f"missing {sorted(missing)[:3]}, unexpected {outcome.unexpected_keys[:3]}"
+            )
+        return model.eval()
+
+    def parameters(self) -> int:
+        """Number of weights, tied ones once."""
+        return sum(tensor.numel() for tensor in self.weights.values())
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the files that were read, by name."""
+        return {path.name: file_sha256(path) for path in self.files}
+
+
+def open_source(path: Path) -> Source:
+    """Read a checkpoint.
+
+    Raises:
+        ExportError: nothing readable there, or an architecture not supported yet.
+    """
+    if path.is_file() and path.suffix == ".gguf":
+        from specplug.export.gguf import open_gguf
+
+        return _checked(open_gguf(path))
+    if (path / "config.json").is_file():
+        return _checked(_open_folder(path))
+    if not path.exists():
+        raise ExportError(f"{path} does not exist: give a .gguf file or a Hugging Face folder")
+    raise ExportError(f"{path} is neither a .gguf file nor a folder with a config.json")
+
+
+def _checked(source: Source) -> Source:
+    config = source.config
+    if config.model_type not in ARCHITECTURES:
+        raise ExportError(
+            f"architecture {config.model_type!r} is not supported yet: have "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    sliding = getattr(config, "sliding_window", None)
+    if sliding and getattr(config, "use_sliding_window", True):
+        raise ExportError(
+            f"sliding-window attention ({sliding} tokens) is not supported yet: "
+            "use a checkpoint with full attention"
+        )
+    return source
+
+
+def _open_folder(folder: Path) -> Source:
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise ExportError(
+            f"{folder} holds no .safetensors file; pickled weights (.bin) are not read, since "
+            "loading them runs their code: convert them with transformers' save_pretrained"
+        )
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ExportError(f"transformers cannot load {folder}: {error}") from error
+    weights = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    return Source(
+        path=folder,
+        config=model.config,
+        weights=weights,
+        tokenizer=_folder_tokenizer(folder, model),
+        files=(folder / "config.json", *shards),
+    )
+
+
+def _folder_tokenizer(folder: Path, model: Any) -> SourceTokenizer | None:
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    stops = model.generation_config.eos_token_id
+    if stops is None:
+        stops = tokenizer.eos_token_id
+    stops = [stops] if isinstance(stops, int) else stops or []
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    special = {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None)}
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return SourceTokenizer(
+        json=tokenizer.backend_tokenizer.to_str(),
+        stop_token_ids=tuple(stops),
+        special_tokens=special,
+        chat_template=template,
+    )
+
+
+def vocabulary(tokenizer_json: str) -> dict[str, int]:
+    """Every token of a ``tokenizer.json`` with its id, added tokens included."""
+    data = json.loads(tokenizer_json)
+    found = data["model"]["vocab"]
+    tokens = dict(found) if isinstance(found, dict) else {item[0]: i for i, item in enumerate(found)}
+    tokens.update({token["content"]: token["id"] for token in data.get("added_tokens", [])})
+    return tokens

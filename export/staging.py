@@ -1,0 +1,75 @@
+"""A folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from specplug.types import ExportError
+
+
+@contextmanager
+def staged(final: Path, *, replace: bool) -> Iterator[Path]:
+    """Give a folder to write into, and rename it to ``final`` when the block ends well.
+
+    On any error nothing is left. After a kill a hidden folder without a name may be left beside
+    ``final``; the next export to the same place removes it.
+
+    Args:
+        final: where the result is to be.
+        replace: put it in the place of an existing one, which stays whole until then.
+
+    Raises:
+        ExportError: ``final`` exists and ``replace`` is false, or it is not a bundle.
+    """
+    final = final.absolute()
+    if final.exists() and not replace:
+        raise ExportError(f"{final} exists: choose another name, or replace it with --force")
+    if final.exists() and not (final / "specplug.json").is_file():
+        raise ExportError(f"{final} exists and is no bundle: it is not replaced")
+    if not final.parent.is_dir():
+        raise ExportError(f"{final.parent} is not a folder: make it first")
+    _remove_abandoned(final)
+    stage = final.parent / f".{final.name}.partial-{os.getpid()}"
+    stage.mkdir()
+    try:
+        yield stage
+        _sync(stage)
+        old = final.parent / f".{final.name}.partial-{os.getpid()}-old"
+        if final.exists():
+            final.rename(old)
+        stage.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _remove_abandoned(final: Path) -> None:
+    prefix = f".{final.name}.partial-"
+    for folder in final.parent.glob(f"{prefix}*"):
+        pid = folder.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not _running(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Bring the files to disk before the name says that they are there."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,242 @@
+"""The bundle: a folder that holds everything needed to decode, described by ``specplug.json``.
+
+Reading trusts nothing: the manifest is validated field by field, every file must lie inside the
+folder and match its size and SHA-256, templates run in a sandbox, and nothing is unpickled.
+Graphs' external data may only point into the folder (ONNX Runtime refuses anything else).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from specplug.text import Tokenizer
+from specplug.types import BundleError
+
+MANIFEST = "specplug.json"
+SCHEMA_VERSION = 1
+_LARGEST_MANIFEST = 1 << 20  # bytes
+
+Count = Annotated[int, Field(ge=1, le=1 << 31)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class File(_Part):
+    """A file of the bundle."""
+
+    path: str
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or not pure.parts:
+            raise ValueError(f"{path!r} is not a relative path inside the bundle")
+        return path
+
+
+class CacheLayout(_Part):
+    """Where a graph keeps keys and values: per layer, [batch, heads, capacity, head_size]."""
+
+    layers: Count
+    heads: Count
+    head_size: Count
+    dtype: Literal["float32", "float16"]
+    spare: Annotated[int, Field(ge=0, le=16)] = 0
+    """Entries past the last token's that a call may overwrite."""
+
+
+class Parity(_Part):
+    """Largest absolute difference of logits between the fp32 graph and its source."""
+
+    prefill: float
+    verification: float
+    rollback: float
+
+
+class Quality(_Part):
+    """The exported graph against its source, on the exporter's built-in text."""
+
+    tokens: Count
+    top1_agreement: float
+    mean_kl: float
+    """Nats; KL(source, graph), averaged over positions."""
+    perplexity: float
+    source_perplexity: float
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """1 is as good as the source; more is worse."""
+        return self.perplexity / self.source_perplexity
+
+
+class Provenance(_Part):
+    """Where a component's weights come from."""
+
+    source: str
+    sha256: dict[str, Sha256]
+    """Of the source's files, by name."""
+    licence: str | None = None
+    tools: dict[str, str]
+    """Versions of what wrote the graph."""
+
+
+class Component(_Part):
+    """A model of the bundle: the target or the draft."""
+
+    engine: Literal["onnxruntime"] = "onnxruntime"
+    dialect: Literal["ort"] = "ort"
+    architecture: str
+    precision: Literal["fp32", "w8a8", "int4"]
+    parameters: Count
+    graph: str
+    files: Annotated[list[File], Field(min_length=1)]
+    vocab_size: Count
+    max_length: Count
+    min_width: Annotated[int, Field(ge=1, le=16)]
+    """Smallest width whose rows do not depend on the width, as measured at export."""
+    cache: CacheLayout
+    parity: Parity
+    quality: Quality | None
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _graph_is_listed(self) -> Self:
+        if self.graph not in {file.path for file in self.files}:
+            raise ValueError(f"graph {self.graph!r} is not among the component's files")
+        return self
+
+
+class TokenizerPart(_Part):
+    """How text becomes token ids."""
+
+    file: File
+    vocabulary_sha256: Sha256
+    """Of the sorted (token, id) pairs: equal for models that can be paired."""
+    stop_token_ids: list[int]
+    special_tokens: dict[str, str]
+    chat_template: str | None
+
+
+class Manifest(_Part):
+    """The whole of ``specplug.json``."""
+
+    schema_version: Literal[1] = 1
+    target: Component
+    draft: Component | None = None
+    tokenizer: TokenizerPart | None = None
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> Self:
+        if self.draft and self.draft.vocab_size != self.target.vocab_size:
+            raise ValueError(
+                f"draft vocabulary {self.draft.vocab_size} != target vocabulary "
+                f"{self.target.vocab_size}: export a draft with the target's tokenizer"
+            )
+        return self
+
+    def all_files(self) -> list[File]:
+        """Every file the manifest vouches for."""
+        files = [*self.target.files, *(self.draft.files if self.draft else [])]
+        return [*files, self.tokenizer.file] if self.tokenizer else files
+
+
+class Bundle:
+    """An opened bundle: its manifest, validated, over files that match it."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Read and check a bundle.
+
+        Raises:
+            BundleError: no bundle there, one this version cannot read, or one that was changed.
+        """
+        folder = Path(path)
+        bundle = cls(folder, _read_manifest(folder))
+        for file in bundle.manifest.all_files():
+            _check_file(folder, file)
+        return bundle
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The bundle's tokenizer with its chat template, if it has one."""
+        part = self.manifest.tokenizer
+        if part is None:
+            return None
+        return Tokenizer(
+            self.path / part.file.path,
+            stop_token_ids=part.stop_token_ids,
+            chat_template=part.chat_template,
+            special_tokens=part.special_tokens,
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def describe_file(folder: Path, name: str) -> File:
+    """The manifest's entry for a file that lies at ``folder / name``."""
+    path = folder / name
+    return File(path=name, bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``specplug.json``; the last file to be written, so a folder without it is no bundle."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            f"{folder} is not a bundle: it has no {MANIFEST}; make one with specplug export"
+        )
+    if path.stat().st_size > _LARGEST_MANIFEST:
+        raise BundleError(f"{MANIFEST} is larger than {_LARGEST_MANIFEST} bytes: not read")
+    try:
+        # Looked at before the schema, which only knows its own version's fields.
+        version = json.loads(path.read_bytes())["schema_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST} is damaged: {error}; export the model again") from error
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{MANIFEST} has schema version {version!r} and this specplug reads "
+            f"{SCHEMA_VERSION}: export the model again, or update specplug"
+        )
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{MANIFEST} is damaged at {where or 'the top'}: {first['msg']}") from error
+
+
+def _check_file(folder: Path, file: File) -> None:
+    path = folder / file.path
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{file.path} points outside the bundle: not opened")
+    if not path.is_file():
+        raise BundleError(f"{file.path} is missing from {folder}: export the model again")
+    size = path.stat().st_size
+    if size != file.bytes:
+        raise BundleError(f"{file.path} has {size} bytes, the manifest says {file.bytes}")
+    digest = file_sha256(path)
+    if digest != file.sha256:
+        raise BundleError(f"{file.path} was changed: its SHA-256 is {digest}, not {file.sha256}")

@@ -1,0 +1,50 @@
+"""How a run of tokens becomes engine calls: in pieces, and never narrower than is safe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from specplug.types import Engine, Scores, Step
+
+PREFILL_WIDTH = 512
+"""Tokens of a long run that one call takes; bounds the memory of activations."""
+
+
+def feed(engine: Engine, tokens: Sequence[int], *, past: int, scored: int) -> Scores:
+    """Run one sequence's next tokens through an engine.
+
+    Args:
+        engine: the engine; its cache must hold ``past`` entries of this sequence.
+        tokens: the tokens that follow them, at least one.
+        past: valid cache entries before this call.
+        scored: how many of the last tokens need scores, 1 <= scored <= PREFILL_WIDTH.
+
+    Returns:
+        Scores whose first ``scored`` rows are those of the last ``scored`` tokens. Rows after
+        them, if any, are padding: a call narrower than ``spec.min_width`` could round otherwise
+        than the wide call that verifies the same token, so it is widened with a token whose
+        cache entry the next call overwrites.
+    """
+    pending = np.asarray(tokens, dtype=np.int64)
+    while len(pending) - scored >= PREFILL_WIDTH:
+        engine.forward(
+            Step(
+                tokens=pending[None, :PREFILL_WIDTH],
+                past=np.array([past], dtype=np.int64),
+                scores_from=PREFILL_WIDTH - 1,
+            )
+        )
+        pending, past = pending[PREFILL_WIDTH:], past + PREFILL_WIDTH
+    scores_from = len(pending) - scored
+    padding = engine.spec.min_width - len(pending)
+    if padding > 0:
+        pending = np.append(pending, np.repeat(pending[-1:], padding))
+    return engine.forward(
+        Step(
+            tokens=pending[None, :],
+            past=np.array([past], dtype=np.int64),
+            scores_from=scores_from,
+        )
+    )

@@ -1,0 +1,126 @@
+"""Text in and out: the bundle's tokenizer, its chat template, and streaming detokenization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tokenizers
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers.decoders import DecodeStream
+
+from specplug.types import BundleError
+
+Messages = Sequence[Mapping[str, str]]
+
+
+class Tokenizer:
+    """A ``tokenizer.json`` with what its model needs beside it.
+
+    Args:
+        path: the ``tokenizer.json`` file.
+        stop_token_ids: tokens that end an answer.
+        chat_template: Jinja source that turns messages into a prompt; rendered in a sandbox.
+        special_tokens: what the template may name, such as ``{"bos_token": "<s>"}``.
+
+    Raises:
+        BundleError: the file is not a tokenizer, or the template is not Jinja.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        stop_token_ids: Sequence[int] = (),
+        chat_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
+        try:
+            self.backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
+        self.stop_token_ids = tuple(stop_token_ids)
+        self._special_tokens = dict(special_tokens or {})
+        self._template = None
+        if chat_template is not None:
+            try:
+                self._template = _environment().from_string(chat_template)
+            except TemplateError as error:
+                raise BundleError(f"the chat template does not parse: {error}") from error
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be rendered."""
+        return self._template is not None
+
+    def render(self, messages: Messages) -> str:
+        """The prompt text of a conversation, ready for the assistant's answer.
+
+        Raises:
+            ValueError: there is no template, or it refuses these messages.
+        """
+        if self._template is None:
+            raise ValueError("this bundle has no chat template: pass text with chat=False (--raw)")
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=True, **self._special_tokens
+            )
+        except Exception as error:  # a template can raise anything
+            raise ValueError(f"the chat template refuses these messages: {error}") from error
+
+    def encode_prompt(self, prompt: str | Messages, *, chat: bool | None = None) -> list[int]:
+        """Token ids of text or messages; see :meth:`SpeculativeDecoder.encode`."""
+        if not isinstance(prompt, str):
+            return self.encode(self.render(prompt), special_tokens=False)
+        if self.has_chat_template if chat is None else chat:
+            messages = [{"role": "user", "content": prompt}]
+            return self.encode(self.render(messages), special_tokens=False)
+        return self.encode(prompt)
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``; ``special_tokens``: with what the tokenizer adds around it."""
+        ids: list[int] = self.backend.encode(text, add_special_tokens=special_tokens).ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        text: str = self.backend.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+
+class TextStream:
+    """Turns tokens into text one at a time, holding back bytes that are not yet a character."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._tokens: list[int] = []
+        self._sent = 0
+
+    def push(self, token: int, *, last: bool = False) -> str:
+        """The text that ``token`` completes; ``last``: with whatever is still held back."""
+        if self._tokenizer is None:
+            return ""
+        self._tokens.append(token)
+        text = self._decoder.step(self._tokenizer.backend, token) or ""
+        self._sent += len(text)
+        if last:
+            # Only bytes that never became a character are left, so this cannot reword the rest.
+            text += self._tokenizer.decode(self._tokens)[self._sent :]
+        return text
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as transformers sets it up for chat templates, sandboxed."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+
+    def raise_exception(message: str) -> NoReturn:
+        raise ValueError(message)
+
+    functions: dict[str, Any] = {"raise_exception": raise_exception}
+    environment.globals.update(functions)
+    return environment
