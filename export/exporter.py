@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from specplug.bundle import (
+    CacheLayout,
     Component,
     Manifest,
     Parity,
@@ -28,7 +29,6 @@ from specplug.export.staging import staged
 from specplug.types import ExportError
 
 Report = Callable[[str], None]
-"""Told the name of each stage as it begins."""
 
 _TOOLS = ("specplug", "mobius-onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
 _QUALITY_TOKENS = 640
@@ -43,6 +43,7 @@ def export_bundle(
     self_draft: Precision | None = None,
     force: bool = False,
     report: Report = lambda stage: None,
+    note: Report = lambda text: None,
 ) -> Manifest:
     """Export a model, and a draft for it if asked for, into a bundle.
 
@@ -54,7 +55,8 @@ def export_bundle(
             precision.
         self_draft: use the target itself, in this precision, as the draft.
         force: replace an existing bundle.
-        report: called with a line for each stage.
+        report: told the name of each stage as it begins.
+        note: told what the user should know, such as why a precision was picked.
 
     Returns:
         The manifest that was written.
@@ -67,7 +69,7 @@ def export_bundle(
         raise ExportError("--draft and --self-draft exclude one another: give one")
     if precision == "auto":
         precision, reason = choose_precision()
-        report(f"precision: {reason}")
+        note(f"precision: {reason}")
     if self_draft == precision:
         raise ExportError(
             f"--self-draft {self_draft} is the target's own precision: it would save nothing"
@@ -91,13 +93,14 @@ def export_bundle(
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What components of one source share."""
+    """What the components of one source share, once the source itself is closed."""
 
-    config_type: str
+    architecture: str
     parameters: int
     vocab_size: int
     max_length: int
-    parity: Parity
+    layout: CacheLayout
+    """Of the fp32 graph."""
     provenance: Provenance
     reference: measuring.Reference
 
@@ -107,15 +110,19 @@ def _export_source(
 ) -> tuple[dict[str, Component], SourceTokenizer | None]:
     """Write each component of ``plan`` (name -> precision) from one source."""
     work = stage / "work"
+    work.mkdir()
     try:
         report(f"reading {path.name}")
-        source = open_source(path)
-        tokenizer = source.tokenizer
-        model = _build(source, work, report)
-        del source
-        gc.collect()
+        model, tokenizer = _build(open_source(path), work, report)
+        gc.collect()  # the weights: from here on they are on disk
+        report("checking the graph against the source")
+        engine = measuring.open_graph(
+            work / "fp32" / graphs.GRAPH, model.layout, model.vocab_size, model.max_length
+        )
+        parity = measuring.check_parity(engine, model.reference)
+        engine.close()
         components = {
-            name: _write_component(name, precision, model, work, stage, report)
+            name: _write_component(name, precision, model, parity, work, stage, report)
             for name, precision in plan.items()
         }
     finally:
@@ -123,34 +130,25 @@ def _export_source(
     return components, tokenizer
 
 
-def _build(source: Source, work: Path, report: Report) -> _Model:
-    """The fp32 graph in ``work``, checked against the source."""
-    work.mkdir()
+def _build(source: Source, work: Path, report: Report) -> tuple[_Model, SourceTokenizer | None]:
+    """Write the source's reference logits and its fp32 graph into ``work``."""
     config = source.config
+    # One position less than the model has: a padded attention row takes it.
+    max_length = config.max_position_embeddings - 1
     report("running the source for reference")
     tokens = measuring.sample_tokens(
-        _encoder(source.tokenizer), config.vocab_size, min(_QUALITY_TOKENS, config.max_position_embeddings - 1)
+        _encoder(source.tokenizer), config.vocab_size, min(_QUALITY_TOKENS, max_length)
     )
     reference = measuring.write_reference(source.reference(), tokens, work / "reference.f32")
     report("building the graph")
     graph = graphs.build_fp32(source)
-    layout = graphs.cache_layout(graph)
     graphs.save(graph, work / "fp32")
-    del graph
-    report("checking the graph against the source")
-    # One position less than the model has: a padded attention row takes it.
-    max_length = config.max_position_embeddings - 1
-    engine = measuring.open_graph(
-        work / "fp32" / graphs.GRAPH, layout, config.vocab_size, max_length
-    )
-    parity = measuring.check_parity(engine, reference)
-    engine.close()
-    return _Model(
-        config_type=config.model_type,
+    model = _Model(
+        architecture=config.model_type,
         parameters=source.parameters(),
         vocab_size=config.vocab_size,
         max_length=max_length,
-        parity=parity,
+        layout=graphs.cache_layout(graph),
         provenance=Provenance(
             source=source.path.name,
             sha256=source.hashes(),
@@ -159,10 +157,17 @@ def _build(source: Source, work: Path, report: Report) -> _Model:
         ),
         reference=reference,
     )
+    return model, source.tokenizer
 
 
 def _write_component(
-    name: str, precision: Precision, model: _Model, work: Path, stage: Path, report: Report
+    name: str,
+    precision: Precision,
+    model: _Model,
+    parity: Parity,
+    work: Path,
+    stage: Path,
+    report: Report,
 ) -> Component:
     report(f"writing the {name} in {precision}")
     graph = graphs.load(work / "fp32")
@@ -178,7 +183,7 @@ def _write_component(
     quality = measuring.measure_quality(engine, model.reference)
     engine.close()
     return Component(
-        architecture=model.config_type,
+        architecture=model.architecture,
         precision=precision,
         parameters=model.parameters,
         graph=path,
@@ -187,7 +192,7 @@ def _write_component(
         max_length=model.max_length,
         min_width=min_width,
         cache=layout,
-        parity=model.parity,
+        parity=parity,
         quality=quality,
         provenance=model.provenance,
     )

@@ -1,0 +1,47 @@
+"""The ``specplug`` command: results on stdout, progress and notes on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from specplug.cli import chat, console, export, generate, inspect, pull
+from specplug.types import SpecplugError
+
+app = typer.Typer(
+    name="specplug",
+    help="Speculative decoding for the inference engine you already run: same text, less time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command(name="pull")(pull.pull)
+app.command(name="export")(export.export)
+app.command(name="inspect")(inspect.inspect)
+app.command(name="generate")(generate.generate)
+app.command(name="chat")(chat.chat)
+
+
+def main() -> None:
+    """Entry point: one line for an error that a user can mend, exit code 1."""
+    try:
+        app()
+    except (SpecplugError, ValueError) as error:
+        console.fail(str(error))
+        sys.exit(1)
+    except OSError as error:  # disk full, no permission, …
+        console.fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.note("interrupted")
+        sys.exit(130)
+
+
+@app.callback()
+def _options() -> None:
+    """Present so that a single command keeps its name."""
+
+
+if __name__ == "__main__":
+    main()

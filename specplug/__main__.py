@@ -1,0 +1,5 @@
+"""``python -m specplug``."""
+
+from specplug.cli import main
+
+main()

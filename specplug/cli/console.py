@@ -1,0 +1,111 @@
+"""What the commands share: where to write, the common options, the closing line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from specplug.decoder import SpeculativeDecoder, Token
+from specplug.drafters import DRAFTERS
+from specplug.types import Engine, Step
+
+stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False)
+
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by specplug export.")]
+DrafterName = Annotated[
+    str,
+    typer.Option(
+        "--drafter", help="; ".join(f"{name}: {what}" for name, what in DRAFTERS.items()) + "."
+    ),
+]
+DraftTokens = Annotated[
+    int, typer.Option("--draft-tokens", help="Tokens a round may draft; 0: plain decoding.")
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="New tokens at most.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Default: one a physical core.")
+]
+AllowNarrow = Annotated[
+    bool,
+    typer.Option(
+        "--allow-narrow",
+        help="Give up the width rule: single-token calls may be faster, and the text may then "
+        "differ from plain decoding's.",
+    ),
+]
+
+
+def note(text: str) -> None:
+    """A line for the person at the keyboard."""
+    stderr.print(text, style="dim", markup=False)
+
+
+def fail(text: str) -> None:
+    """The reason a command gives up."""
+    stderr.print(f"[bold red]error:[/] {_escaped(text)}")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def open_decoder(
+    bundle: Path, drafter: str, draft_tokens: int, threads: int | None, allow_narrow: bool
+) -> SpeculativeDecoder:
+    """A decoder as the common options ask for it."""
+    if allow_narrow:
+        note("--allow-narrow: the text may differ from plain decoding's")
+    return SpeculativeDecoder.from_bundle(
+        bundle,
+        drafter=drafter,
+        draft_tokens=draft_tokens,
+        threads=threads,
+        allow_narrow=allow_narrow,
+    )
+
+
+def show(token: Token) -> None:
+    """Write a token's text at once; in a terminal accepted drafts are green."""
+    if not token.text:
+        return
+    if token.from_draft and stdout.is_terminal:
+        stdout.print(token.text, style="green", end="", markup=False, soft_wrap=True)
+    else:
+        sys.stdout.write(token.text)
+        sys.stdout.flush()
+
+
+def closing_line(decoder: SpeculativeDecoder) -> str:
+    """Tokens a second, acceptance length and the time that speculation saved or cost."""
+    stats = decoder.stats
+    line = (
+        f"{stats.new_tokens} tokens in {stats.seconds:.2f} s: "
+        f"{stats.tokens_per_second:.1f} tokens/s, acceptance length {stats.acceptance_length:.2f}"
+    )
+    if stats.drafted:
+        cached = stats.prompt_tokens + stats.new_tokens - 1
+        plain = (stats.new_tokens - 1) * seconds_per_token(decoder.target, cached)
+        saved = plain - stats.decode_seconds
+        line += f", about {abs(saved):.2f} s {'saved' if saved >= 0 else 'lost'}"
+    return line
+
+
+def seconds_per_token(engine: Engine, cached: int, *, calls: int = 5) -> float:
+    """Median cost of plain decoding's call after ``cached`` entries; leaves them as they are."""
+    width = engine.spec.min_width
+    past = min(cached, engine.spec.max_length - width)
+    step = Step(tokens=np.zeros((1, width), dtype=np.int64), past=np.array([past], dtype=np.int64))
+    seconds = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        engine.forward(step)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)

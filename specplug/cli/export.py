@@ -1,0 +1,96 @@
+"""``specplug export``: from a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from specplug.bundle import Component
+from specplug.cli import console
+
+_STAGES_A_SOURCE, _STAGES_A_COMPONENT = 4, 2
+
+
+class TargetPrecision(StrEnum):
+    """Values of ``--precision``."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    w8a8 = "w8a8"
+    int4 = "int4"
+
+
+class DraftPrecision(StrEnum):
+    """Values of ``--self-draft``."""
+
+    w8a8 = "w8a8"
+    int4 = "int4"
+
+
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="GGUF file or Hugging Face folder.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.")
+    ],
+    precision: Annotated[
+        TargetPrecision, typer.Option(help="auto picks by this machine's instructions.")
+    ] = TargetPrecision.auto,
+    draft: Annotated[
+        Path | None,
+        typer.Option(metavar="SOURCE2", help="A smaller model with the same tokenizer."),
+    ] = None,
+    self_draft: Annotated[
+        DraftPrecision | None,
+        typer.Option(help="Draft with the target itself in this precision."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+) -> None:
+    """Turn a checkpoint into a bundle, checked against its source."""
+    from specplug.export import export_bundle
+
+    components = 1 + bool(draft or self_draft)
+    stages = _STAGES_A_SOURCE * (1 + bool(draft)) + _STAGES_A_COMPONENT * components + 1
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console.stderr) as bar:
+        task = bar.add_task("starting", total=stages)
+
+        def report(stage: str) -> None:
+            bar.update(task, description=stage, advance=0 if bar.tasks[task].description == "starting" else 1)
+
+        manifest = export_bundle(
+            source,
+            output,
+            precision=precision.value,
+            draft=draft,
+            self_draft=self_draft.value if self_draft else None,
+            force=force,
+            report=report,
+            note=console.note,
+        )
+        bar.update(task, description="done", completed=stages)
+    for name, component in (("target", manifest.target), ("draft", manifest.draft)):
+        if component:
+            console.note(f"{name}: {summary(component)}")
+    print(output)
+
+
+def summary(component: Component) -> str:
+    """A component in one line: precision, size, exactness, quality."""
+    size = sum(file.bytes for file in component.files)
+    line = (
+        f"{component.architecture} {component.parameters / 1e6:.0f}M in {component.precision}, "
+        f"{size / 1e6:.0f} MB, rows independent of width from {component.min_width} on"
+    )
+    quality = component.quality
+    if quality:
+        line += (
+            f"; against the source: top-1 {quality.top1_agreement:.1%}, "
+            f"KL {quality.mean_kl:.4f}, perplexity x{quality.perplexity_ratio:.3f}"
+        )
+    return line

@@ -1,0 +1,78 @@
+"""``specplug inspect``: what a bundle holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from specplug.bundle import Bundle, Component
+from specplug.cli import console
+from specplug.cli.console import BundlePath
+
+
+def inspect(
+    bundle: BundlePath,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest, for a program.")] = False,
+) -> None:
+    """Check a bundle (sizes, hashes, schema) and show what is in it."""
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    opened.tokenizer()  # must load too
+    if as_json:
+        print(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        return
+    components = [manifest.target, *([manifest.draft] if manifest.draft else [])]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("target", "draft")[: len(components)]:
+        table.add_column(name, style="bold")
+    for label, *values in zip(_LABELS, *(_values(component) for component in components), strict=True):
+        table.add_row(label, *values)
+    console.stdout.print(table)
+    part = manifest.tokenizer
+    if part:
+        template = "with" if part.chat_template else "without"
+        stops = ", ".join(map(str, part.stop_token_ids)) or "none"
+        console.stdout.print(f"\ntokenizer {template} chat template; stop tokens {stops}")
+    console.stdout.print(f"{len(manifest.all_files())} files, all as the manifest says")
+
+
+_LABELS = (
+    "model",
+    "precision",
+    "size",
+    "engine",
+    "context",
+    "cache",
+    "exact from width",
+    "parity with source",
+    "top-1 agreement",
+    "mean KL",
+    "perplexity",
+    "source",
+    "licence",
+)
+
+
+def _values(component: Component) -> list[str]:
+    cache, quality = component.cache, component.quality
+    entry = 2 * cache.layers * cache.heads * cache.head_size * {"float32": 4, "float16": 2}[cache.dtype]
+    parity = max(component.parity.model_dump().values())
+    return [
+        f"{component.architecture}, {component.parameters / 1e6:.1f}M parameters",
+        component.precision,
+        f"{sum(file.bytes for file in component.files) / 1e6:.1f} MB",
+        f"{component.engine}, {component.dialect} dialect",
+        f"{component.max_length} tokens",
+        f"{entry / 1024:.0f} KiB a token",
+        str(component.min_width),
+        f"{parity:.1e} (fp32 graph, largest difference of logits)",
+        f"{quality.top1_agreement:.1%}" if quality else "not measured",
+        f"{quality.mean_kl:.4f} nats" if quality else "not measured",
+        f"{quality.perplexity:.2f}, source {quality.source_perplexity:.2f}" if quality else "not measured",
+        component.provenance.source,
+        component.provenance.licence or "not stated",
+    ]

