@@ -17,7 +17,8 @@ class HostScores:
 
     def argmax(self) -> Int64Array:
         """Best token of each position, i64[B, T']; ties go to the lowest id."""
-        return np.argmax(self._logits, axis=-1)
+        best: Int64Array = np.argmax(self._logits, axis=-1)
+        return best
 
     def logits(self) -> Float32Array:
         """The array itself."""

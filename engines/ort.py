@@ -1,4 +1,4 @@
-"""ONNX Runtime: graphs of the ``ort`` dialect, caches bound once, past and present in one buffer."""
+"""ONNX Runtime: graphs of the ``ort`` dialect, bound once, past and present in one buffer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
-
 from specplug.engines.host import HostScores, check_step
+
 from specplug.types import EngineError, EngineSpec, Float32Array, Int64Array, Step
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ class OrtEngine:
         self._bindings: dict[tuple[int, int], _Binding] = {}
 
     @classmethod
-    def from_component(cls, folder: Path, component: Component, options: EngineOptions) -> OrtEngine:
+    def from_component(
+        cls, folder: Path, component: Component, options: EngineOptions
+    ) -> OrtEngine:
         """The engine of a bundle's target or draft."""
         return cls(
             folder / component.graph,
@@ -173,7 +175,9 @@ def _open_session(graph: Path, options: EngineOptions) -> Any:
     available = onnxruntime.get_available_providers()
     for provider in options.providers:
         if provider not in available:
-            raise EngineError(f"provider {provider!r} is not in this ONNX Runtime: have {available}")
+            raise EngineError(
+                f"provider {provider!r} is not in this ONNX Runtime: have {available}"
+            )
     _share_thread_pool(options.threads or physical_cores())
     session_options = onnxruntime.SessionOptions()
     session_options.use_per_session_threads = False

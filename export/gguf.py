@@ -11,6 +11,7 @@ from typing import Any
 
 import transformers
 from mobius.integrations.gguf._tensor_mapping import map_gguf_to_hf_names
+from specplug.export.source import ARCHITECTURES, Source, SourceTokenizer
 from transformers.integrations.gguf.dequant import GGML_BLOCK, dequantize
 from transformers.integrations.gguf.gguf_tokenizer_mapping import (
     convert_gguf_tokenizer,
@@ -22,7 +23,6 @@ from transformers.integrations.gguf.reader import (
     read_gguf_metadata,
 )
 
-from specplug.export.source import ARCHITECTURES, Source, SourceTokenizer
 from specplug.types import ExportError
 
 # Of the tensors llama.cpp adds beside the weights; our graphs compute what they hold.
@@ -138,7 +138,9 @@ def _tokenizer(path: Path) -> SourceTokenizer:
             ]
         )
     special = {
-        name: token for name, token in settings.items() if name.endswith("_token") and isinstance(token, str)
+        name: token
+        for name, token in settings.items()
+        if name.endswith("_token") and isinstance(token, str)
     }
     eos = data.get("eos_token_id")
     return SourceTokenizer(
@@ -147,4 +149,3 @@ def _tokenizer(path: Path) -> SourceTokenizer:
         special_tokens=special,
         chat_template=settings.get("chat_template"),
     )
-

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from specplug.engines.ort import OrtEngine
 
 from specplug.bundle import CacheLayout, Parity, Quality
-from specplug.engines.ort import OrtEngine
 from specplug.feeding import feed
 from specplug.opening import EngineOptions
 from specplug.types import Engine, Float32Array, Int64Array, ParityError, Step
@@ -85,7 +85,8 @@ def open_graph(
 def _rows(engine: Engine, tokens: Int64Array, past: int) -> Float32Array:
     """Copied logits of every token of one call, f32[T, V]."""
     scores = engine.forward(Step(tokens=tokens[None], past=np.array([past], dtype=np.int64)))
-    return scores.logits()[0].copy()
+    rows: Float32Array = scores.logits()[0].copy()
+    return rows
 
 
 def check_parity(engine: Engine, reference: Reference) -> Parity:

@@ -155,6 +155,8 @@ def vocabulary(tokenizer_json: str) -> dict[str, int]:
     """Every token of a ``tokenizer.json`` with its id, added tokens included."""
     data = json.loads(tokenizer_json)
     found = data["model"]["vocab"]
-    tokens = dict(found) if isinstance(found, dict) else {item[0]: i for i, item in enumerate(found)}
+    tokens = (
+        dict(found) if isinstance(found, dict) else {item[0]: i for i, item in enumerate(found)}
+    )
     tokens.update({token["content"]: token["id"] for token in data.get("added_tokens", [])})
     return tokens

@@ -40,7 +40,13 @@ class File(_Part):
     @classmethod
     def _inside(cls, path: str) -> str:
         pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or not pure.parts:
+        if (
+            pure.is_absolute()
+            or ".." in pure.parts
+            or "\\" in path
+            or ":" in path
+            or not pure.parts
+        ):
             raise ValueError(f"{path!r} is not a relative path inside the bundle")
         return path
 
@@ -225,7 +231,9 @@ def _read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{MANIFEST} is damaged at {where or 'the top'}: {first['msg']}") from error
+        raise BundleError(
+            f"{MANIFEST} is damaged at {where or 'the top'}: {first['msg']}"
+        ) from error
 
 
 def _check_file(folder: Path, file: File) -> None:

@@ -47,7 +47,7 @@ class Result:
     token_ids: tuple[int, ...]
     """New tokens, a final stop token included."""
     finish_reason: str
-    """``"stop"``, ``"length"`` (max_tokens), ``"context"`` (the model's limit) or ``"cancelled"``."""
+    """``"stop"``, ``"length"`` (max_tokens), ``"context"`` (the model's limit), ``"cancelled"``."""
     stats: SpeculationStats
 
 
@@ -111,7 +111,9 @@ class SpeculativeDecoder:
         stop_token_ids: Sequence[int] | None = None,
     ) -> None:
         if not 0 <= draft_tokens < PREFILL_WIDTH:
-            raise ValueError(f"draft_tokens {draft_tokens}: need 0 <= draft_tokens < {PREFILL_WIDTH}")
+            raise ValueError(
+                f"draft_tokens {draft_tokens}: need 0 <= draft_tokens < {PREFILL_WIDTH}"
+            )
         self.target = target
         self.drafter: Drafter = drafter or NoDrafter()
         self.draft_tokens = draft_tokens
@@ -179,9 +181,7 @@ class SpeculativeDecoder:
     def _verify(self, context: _Context, proposal: Proposal) -> Verdict:
         pending = [*context.tokens[context.cached :].tolist(), *proposal.tokens]
         started = time.perf_counter()
-        scores = feed(
-            self.target, pending, past=context.cached, scored=len(proposal) + 1
-        )
+        scores = feed(self.target, pending, past=context.cached, scored=len(proposal) + 1)
         best = scores.argmax()[0]
         self.stats.target_seconds += time.perf_counter() - started
         verdict = accept_greedy(best, proposal)
@@ -208,9 +208,7 @@ class SpeculativeDecoder:
             )
         self.drafter.reset()
         self.finish_reason = None
-        self.stats = SpeculationStats(
-            prompt_tokens=len(prompt), draft_length=self.draft_tokens
-        )
+        self.stats = SpeculationStats(prompt_tokens=len(prompt), draft_length=self.draft_tokens)
         self._clock = time.perf_counter()
         return _Context(
             prompt, max_tokens=max_tokens, limit=spec.context_limit, stop=self.stop_token_ids
@@ -236,7 +234,9 @@ class SpeculativeDecoder:
             chat: put text through the bundle's chat template as a user's message; None: if it
                 has one.
         """
-        if not isinstance(prompt, str) and all(isinstance(item, int | np.integer) for item in prompt):
+        if not isinstance(prompt, str) and all(
+            isinstance(item, int | np.integer) for item in prompt
+        ):
             return [int(item) for item in cast(Sequence[int], prompt)]
         if self.tokenizer is None:
             raise ValueError("text needs a tokenizer: open a bundle, or pass token ids")
@@ -265,9 +265,7 @@ class SpeculativeDecoder:
         """
         text = TextStream(self.tokenizer)
         token_ids = self.encode(prompt, chat=chat)
-        for tokens, accepted in self.rounds(
-            token_ids, max_tokens=max_tokens, cancelled=cancelled
-        ):
+        for tokens, accepted in self.rounds(token_ids, max_tokens=max_tokens, cancelled=cancelled):
             for position, token in enumerate(tokens):
                 last = self.finish_reason is not None and position == len(tokens) - 1
                 yield Token(token, text.push(token, last=last), position < accepted)
@@ -281,9 +279,7 @@ class SpeculativeDecoder:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Result:
         """The whole answer at once; arguments and errors as in :meth:`stream`."""
-        tokens = list(
-            self.stream(prompt, max_tokens=max_tokens, chat=chat, cancelled=cancelled)
-        )
+        tokens = list(self.stream(prompt, max_tokens=max_tokens, chat=chat, cancelled=cancelled))
         return Result(
             text="".join(token.text for token in tokens),
             token_ids=tuple(token.id for token in tokens),

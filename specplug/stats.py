@@ -73,9 +73,7 @@ class SpeculationStats:
         longest = max(self.drafted_per_round, default=0)
         histogram = [0] * (longest + 1)
         by_draft_length: dict[str, list[int]] = {}
-        for drafted, accepted in zip(
-            self.drafted_per_round, self.accepted_per_round, strict=True
-        ):
+        for drafted, accepted in zip(self.drafted_per_round, self.accepted_per_round, strict=True):
             histogram[accepted] += 1
             by_draft_length.setdefault(str(drafted), [0] * (drafted + 1))[accepted] += 1
         return {

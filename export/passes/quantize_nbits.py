@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-
 from specplug.export.passes.editing import MICROSOFT, constant, linear_layers, replace
 
 BLOCK_SIZE = 32  # with 64 and more, MatMulNBits' rows depend on the width of the call by 1e-6
@@ -74,9 +73,7 @@ def quantize_blocks(
     """
     inner, outer = weight.shape
     blocks = np.ascontiguousarray(weight.T).reshape(outer, inner // BLOCK_SIZE, BLOCK_SIZE)
-    largest = np.take_along_axis(
-        blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1
-    )
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
     half = 1 << (bits - 1)
     # In 4 bits the value farthest from 0 sits on -8, the end of the range that has one more.
     scales = largest / -half if bits == 4 else np.abs(largest) / (half - 1)

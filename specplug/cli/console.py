@@ -19,7 +19,9 @@ from specplug.types import Engine, Step
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
-BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by specplug export.")]
+BundlePath = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Folder made by specplug export.")
+]
 DrafterName = Annotated[
     str,
     typer.Option(

@@ -61,7 +61,11 @@ def export(
         task = bar.add_task("starting", total=stages)
 
         def report(stage: str) -> None:
-            bar.update(task, description=stage, advance=0 if bar.tasks[task].description == "starting" else 1)
+            bar.update(
+                task,
+                description=stage,
+                advance=0 if bar.tasks[task].description == "starting" else 1,
+            )
 
         manifest = export_bundle(
             source,

@@ -27,7 +27,9 @@ def generate(
     max_tokens: MaxTokens = 256,
     chat: Annotated[
         bool | None,
-        typer.Option("--chat/--raw", help="Use the chat template, or not. Default: if there is one."),
+        typer.Option(
+            "--chat/--raw", help="Use the chat template, or not. Default: if there is one."
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object instead of streamed text.")

@@ -29,7 +29,9 @@ def inspect(
     table.add_column("")
     for name in ("target", "draft")[: len(components)]:
         table.add_column(name, style="bold")
-    for label, *values in zip(_LABELS, *(_values(component) for component in components), strict=True):
+    for label, *values in zip(
+        _LABELS, *(_values(component) for component in components), strict=True
+    ):
         table.add_row(label, *values)
     console.stdout.print(table)
     part = manifest.tokenizer
@@ -59,7 +61,9 @@ _LABELS = (
 
 def _values(component: Component) -> list[str]:
     cache, quality = component.cache, component.quality
-    entry = 2 * cache.layers * cache.heads * cache.head_size * {"float32": 4, "float16": 2}[cache.dtype]
+    entry = (
+        2 * cache.layers * cache.heads * cache.head_size * {"float32": 4, "float16": 2}[cache.dtype]
+    )
     parity = max(component.parity.model_dump().values())
     return [
         f"{component.architecture}, {component.parameters / 1e6:.1f}M parameters",
@@ -72,7 +76,9 @@ def _values(component: Component) -> list[str]:
         f"{parity:.1e} (fp32 graph, largest difference of logits)",
         f"{quality.top1_agreement:.1%}" if quality else "not measured",
         f"{quality.mean_kl:.4f} nats" if quality else "not measured",
-        f"{quality.perplexity:.2f}, source {quality.source_perplexity:.2f}" if quality else "not measured",
+        f"{quality.perplexity:.2f}, source {quality.source_perplexity:.2f}"
+        if quality
+        else "not measured",
         component.provenance.source,
         component.provenance.licence or "not stated",
     ]

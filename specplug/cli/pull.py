@@ -20,7 +20,12 @@ def pull(
 ) -> None:
     """Fetch a model's weights, checked by SHA-256; the last line is their path."""
     model = weights.MODELS.get(name)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with Progress(*columns, console=console.stderr) as bar:
         task = bar.add_task(name, total=model.bytes if model else None)
         path = weights.pull(
