@@ -25,6 +25,7 @@ class ModelDrafter:
     def propose(self, context: Int64Array, k: int) -> Proposal:
         """``k`` tokens, fewer where the draft model's context ends."""
         limit = self.engine.spec.context_limit
+        self._cached = min(self._cached, len(context) - 1)  # the last token is always fed
         drafted: list[int] = []
         pending: Sequence[int] = context[self._cached :].tolist()
         past = self._cached

@@ -34,19 +34,17 @@ class NgramDrafter:
     def propose(self, context: Int64Array, k: int) -> Proposal:
         """At most ``k`` tokens that followed the best match; none if no match is long enough."""
         end = len(context) - 1
-        matches = np.flatnonzero(context[:end] == context[end])  # last positions of matches
-        for length in range(1, self._longest):
-            if not len(matches):
-                return Proposal()
-            # One token further back: positions before the start can never match.
-            earlier = matches[matches >= length]
-            longer = earlier[context[earlier - length] == context[end - length]]
+        ends = np.flatnonzero(context[:end] == context[end])  # where matches of one token end
+        length = 1 if len(ends) else 0
+        while 0 < length < self._longest:
+            reaching = ends[ends >= length]  # the others begin with the context
+            longer = reaching[context[reaching - length] == context[end - length]]
             if not len(longer):
-                if length < self._shortest:
-                    return Proposal()
                 break
-            matches = longer
-        start = int(matches[-1]) + 1
+            ends, length = longer, length + 1
+        if length < self._shortest:
+            return Proposal()
+        start = int(ends[-1]) + 1
         return Proposal(tuple(context[start : start + k].tolist()))
 
     def commit(self, tokens: Sequence[int]) -> None:

@@ -1,0 +1,49 @@
+"""Shared fixtures: tiny random checkpoints and their bundles, built once a session."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TQDM_DISABLE"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+from specplug.bundle import Bundle
+from specplug.export import export_bundle
+from tests_support.tiny import write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama checkpoint with random weights, a byte tokenizer and a chat template."""
+    return write_checkpoint(tmp_path_factory.mktemp("source") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles of the tiny checkpoint by precision; the fp32 one has an int4 self-draft."""
+    folder = tmp_path_factory.mktemp("bundles")
+    made = {}
+    for precision in ("fp32", "w8a8", "int4"):
+        made[precision] = folder / f"{precision}.bundle"
+        export_bundle(
+            tiny_source,
+            made[precision],
+            precision=precision,
+            self_draft="int4" if precision == "fp32" else None,
+        )
+    return made
+
+
+@pytest.fixture
+def tiny_bundle(tiny_bundles: dict[str, Path]) -> Path:
+    """The fp32 bundle with its int4 draft; not to be written to."""
+    return tiny_bundles["fp32"]
+
+
+@pytest.fixture
+def opened(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)

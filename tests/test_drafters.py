@@ -1,0 +1,67 @@
+"""Drafters against slow references, and the draft model's bookkeeping."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specplug import ModelDrafter, NgramDrafter
+from specplug.engines.fake import FakeEngine
+
+CONTEXT = st.lists(st.integers(0, 3), min_size=1, max_size=40)
+
+
+def reference(context: list[int], k: int, shortest: int, longest: int) -> tuple[int, ...]:
+    """The continuation of the latest among the longest earlier matches, by trying them all."""
+    best, start = 0, None
+    for end in range(1, len(context)):  # the match ends before position ``end``
+        length = 0
+        while (
+            length < min(longest, end)
+            and context[end - 1 - length] == context[len(context) - 1 - length]
+        ):
+            length += 1
+        if length >= max(best, shortest):
+            best, start = length, end
+    return tuple(context[start : start + k]) if start is not None else ()
+
+
+@given(CONTEXT, st.integers(1, 6), st.integers(1, 4), st.integers(0, 6))
+def test_ngram_is_the_latest_longest_match(context, k, shortest, more) -> None:
+    longest = shortest + more
+    drafter = NgramDrafter(prompt_lookup_min=shortest, prompt_lookup_max=longest)
+    proposal = drafter.propose(np.array(context, dtype=np.int64), k)
+    assert proposal.tokens == reference(context, k, shortest, longest)
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(0, 3), (4, 3)])
+def test_ngram_bounds(shortest: int, longest: int) -> None:
+    with pytest.raises(ValueError, match=f"prompt_lookup_min {shortest}"):
+        NgramDrafter(prompt_lookup_min=shortest, prompt_lookup_max=longest)
+
+
+@given(st.data(), st.integers(1, 4))
+def test_model_drafter_reads_each_context_right(data, k) -> None:
+    """Whatever is accepted, drafts are the draft model's own greedy text after the context."""
+
+    def row(prefix: tuple[int, ...]) -> np.ndarray:
+        return np.random.default_rng(prefix).normal(size=4)
+
+    engine = FakeEngine(row, vocab_size=4)
+    drafter = ModelDrafter(engine)
+    context = data.draw(CONTEXT)
+    for _ in range(6):
+        proposal = drafter.propose(np.array(context, dtype=np.int64), k)
+        expected = list(context)
+        for token in proposal.tokens:
+            assert token == int(np.argmax(row(tuple(expected)).astype(np.float32)))
+            expected.append(token)
+        assert len(proposal) == k
+        accepted = data.draw(st.integers(0, k))
+        committed = [*proposal.tokens[:accepted], data.draw(st.integers(0, 3))]
+        drafter.commit(committed)
+        context += committed
+    widths = [step.tokens.shape[1] for step in engine.steps[1:]]
+    assert max(widths, default=1) <= 2  # accepted drafts are never fed again
