@@ -1,0 +1,75 @@
+"""What is particular to the ONNX Runtime adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specplug import EngineError, EngineOptions, Step
+from specplug.bundle import Bundle
+from specplug.engines import load
+from specplug.engines.ort import OrtEngine, physical_cores
+
+
+def open_target(bundle: Path, **options) -> OrtEngine:
+    opened = Bundle.open(bundle)
+    engine = load(opened.path, opened.manifest.target, EngineOptions(**options))
+    assert isinstance(engine, OrtEngine)
+    return engine
+
+
+def call(engine: OrtEngine, tokens: np.ndarray, past: int) -> np.ndarray:
+    step = Step(tokens=tokens[None], past=np.array([past]))
+    return engine.forward(step).logits()[0].copy()
+
+
+def test_memory_is_bounded_over_many_shapes_of_call(tiny_bundle: Path) -> None:
+    engine = open_target(tiny_bundle)
+    for width in range(2, 300):
+        call(engine, np.zeros(width, np.int64), 0)
+    assert len(engine._bindings) <= 64
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "int4"])
+def test_narrow_calls_round_otherwise_and_only_when_allowed(
+    tiny_bundles: dict[str, Path], precision: str
+) -> None:
+    """The control of the width tests: without padded attention they would fail."""
+    tokens = np.random.default_rng(0).integers(0, 260, size=120)
+
+    def differing(engine: OrtEngine) -> int:
+        whole = call(engine, tokens, 0)
+        single = [call(engine, tokens[i : i + 1], i) for i in range(len(tokens))]
+        return int((np.concatenate(single) != whole).any(axis=1).sum())
+
+    assert differing(open_target(tiny_bundles[precision])) == 0
+    assert differing(open_target(tiny_bundles[precision], allow_narrow=True)) > 0
+
+
+def test_min_width_is_enforced_unless_given_up(tiny_bundle: Path) -> None:
+    assert Bundle.open(tiny_bundle).manifest.target.min_width == 2
+    one = np.zeros(1, np.int64)
+    with pytest.raises(EngineError, match="narrower than min_width 2"):
+        call(open_target(tiny_bundle), one, 0)
+    assert call(open_target(tiny_bundle, allow_narrow=True), one, 0).shape == (1, 260)
+
+
+def test_unknown_provider_names_the_available_ones(tiny_bundle: Path) -> None:
+    with pytest.raises(EngineError, match="'NoSuchProvider' is not in this ONNX Runtime: have"):
+        open_target(tiny_bundle, providers=("NoSuchProvider",))
+
+
+def test_one_thread_pool_a_process(tiny_bundle: Path) -> None:
+    open_target(tiny_bundle)
+    with pytest.raises(EngineError, match="share one pool"):
+        open_target(tiny_bundle, threads=physical_cores() + 1)
+
+
+def test_damaged_graph_is_an_engine_error(tiny_bundle: Path, tmp_path: Path) -> None:
+    component = Bundle.open(tiny_bundle).manifest.target
+    (tmp_path / "target").mkdir()
+    (tmp_path / component.graph).write_bytes(b"not a graph")
+    with pytest.raises(EngineError, match=r"ONNX Runtime failed loading model\.onnx"):
+        load(tmp_path, component, EngineOptions())
