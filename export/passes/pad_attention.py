@@ -20,7 +20,7 @@ class PadAttention(ir.passes.InPlacePass):  # type: ignore[misc]
     writes one spare cache entry, which the next call overwrites.
 
     The new input ``attention_rows`` i64[] is the fewest rows: 2, or 1 to give the rule up.
-    Rows are picked by Gather with indices made once per call: wide calls copy, no more.
+    Indices are made once per call: for wide calls two copies a layer are left.
     """
 
     def call(self, model: Any) -> Any:
@@ -38,7 +38,7 @@ class PadAttention(ir.passes.InPlacePass):  # type: ignore[misc]
             node.replace_input_with(_TOTAL_LENGTH, rows.total_length)
             attended = node.outputs[0]
             attended.shape = None  # one row more than was inferred
-            kept = ir.node("Gather", [attended, rows.kept], {"axis": 1})
+            kept = ir.node("Slice", [attended, rows.first, rows.width, rows.axis])
             graph.insert_after(node, kept)
             replace(graph, attended, kept.outputs[0])
             kept.replace_input_with(0, attended)
@@ -55,12 +55,13 @@ class _Rows:
         fewest = graph_input(graph, "attention_rows", ir.DataType.INT64, [])
         zero = constant(graph, "row_0", np.array(0, dtype=np.int64))
         one = constant(graph, "row_1", np.array(1, dtype=np.int64))
-        shape = self._add("Shape", tokens, start=1, end=2)
-        width = self._add("Squeeze", shape)
+        self.first = constant(graph, "rows_from", np.array([0], dtype=np.int64))
+        self.axis = constant(graph, "rows_axis", np.array([1], dtype=np.int64))
+        self.width = self._add("Shape", tokens, start=1, end=2)
+        width = self._add("Squeeze", self.width)
         widened = self._add("Max", width, fewest)
         last = self._add("Sub", width, one)
         self.padded = self._add("Min", self._add("Range", zero, widened, one), last)
-        self.kept = self._add("Range", zero, width, one)
         extra = self._add("Cast", self._add("Sub", widened, width), to=ir.DataType.INT32.value)
         self.seqlens_k = self._add("Add", attention.inputs[_SEQLENS_K], extra)
         self.total_length = self._add("Add", attention.inputs[_TOTAL_LENGTH], extra)

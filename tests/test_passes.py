@@ -1,0 +1,272 @@
+"""Graph passes on tiny hand-built graphs: structure, ``modified``, and equal results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specplug.export.passes import (
+    ExplicitLengths,
+    FuseSilu,
+    PackGateUp,
+    PadAttention,
+    QuantizeNBits,
+    QuantizeW8A8,
+    ScoresFrom,
+)
+from specplug.export.passes.quantize_nbits import quantize_blocks
+from specplug.export.passes.quantize_w8a8 import quantize_columns
+
+FLOAT, INT64, INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
+RNG = np.random.default_rng(0)
+
+
+class Sketch:
+    """A graph under construction."""
+
+    def __init__(self) -> None:
+        self.graph = ir.Graph(
+            [], [], nodes=[], opset_imports={"": 24, "com.microsoft": 1}, name="sketch"
+        )
+
+    def input(self, name: str, dtype: Any, shape: list[Any]) -> Any:
+        value = ir.val(name, dtype=dtype, shape=shape)
+        self.graph.inputs.append(value)
+        return value
+
+    def weight(self, name: str, *shape: int) -> Any:
+        array = RNG.normal(size=shape).astype(np.float32)
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
+        self.graph.register_initializer(value)
+        return value
+
+    def node(self, op: str, *inputs: Any, domain: str = "", outputs: int = 1, **attributes: Any):
+        made = ir.node(op, list(inputs), attributes, domain=domain, num_outputs=outputs)
+        self.graph.append(made)
+        return made.outputs[0] if outputs == 1 else made.outputs
+
+    def output(self, value: Any, name: str, dtype: Any = FLOAT) -> None:
+        value.name, value.dtype = name, dtype
+        self.graph.outputs.append(value)
+
+    def model(self) -> Any:
+        return ir.Model(self.graph, ir_version=11)
+
+
+def ops(model: Any) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+def run(model: Any, **inputs: np.ndarray) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    data = ir.serde.serialize_model(model).SerializeToString()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return session.run(None, inputs)
+
+
+def gated_mlp() -> Any:
+    """x -> silu(x @ gate) * (x @ up) @ down, with the logits read through a Transpose."""
+    sketch = Sketch()
+    x = sketch.input("x", FLOAT, ["batch", "sequence_len", 32])
+    gate = sketch.node("MatMul", x, sketch.weight("mlp.gate_proj.weight", 32, 64))
+    silu = sketch.node("Mul", gate, sketch.node("Sigmoid", gate))
+    up = sketch.node("MatMul", x, sketch.weight("mlp.up_proj.weight", 32, 64))
+    product = sketch.node("Mul", silu, up)
+    down = sketch.node("MatMul", product, sketch.weight("mlp.down_proj.weight", 64, 32))
+    table = sketch.node("Transpose", sketch.weight("embed.weight", 50, 32), perm=[1, 0])
+    sketch.output(sketch.node("MatMul", down, table), "logits")
+    return sketch.model()
+
+
+X = RNG.normal(size=(1, 5, 32)).astype(np.float32)
+
+
+def test_fuse_silu() -> None:
+    model = gated_mlp()
+    expected = run(model, x=X)[0]
+    assert FuseSilu()(model).modified
+    assert ops(model) == {"MatMul": 4, "QuickGelu": 1, "Mul": 1, "Transpose": 1}
+    np.testing.assert_allclose(run(model, x=X)[0], expected, rtol=1e-4, atol=1e-4)
+    assert not FuseSilu()(model).modified
+
+
+def test_pack_gate_up() -> None:
+    model = gated_mlp()
+    expected = run(model, x=X)[0]
+    assert PackGateUp()(model).modified
+    assert ops(model)["MatMul"] == 3
+    assert ops(model)["Split"] == 1
+    assert model.graph.initializers["mlp.gate_up_proj.weight"].shape == [32, 128]
+    assert "mlp.gate_proj.weight" not in model.graph.initializers
+    np.testing.assert_allclose(run(model, x=X)[0], expected, rtol=1e-4, atol=1e-4)
+    assert not PackGateUp()(model).modified
+
+
+def test_scores_from() -> None:
+    model = gated_mlp()
+    expected = run(model, x=X)[0]
+    assert ScoresFrom()(model).modified
+    found = run(model, x=X, scores_from=np.array([3]))[0]
+    assert found.shape == (1, 2, 50)
+    np.testing.assert_allclose(found, expected[:, 3:], rtol=1e-4, atol=1e-4)
+    assert not ScoresFrom()(model).modified
+
+
+def test_scores_from_leaves_other_graphs_alone() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", FLOAT, ["n", 4])
+    sketch.output(sketch.node("Relu", x), "logits")
+    assert not ScoresFrom()(sketch.model()).modified
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(4, 0.3), (8, 0.02)])
+def test_quantize_nbits(bits: int, tolerance: float) -> None:
+    model = gated_mlp()
+    expected = run(model, x=X)[0]
+    assert QuantizeNBits(bits=bits, head_bits=8)(model).modified
+    assert ops(model)["MatMulNBits"] == 4
+    assert ops(model)["MatMul"] == ops(model)["Transpose"] == 0
+    heads = [n for n in model.graph if n.outputs[0].name == "logits"]
+    assert heads[0].attributes["bits"].value == 8
+    assert not {"embed.weight", "mlp.up_proj.weight"} & set(model.graph.initializers)
+    found = run(model, x=X)[0]
+    assert np.abs(found - expected).mean() < tolerance * np.abs(expected).mean()
+    assert not QuantizeNBits()(model).modified
+
+
+def test_quantize_nbits_leaves_odd_inputs_alone() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", FLOAT, ["n", 40])
+    sketch.output(sketch.node("MatMul", x, sketch.weight("w", 40, 8)), "y")
+    assert not QuantizeNBits()(sketch.model()).modified
+
+
+def test_quantize_w8a8_shares_one_rounding_and_keeps_rows_apart() -> None:
+    model = gated_mlp()
+    expected = run(model, x=X)[0]
+    assert QuantizeW8A8()(model).modified
+    # gate and up share their input's rounding: 3 roundings for 4 products
+    assert ops(model)["MatMulIntegerToFloat"] == 4
+    assert ops(model)["QuantizeLinear"] == ops(model)["ReduceMax"] == 3
+    found = run(model, x=X)[0]
+    assert np.abs(found - expected).mean() < 0.02 * np.abs(expected).mean()
+    loud = X.copy()
+    loud[0, 1] *= 1000  # a neighbour's size must not matter
+    np.testing.assert_array_equal(run(model, x=loud)[0][0, [0, 2, 3, 4]], found[0, [0, 2, 3, 4]])
+    assert not QuantizeW8A8()(model).modified
+
+
+def test_w8a8_of_a_zero_row_is_zero() -> None:
+    model = gated_mlp()
+    QuantizeW8A8()(model)
+    quiet = X.copy()
+    quiet[0, 2] = 0
+    found = run(model, x=quiet)[0]
+    assert np.isfinite(found).all()
+    assert not found[0, 2].any()
+
+
+@given(st.integers(0, 1000), st.sampled_from([4, 8]))
+@settings(max_examples=40, deadline=None)
+def test_block_rounding_is_within_half_a_step(seed: int, bits: int) -> None:
+    weight = np.random.default_rng(seed).normal(size=(64, 3)).astype(np.float32)
+    packed, scales = quantize_blocks(weight, bits)
+    values = np.stack([packed & 15, packed >> 4], axis=-1).reshape(3, 2, 32) if bits == 4 else packed
+    offset = 1 << (bits - 1)
+    restored = ((values.astype(np.float32) - offset) * scales[..., None]).reshape(3, 64).T
+    error = np.abs(restored - weight).T.reshape(3, 2, 32)
+    # In 4 bits the far end of the other sign is a step short of the range.
+    assert (error <= np.abs(scales)[..., None] * (1.001 if bits == 4 else 0.501)).all()
+    assert (error <= np.abs(scales)[..., None] * 0.501).mean() > 0.9
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_column_rounding_is_within_half_a_step(seed: int) -> None:
+    weight = np.random.default_rng(seed).normal(size=(16, 5)).astype(np.float32)
+    weight[:, 2] = 0
+    integers, scales = quantize_columns(weight)
+    assert (np.abs(integers * scales - weight) <= scales * 0.501).all()
+    assert scales[2] == 0
+    assert not integers[:, 2].any()
+
+
+def attention(heads: int = 2, size: int = 8) -> Any:
+    """Packed QKV into GroupQueryAttention, lengths from a mask as mobius writes them."""
+    sketch = Sketch()
+    sketch.input("input_ids", INT64, ["batch", "sequence_len"])
+    qkv = sketch.input("qkv", FLOAT, ["batch", "sequence_len", 3 * heads * size])
+    mask = sketch.input("attention_mask", INT64, ["batch", "total"])
+    past = [
+        sketch.input(f"past_key_values.0.{kind}", FLOAT, ["batch", heads, "past", size])
+        for kind in ("key", "value")
+    ]
+    one = ir.val("one", const_value=ir.tensor(np.array(1, dtype=np.int64), name="one"))
+    axis = ir.val("axis", const_value=ir.tensor(np.array([1], dtype=np.int64), name="axis"))
+    sketch.graph.register_initializer(one)
+    sketch.graph.register_initializer(axis)
+    summed = sketch.node("ReduceSum", mask, axis, keepdims=0)
+    last = sketch.node("Cast", sketch.node("Sub", summed, one), to=INT32.value)
+    shape = sketch.node("Shape", mask)
+    total = sketch.node("Cast", sketch.node("Gather", shape, one), to=INT32.value)
+    attended, key, value = sketch.node(
+        "GroupQueryAttention",
+        qkv, None, None, *past, last, total,
+        domain="com.microsoft", outputs=3, num_heads=heads, kv_num_heads=heads,
+    )  # fmt: skip
+    sketch.output(sketch.node("Relu", attended), "attended")
+    sketch.output(key, "present.0.key")
+    sketch.output(value, "present.0.value")
+    return sketch.model()
+
+
+def attend(model: Any, width: int, past: int, **more: np.ndarray) -> np.ndarray:
+    cache = np.random.default_rng(7).normal(size=(1, 2, past, 8)).astype(np.float32)
+    qkv = np.random.default_rng(8).normal(size=(1, 9, 48)).astype(np.float32)[:, :width]
+    feeds: dict[str, np.ndarray] = {
+        "input_ids": np.zeros((1, width), np.int64),
+        "qkv": qkv,
+        "past_key_values.0.key": cache,
+        "past_key_values.0.value": cache,
+        "seqlens_k": np.array([past + width - 1], np.int32),
+        "total_sequence_length": np.array(past + width, np.int32),
+        "attention_mask": np.ones((1, past + width), np.int64),
+        **more,
+    }
+    names = {value.name for value in model.graph.inputs}
+    return run(model, **{k: v for k, v in feeds.items() if k in names})[0]
+
+
+def test_explicit_lengths() -> None:
+    model = attention()
+    expected = attend(model, 3, 5)
+    assert ExplicitLengths()(model).modified
+    assert ops(model) == {"GroupQueryAttention": 1, "Relu": 1}
+    assert "attention_mask" not in {value.name for value in model.graph.inputs}
+    np.testing.assert_array_equal(attend(model, 3, 5), expected)
+    assert not ExplicitLengths()(model).modified
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 9])
+def test_pad_attention(width: int) -> None:
+    model = attention()
+    ExplicitLengths()(model)
+    expected = attend(model, width, 5)
+    assert PadAttention()(model).modified
+    assert ops(model)["Gather"] == ops(model)["Slice"] == 1
+    two, one = np.array(2, np.int64), np.array(1, np.int64)
+    padded = attend(model, width, 5, attention_rows=two)
+    assert padded.shape == expected.shape
+    np.testing.assert_allclose(padded, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(attend(model, width, 5, attention_rows=one), expected)
+    # One row, padded, is bit for bit the first of many.
+    np.testing.assert_array_equal(padded[:, 0], attend(model, 9, 5, attention_rows=two)[:, 0])
+    assert not PadAttention()(model).modified
