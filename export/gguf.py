@@ -46,7 +46,9 @@ def open_gguf(path: Path) -> Source:
         config = _config(architecture, metadata, header)
         weights = _weights(architecture, config, header)
         tokenizer = _tokenizer(path)
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except ExportError:
+        raise
+    except Exception as error:  # a damaged file can make the readers raise anything
         raise ExportError(f"{path.name} cannot be read as GGUF: {error}") from error
     if "rope_freqs.weight" in names:
         raise ExportError(

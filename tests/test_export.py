@@ -1,0 +1,231 @@
+"""Exports against transformers, on tiny random checkpoints; and everything that is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from tests_support.tiny import byte_tokenizer, greedy_tokens, write_checkpoint
+
+from specplug import Bundle, BundleError, ExportError, ParityError, SpeculativeDecoder
+from specplug.export import export_bundle, graphs
+from specplug.export.precision import choose_precision
+from specplug.export.source import open_source
+from specplug.export.staging import staged
+
+PROMPT = list(b"the quick brown fox jumps over the lazy dog")
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+    ],
+)
+def test_text_is_transformers(family: str, config: dict, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", model_type=family, **config)
+    bundle = tmp_path / "made.bundle"
+    manifest = export_bundle(source, bundle, precision="fp32")
+    assert max(manifest.target.parity.model_dump().values()) < 1e-4
+    with SpeculativeDecoder.from_bundle(bundle, drafter="ngram", draft_tokens=4) as decoder:
+        decoder.stop_token_ids = frozenset()
+        result = decoder.generate(PROMPT, max_tokens=40)
+    assert list(result.token_ids) == greedy_tokens(source, PROMPT, 40)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "w8a8", "int4"])
+@pytest.mark.parametrize("k", [1, 4, 8])
+def test_text_is_plain_decodings(tiny_bundles: dict[str, Path], precision: str, k: int) -> None:
+    bundle = tiny_bundles[precision]
+    with SpeculativeDecoder.from_bundle(bundle) as plain:
+        plain.stop_token_ids = frozenset()
+        expected = plain.generate(PROMPT, max_tokens=60).token_ids
+    for drafter in ("ngram", "draft") if precision == "fp32" else ("ngram",):
+        with SpeculativeDecoder.from_bundle(bundle, drafter=drafter, draft_tokens=k) as decoder:
+            decoder.stop_token_ids = frozenset()
+            result = decoder.generate(PROMPT, max_tokens=60)
+        assert result.token_ids == expected
+        if drafter == "draft":
+            assert result.stats.drafted > 0
+
+
+def test_gguf_gives_the_same_graph_as_the_folder(tiny_source: Path, tmp_path: Path) -> None:
+    """The container, llama.cpp's row order, and the tokenizer, through a file written by gguf."""
+    path = tmp_path / "tiny.gguf"
+    write_gguf(tiny_source, path)
+    from_gguf, from_folder = open_source(path), open_source(tiny_source)
+    assert set(from_gguf.weights) == set(from_folder.weights)
+    for name, tensor in from_folder.weights.items():
+        torch.testing.assert_close(from_gguf.weights[name], tensor, rtol=0, atol=0)
+    tokens = torch.arange(40)[None]
+    with torch.inference_mode():
+        expected = from_folder.reference()(tokens).logits
+        torch.testing.assert_close(from_gguf.reference()(tokens).logits, expected)
+    manifest = export_bundle(path, tmp_path / "gguf.bundle", precision="w8a8")
+    assert manifest.target.provenance.licence == "apache-2.0"
+    assert set(manifest.target.provenance.sha256) == {"tiny.gguf"}
+    assert manifest.tokenizer is not None
+    assert manifest.tokenizer.stop_token_ids == [256]
+
+
+def write_gguf(folder: Path, path: Path) -> None:
+    """What llama.cpp's converter writes for a Llama checkpoint: rotated pairs as neighbours."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config, weights = model.config, model.state_dict()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_license("apache-2.0")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    ids = byte_tokenizer().get_vocab()
+    vocabulary = sorted(ids, key=ids.__getitem__)
+    vocabulary[-1] = "ab"  # for the one merge that a GGUF tokenizer must have
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([1] * 256 + [3] * (len(vocabulary) - 257) + [1])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(256)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in weights.items():
+        if name == "lm_head.weight":
+            continue
+        array = tensor.numpy()
+        for part, heads in (("q", config.num_attention_heads), ("k", config.num_key_value_heads)):
+            if f"{part}_proj" in name:
+                halves = array.reshape(heads, 2, config.head_dim // 2, -1)
+                array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_wrong_graph_is_refused(
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = graphs.build_fp32
+
+    def perturbed(source):
+        weight = source.weights["model.layers.1.mlp.up_proj.weight"]
+        source.weights["model.layers.1.mlp.up_proj.weight"] = weight * 1.01
+        return build(source)
+
+    monkeypatch.setattr(graphs, "build_fp32", perturbed)
+    with pytest.raises(ParityError, match=r"differ from the source's by .* in prefill"):
+        export_bundle(tiny_source, tmp_path / "wrong.bundle", precision="fp32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_draft_from_another_source(tiny_source: Path, tmp_path: Path) -> None:
+    small = write_checkpoint(tmp_path / "small", seed=1, num_hidden_layers=1)
+    bundle = tmp_path / "pair.bundle"
+    manifest = export_bundle(tiny_source, bundle, precision="fp32", draft=small)
+    assert manifest.draft is not None
+    assert manifest.draft.cache.layers == 1
+    with SpeculativeDecoder.from_bundle(bundle, drafter="draft", draft_tokens=3) as decoder:
+        decoder.stop_token_ids = frozenset()
+        tokens = decoder.generate(PROMPT, max_tokens=30).token_ids
+    assert list(tokens) == greedy_tokens(tiny_source, PROMPT, 30)
+
+
+def test_draft_of_another_vocabulary_is_refused(tiny_source: Path, tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "other", tokenizer=byte_tokenizer(("<|extra|>",)))
+    with pytest.raises(ExportError, match=r"token '<\|extra\|>' is 260 there and unknown here"):
+        export_bundle(tiny_source, tmp_path / "p.bundle", precision="fp32", draft=other)
+
+
+def test_refusals(tiny_source: Path, tmp_path: Path) -> None:
+    def refused(message: str, source: Path, **options) -> None:
+        with pytest.raises(ExportError, match=message):
+            export_bundle(source, tmp_path / "refused.bundle", **options)
+        assert not list(tmp_path.glob("*refused*"))
+
+    refused("does not exist: give a .gguf file or a Hugging Face folder", tmp_path / "none")
+    refused("neither a .gguf file nor a folder with a config.json", tmp_path)
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(b"GGUF\x03\x00\x00\x00 and then nothing of use" * 3)
+    refused("junk.gguf cannot be read as GGUF", junk)
+    refused("exclude one another", tiny_source, draft=tiny_source, self_draft="int4")
+    refused("the target's own precision", tiny_source, precision="int4", self_draft="int4")
+    pickled = Path(shutil.copytree(tiny_source, tmp_path / "pickled"))
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    refused("pickled weights .* are not read", pickled)
+    sliding = write_checkpoint(tmp_path / "sliding", model_type="mistral", sliding_window=64)
+    refused(r"sliding-window attention \(64 tokens\) is not supported yet", sliding)
+    foreign = write_checkpoint(tmp_path / "foreign", model_type="olmo2")
+    refused("architecture 'olmo2' is not supported yet: have llama", foreign)
+
+
+def test_existing_bundle_is_kept_unless_forced(tiny_bundles, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundles["int4"], tmp_path / "kept.bundle"))
+    with pytest.raises(ExportError, match="exists: choose another name, or replace it with --force"):
+        with staged(bundle, replace=False):
+            pytest.fail("must not be reached")
+    with pytest.raises(RuntimeError), staged(bundle, replace=True) as stage:
+        (stage / "half").write_text("written")
+        raise RuntimeError
+    Bundle.open(bundle)  # as it was
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    with pytest.raises(ExportError, match="is no bundle: it is not replaced"):
+        with staged(precious, replace=True):
+            pytest.fail("must not be reached")
+
+
+def test_killed_export_leaves_nothing_that_loads(tiny_source: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "killed.bundle"
+    command = [sys.executable, "-m", "specplug", "export", str(tiny_source), "-o", str(bundle)]
+    kills = 0
+    for pause in (0.0, 0.05, 0.1, 0.2, 0.4):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ)
+        )
+        while process.poll() is None and not list(tmp_path.glob(".killed.bundle.partial-*")):
+            time.sleep(0.01)
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == -signal.SIGKILL:
+            kills += 1
+            with pytest.raises(BundleError):
+                Bundle.open(bundle)
+    assert kills
+    subprocess.run([*command, "--force"], check=True, capture_output=True)
+    Bundle.open(bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["killed.bundle"]
+
+
+def test_auto_precision_gives_its_reason() -> None:
+    precision, reason = choose_precision()
+    assert reason.startswith(precision)
+    assert "CPU" in reason
+
+
+def test_exporting_twice_gives_identical_bytes(
+    tiny_source: Path, tiny_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    export_bundle(tiny_source, tmp_path / "again.bundle", precision="w8a8")
+    for path in tiny_bundles["w8a8"].rglob("*"):
+        if path.is_file():
+            again = tmp_path / "again.bundle" / path.relative_to(tiny_bundles["w8a8"])
+            assert again.read_bytes() == path.read_bytes(), path.name
