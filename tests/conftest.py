@@ -10,10 +10,10 @@ os.environ["TQDM_DISABLE"] = "1"
 from pathlib import Path
 
 import pytest
-
-from specplug.bundle import Bundle
 from specplug.export import export_bundle
 from tests_support.tiny import write_checkpoint
+
+from specplug.bundle import Bundle
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from specplug.engines.fake import FakeEngine
 
 from specplug import (
     ContextLimitError,
@@ -16,7 +17,6 @@ from specplug import (
     Proposal,
     SpeculativeDecoder,
 )
-from specplug.engines.fake import FakeEngine
 from specplug.feeding import PREFILL_WIDTH
 
 VOCAB = 6
@@ -89,9 +89,7 @@ def test_text_is_greedy_decodings(
         "same": lambda: ModelDrafter(FakeEngine(row, vocab_size=VOCAB)),
         "scripted": lambda: Scripted(data.draw),
     }[drafter]()
-    decoder = SpeculativeDecoder(
-        target, drafter=made, draft_tokens=k, stop_token_ids=sorted(stop)
-    )
+    decoder = SpeculativeDecoder(target, drafter=made, draft_tokens=k, stop_token_ids=sorted(stop))
     for _ in range(2):  # a second generation starts clean
         result = decoder.generate(prompt, max_tokens=max_tokens)
         expected = greedy(row, prompt, max_tokens, stop)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from specplug.engines import load
+from specplug.engines.fake import FakeEngine
 
 from specplug import Engine, EngineError, EngineOptions, EngineSpec, Step
 from specplug.bundle import Bundle
-from specplug.engines import load
-from specplug.engines.fake import FakeEngine
 
 VOCAB = 260
 LENGTH = 1199
@@ -91,9 +91,7 @@ def test_scores_from_only_leaves_out(engine: Engine, tokens: np.ndarray) -> None
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 8, 16, 40])
 def test_rows_do_not_depend_on_the_width(engine: Engine, tokens: np.ndarray, width: int) -> None:
     whole = rows(engine, tokens, 0)
-    pieces = [
-        rows(engine, tokens[start : start + width], start) for start in range(0, 80, width)
-    ]
+    pieces = [rows(engine, tokens[start : start + width], start) for start in range(0, 80, width)]
     assert np.array_equal(np.concatenate(pieces), whole)
 
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tests_support.tiny import byte_tokenizer, greedy_tokens, write_checkpoint
-
-from specplug import Bundle, BundleError, ExportError, ParityError, SpeculativeDecoder
 from specplug.export import export_bundle, graphs
 from specplug.export.precision import choose_precision
 from specplug.export.source import open_source
 from specplug.export.staging import staged
+from tests_support.tiny import byte_tokenizer, greedy_tokens, write_checkpoint
+
+from specplug import Bundle, BundleError, ExportError, ParityError, SpeculativeDecoder
 
 PROMPT = list(b"the quick brown fox jumps over the lazy dog")
 
@@ -179,18 +179,28 @@ def test_refusals(tiny_source: Path, tmp_path: Path) -> None:
 
 def test_existing_bundle_is_kept_unless_forced(tiny_bundles, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(tiny_bundles["int4"], tmp_path / "kept.bundle"))
-    with pytest.raises(ExportError, match="exists: choose another name, or replace it with --force"):
-        with staged(bundle, replace=False):
-            pytest.fail("must not be reached")
-    with pytest.raises(RuntimeError), staged(bundle, replace=True) as stage:
-        (stage / "half").write_text("written")
-        raise RuntimeError
+    with (
+        pytest.raises(ExportError, match="exists: choose another name, or replace it with --force"),
+        staged(bundle, replace=False),
+    ):
+        pytest.fail("must not be reached")
+    with pytest.raises(OSError, match="disk full"):
+        _fail_inside(bundle)
     Bundle.open(bundle)  # as it was
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.bundle"]
     precious = tmp_path / "thesis"
     precious.mkdir()
-    with pytest.raises(ExportError, match="is no bundle: it is not replaced"):
-        with staged(precious, replace=True):
-            pytest.fail("must not be reached")
+    with (
+        pytest.raises(ExportError, match="is no bundle: it is not replaced"),
+        staged(precious, replace=True),
+    ):
+        pytest.fail("must not be reached")
+
+
+def _fail_inside(bundle: Path) -> None:
+    with staged(bundle, replace=True) as stage:
+        (stage / "half").write_text("written")
+        raise OSError("disk full")
 
 
 def test_killed_export_leaves_nothing_that_loads(tiny_source: Path, tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from specplug.engines import load
+from specplug.engines.ort import OrtEngine, physical_cores
 
 from specplug import EngineError, EngineOptions, Step
 from specplug.bundle import Bundle
-from specplug.engines import load
-from specplug.engines.ort import OrtEngine, physical_cores
 
 
 def open_target(bundle: Path, **options) -> OrtEngine:

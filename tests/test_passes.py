@@ -11,7 +11,6 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from specplug.export.passes import (
     ExplicitLengths,
     FuseSilu,
@@ -179,7 +178,9 @@ def test_w8a8_of_a_zero_row_is_zero() -> None:
 def test_block_rounding_is_within_half_a_step(seed: int, bits: int) -> None:
     weight = np.random.default_rng(seed).normal(size=(64, 3)).astype(np.float32)
     packed, scales = quantize_blocks(weight, bits)
-    values = np.stack([packed & 15, packed >> 4], axis=-1).reshape(3, 2, 32) if bits == 4 else packed
+    values = (
+        np.stack([packed & 15, packed >> 4], axis=-1).reshape(3, 2, 32) if bits == 4 else packed
+    )
     offset = 1 << (bits - 1)
     restored = ((values.astype(np.float32) - offset) * scales[..., None]).reshape(3, 64).T
     error = np.abs(restored - weight).T.reshape(3, 2, 32)

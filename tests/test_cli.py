@@ -1,0 +1,141 @@
+"""The command line as a user meets it: real processes, both streams, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from specplug import SpeculativeDecoder
+
+PROMPT = "one two three one two"
+
+
+def specplug(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "specplug", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        input=text,
+        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"},
+    )
+
+
+def test_export_inspect_generate(tiny_source: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "made.bundle"
+    exported = specplug(
+        "export", tiny_source, "-o", bundle, "--precision", "fp32", "--self-draft", "int4"
+    )
+    assert exported.returncode == 0, exported.stderr
+    assert exported.stdout == f"{bundle}\n"
+    assert "target: llama 0M in fp32" in exported.stderr
+    assert "draft: llama 0M in int4" in exported.stderr
+    assert specplug("export", tiny_source, "-o", bundle).returncode == 1  # exists
+
+    shown = specplug("inspect", bundle)
+    assert shown.returncode == 0
+    assert "exact from width" in shown.stdout
+    manifest = json.loads(specplug("inspect", bundle, "--json").stdout)
+    assert manifest["target"]["min_width"] == 2
+
+    plain = specplug("generate", bundle, PROMPT, "--drafter", "none", "--max-tokens", "20")
+    for drafter in ("ngram", "draft"):
+        drafted = specplug("generate", bundle, PROMPT, "--drafter", drafter, "--max-tokens", "20")
+        assert drafted.stdout == plain.stdout
+        assert "tokens/s, acceptance length" in drafted.stderr
+    assert "saved" not in plain.stderr
+
+
+def test_json_is_one_object_with_everything(tiny_bundle: Path) -> None:
+    done = specplug(
+        "generate", tiny_bundle, "-", "--json", "--raw", "--drafter", "draft",
+        "--draft-tokens", "3", "--max-tokens", "25", text=PROMPT,
+    )  # fmt: skip
+    answer = json.loads(done.stdout)
+    with SpeculativeDecoder.from_bundle(tiny_bundle) as decoder:
+        expected = decoder.generate(PROMPT, chat=False, max_tokens=25)
+    assert answer["text"] == expected.text
+    assert answer["token_ids"] == list(expected.token_ids)
+    assert answer["tokens_per_second"] > 0
+    assert answer["prompt_tokens"] == len(PROMPT)
+    assert answer["speculative_decoding"]["num_spec_tokens"] == 3
+    assert answer["speculative_decoding"]["num_draft_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["generate", "{bundle}", "hi", "--drafter", "magic"], 1, "drafter 'magic' is none of"),
+        (["generate", "{bundle}", "hi", "--draft-tokens", "-1"], 1, "draft_tokens -1"),
+        (["generate", "{bundle}", "hi", "--max-tokens", "0"], 2, "--max-tokens"),
+        (["generate", "{bundle}", ""], 0, ""),  # through the chat template it is not empty
+        (["generate", "{bundle}", "", "--raw"], 1, "the prompt is empty"),
+        (["generate", "{bundle}", "x" * 2000], 1, "context ends at 1198: shorten the prompt"),
+        (["generate", "{missing}", "hi"], 1, "is not a bundle"),
+        (["inspect", "{missing}"], 1, "is not a bundle"),
+        (["export", "{missing}", "-o", "{missing}"], 1, "does not exist: give a .gguf file"),
+        (["export", "{missing}", "-o", "{missing}/deep/x"], 1, "is not a folder: make it first"),
+        (["export", "{bundle}", "-o", "x", "--precision", "int3"], 2, "int3"),
+        (["export", "{bundle}"], 2, "--output"),
+        (["pull", "gpt-9"], 1, "no model named 'gpt-9'"),
+        (["pull"], 2, "Missing argument"),
+    ],
+)
+def test_wrong_arguments(
+    tiny_bundle: Path, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    names = {"bundle": tiny_bundle, "missing": tmp_path / "missing"}
+    done = specplug(*(argument.format(**names) for argument in arguments))
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_chat_keeps_the_conversation(tiny_bundle: Path) -> None:
+    done = specplug(
+        "chat", tiny_bundle, "--max-tokens", "8", text="hello\n\n/reset\nhello\nagain\n/exit\n"
+    )
+    assert done.returncode == 0, done.stderr
+    with SpeculativeDecoder.from_bundle(tiny_bundle) as decoder:
+        first = decoder.generate("hello", max_tokens=8).text
+        talk = [
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": first},
+            {"role": "user", "content": "again"},
+        ]
+        second = decoder.generate(talk, max_tokens=8).text
+    assert done.stdout == f"{first}\n{first}\n{second}\n"
+
+
+def test_accepted_drafts_are_coloured_in_a_terminal(tiny_bundle: Path) -> None:
+    main, other = pty.openpty()
+    command = [sys.executable, "-m", "specplug", "generate", str(tiny_bundle), "aaaa"]
+    command += ["--drafter", "draft", "--max-tokens", "20"]
+    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm"}
+    done = subprocess.run(command, stdout=other, stderr=subprocess.PIPE, env=environment, text=True)
+    os.close(other)
+    shown = os.read(main, 1 << 16).decode(errors="replace")
+    os.close(main)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b[32m" in shown
+
+
+def test_interrupt_ends_with_130(tiny_bundle: Path) -> None:
+    script = (
+        "import sys, signal, specplug.cli, specplug.decoder as d\n"
+        "def stop(*a, **k): raise KeyboardInterrupt\n"
+        "d.SpeculativeDecoder.stream = stop\n"
+        "sys.argv = ['specplug', 'generate', sys.argv[1], 'hi']\n"
+        "specplug.cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tiny_bundle)], capture_output=True, text=True
+    )
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
