@@ -14,8 +14,8 @@ import time
 from typing import Any
 
 import numpy as np
-from measuring import spread, workload, write_result
 
+from measuring import spread, workload, write_result
 from specplug import Bundle, SpeculativeDecoder, Step
 
 WIDTHS = (1, 2, 4, 5, 8, 16)

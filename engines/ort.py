@@ -64,7 +64,7 @@ class OrtEngine:
             min_width=1 if options.allow_narrow else min_width,
         )
         self._layout = cache
-        self._session = _open_session(graph, options)
+        self._session = open_session(graph, options)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._seqlens_k = np.zeros(1, dtype=np.int32)  # [B]: last valid entry, this call's included
         self._total_length = np.zeros((), dtype=np.int32)
@@ -96,12 +96,14 @@ class OrtEngine:
         past = int(step.past[0])
         self._make_room(past + width)
         binding = self._binding(width, width - step.scores_from)
-        np.copyto(binding.tokens, step.tokens)
+        binding.tokens[...] = step.tokens
         self._seqlens_k[0] = past + width - 1
         self._total_length[...] = past + width
         self._scores_from[0] = step.scores_from
-        with _mapped("running the graph"):
+        try:
             self._session.run_with_iobinding(binding.io)
+        except Exception as error:  # as in _mapped, without a context manager's cost per call
+            raise EngineError(f"ONNX Runtime failed running the graph: {error}") from error
         return binding.scores
 
     def close(self) -> None:
@@ -168,28 +170,54 @@ class OrtEngine:
 
 # --- the backend -------------------------------------------------------------------------------
 
-_pool_threads: int | None = None
+_pool_threads: int | None = None  # of ONNX Runtime's pool for the process, once we made one
 
 
-def _open_session(graph: Path, options: EngineOptions) -> Any:
+def open_session(graph: Path | bytes, options: EngineOptions) -> Any:
+    """An ``onnxruntime.InferenceSession`` over a file or a serialized model.
+
+    A target and its draft share one thread pool: with one each they would spin against one
+    another. ONNX Runtime's only shared pool is the process's, and once it exists every session
+    of the process has to use it, so an engine without a draft keeps a pool of its own.
+
+    Raises:
+        EngineError: a provider is not in this build, the graph cannot be loaded, or the
+            process's pool has another number of threads.
+    """
     available = onnxruntime.get_available_providers()
     for provider in options.providers:
         if provider not in available:
             raise EngineError(
                 f"provider {provider!r} is not in this ONNX Runtime: have {available}"
             )
-    _share_thread_pool(options.threads or physical_cores())
-    session_options = onnxruntime.SessionOptions()
-    session_options.use_per_session_threads = False
-    session_options.log_severity_level = 3  # errors; they reach the caller as exceptions
-    with _mapped(f"loading {graph.name}"):
+    threads = options.threads or physical_cores()
+    if options.share_threads:
+        _make_process_pool(threads)
+
+    def open_with(per_session: bool) -> Any:
+        session_options = onnxruntime.SessionOptions()
+        session_options.use_per_session_threads = per_session
+        session_options.intra_op_num_threads = threads if per_session else 0
+        session_options.log_severity_level = 3  # errors; they reach the caller as exceptions
         return onnxruntime.InferenceSession(
-            str(graph), session_options, providers=list(options.providers)
+            graph if isinstance(graph, bytes) else str(graph),
+            session_options,
+            providers=list(options.providers),
+            enable_fallback=0,  # a provider that fails is an error, not a slower run
         )
 
+    with _mapped("loading a graph" if isinstance(graph, bytes) else f"loading {graph.name}"):
+        if _pool_threads is not None:
+            return open_with(per_session=False)
+        try:
+            return open_with(per_session=True)
+        except RuntimeError as error:
+            if "global thread pool" not in str(error):
+                raise
+            return open_with(per_session=False)  # the host program made the process's pool
 
-def _share_thread_pool(threads: int) -> None:
-    """One pool for all sessions: with one each, target and draft would spin against one another."""
+
+def _make_process_pool(threads: int) -> None:
     global _pool_threads
     if _pool_threads is None:
         onnxruntime.set_global_thread_pool_sizes(threads, 1)

@@ -18,9 +18,10 @@ def accept_greedy(best: Int64Array, proposal: Proposal) -> Verdict:
         The verdict. The committed text, drafted[:accepted] + [bonus], is what greedy decoding
         one token at a time gives, whatever was drafted.
     """
+    wanted = best.tolist()
     accepted = 0
     for drafted in proposal.tokens:
-        if drafted != best[accepted]:
+        if drafted != wanted[accepted]:
             break
         accepted += 1
-    return Verdict(accepted, int(best[accepted]))
+    return Verdict(accepted, wanted[accepted])

@@ -27,24 +27,18 @@ def feed(engine: Engine, tokens: Sequence[int], *, past: int, scored: int) -> Sc
         than the wide call that verifies the same token, so it is widened with a token whose
         cache entry the next call overwrites.
     """
-    pending = np.asarray(tokens, dtype=np.int64)
+    pending = list(tokens)
     while len(pending) - scored >= PREFILL_WIDTH:
-        engine.forward(
-            Step(
-                tokens=pending[None, :PREFILL_WIDTH],
-                past=np.array([past], dtype=np.int64),
-                scores_from=PREFILL_WIDTH - 1,
-            )
-        )
+        engine.forward(_step(pending[:PREFILL_WIDTH], past, PREFILL_WIDTH - 1))
         pending, past = pending[PREFILL_WIDTH:], past + PREFILL_WIDTH
     scores_from = len(pending) - scored
-    padding = engine.spec.min_width - len(pending)
-    if padding > 0:
-        pending = np.append(pending, np.repeat(pending[-1:], padding))
-    return engine.forward(
-        Step(
-            tokens=pending[None, :],
-            past=np.array([past], dtype=np.int64),
-            scores_from=scores_from,
-        )
+    pending += pending[-1:] * (engine.spec.min_width - len(pending))
+    return engine.forward(_step(pending, past, scores_from))
+
+
+def _step(tokens: list[int], past: int, scores_from: int) -> Step:
+    return Step(
+        tokens=np.array([tokens], dtype=np.int64),
+        past=np.array([past], dtype=np.int64),
+        scores_from=scores_from,
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from specplug.bundle import Bundle
 from specplug.drafters import DRAFTERS, ModelDrafter, NgramDrafter, NoDrafter
-from specplug.types import BundleError, Drafter
+from specplug.types import BundleError, Drafter, SpecplugError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,9 @@ class EngineOptions:
     """How engines are to run; the same for target and draft."""
 
     threads: int | None = None
-    """Worker threads, shared by all engines of the process; None: one a physical core."""
+    """Worker threads; None: one a physical core."""
+    share_threads: bool = False
+    """One pool for all engines of the process; so runs a target beside its draft."""
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     """ONNX Runtime execution providers, in order of preference."""
     allow_narrow: bool = False
@@ -40,16 +42,19 @@ def open_parts(
     lookup = {"prompt_lookup_min": prompt_lookup_min, "prompt_lookup_max": prompt_lookup_max}
     bundle = Bundle.open(path)
     draft = bundle.manifest.draft
-    made: Drafter = NgramDrafter(**lookup) if drafter == "ngram" else NoDrafter()
     if drafter == "draft":
         if draft is None:
             raise BundleError(
                 f"{path} holds no draft model: export it with --draft or --self-draft, "
                 "or use --drafter ngram"
             )
-        made = ModelDrafter(engines.load(bundle.path, draft, options))
-    return {
-        "target": engines.load(bundle.path, bundle.manifest.target, options),
-        "drafter": made,
-        "tokenizer": bundle.tokenizer(),
-    }
+        options = replace(options, share_threads=True)
+    target = engines.load(bundle.path, bundle.manifest.target, options)
+    made: Drafter = NgramDrafter(**lookup) if drafter == "ngram" else NoDrafter()
+    if draft is not None and drafter == "draft":
+        try:
+            made = ModelDrafter(engines.load(bundle.path, draft, options))
+        except SpecplugError:
+            target.close()
+            raise
+    return {"target": target, "drafter": made, "tokenizer": bundle.tokenizer()}

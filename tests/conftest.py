@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from specplug.export import export_bundle
-from tests_support.tiny import write_checkpoint
 
 from specplug.bundle import Bundle
+from tests_support.tiny import write_checkpoint
 
 
 @pytest.fixture(scope="session")

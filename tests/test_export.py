@@ -19,9 +19,9 @@ from specplug.export import export_bundle, graphs
 from specplug.export.precision import choose_precision
 from specplug.export.source import open_source
 from specplug.export.staging import staged
-from tests_support.tiny import byte_tokenizer, greedy_tokens, write_checkpoint
 
 from specplug import Bundle, BundleError, ExportError, ParityError, SpeculativeDecoder
+from tests_support.tiny import byte_tokenizer, greedy_tokens, write_checkpoint
 
 PROMPT = list(b"the quick brown fox jumps over the lazy dog")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from specplug.engines import load
-from specplug.engines.ort import OrtEngine, physical_cores
+from specplug.engines.ort import OrtEngine
 
 from specplug import EngineError, EngineOptions, Step
 from specplug.bundle import Bundle
@@ -61,10 +63,58 @@ def test_unknown_provider_names_the_available_ones(tiny_bundle: Path) -> None:
         open_target(tiny_bundle, providers=("NoSuchProvider",))
 
 
-def test_one_thread_pool_a_process(tiny_bundle: Path) -> None:
-    open_target(tiny_bundle)
-    with pytest.raises(EngineError, match="share one pool"):
-        open_target(tiny_bundle, threads=physical_cores() + 1)
+HOST_PROGRAM = """
+import sys, onnxruntime
+from pathlib import Path
+from specplug.engines import load
+from specplug import EngineError, EngineOptions
+from specplug.bundle import Bundle
+
+bundle = Bundle.open(sys.argv[1])
+
+def open_target(**options):
+    return load(bundle.path, bundle.manifest.target, EngineOptions(**options))
+
+def open_own_session():
+    return onnxruntime.InferenceSession(str(bundle.path / bundle.manifest.target.graph))
+
+"""
+
+
+def host_program(bundle: Path, code: str) -> str:
+    """What a program prints whose process is its own: ONNX Runtime's pool is made once."""
+    done = subprocess.run(
+        [sys.executable, "-c", HOST_PROGRAM + code, str(bundle)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_engine_alone_leaves_the_host_programs_sessions_working(tiny_bundle: Path) -> None:
+    assert host_program(
+        tiny_bundle, "open_target(); open_own_session(); open_target(threads=1); print('opened')"
+    ) == ("opened\n")
+
+
+def test_an_engine_opens_beside_a_pool_the_host_program_made(tiny_bundle: Path) -> None:
+    code = "onnxruntime.set_global_thread_pool_sizes(2, 1); open_target(); print('opened')"
+    assert host_program(tiny_bundle, code) == "opened\n"
+
+
+def test_shared_threads_are_one_pool_a_process(tiny_bundle: Path) -> None:
+    code = """
+open_target(threads=2, share_threads=True)
+open_target(threads=2, share_threads=True)
+open_target(threads=3)  # without a wish to share it still opens, on the pool there is
+try:
+    open_target(threads=3, share_threads=True)
+except EngineError as error:
+    print(error)
+"""
+    assert "already runs its engines on 2, and all of them share" in host_program(tiny_bundle, code)
 
 
 def test_damaged_graph_is_an_engine_error(tiny_bundle: Path, tmp_path: Path) -> None:

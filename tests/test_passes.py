@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from specplug.engines.ort import open_session
 from specplug.export.passes import (
     ExplicitLengths,
     FuseSilu,
@@ -22,6 +22,8 @@ from specplug.export.passes import (
 )
 from specplug.export.passes.quantize_nbits import quantize_blocks
 from specplug.export.passes.quantize_w8a8 import quantize_columns
+
+from specplug import EngineOptions
 
 FLOAT, INT64, INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
 RNG = np.random.default_rng(0)
@@ -64,11 +66,8 @@ def ops(model: Any) -> Counter[str]:
 
 
 def run(model: Any, **inputs: np.ndarray) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     data = ir.serde.serialize_model(model).SerializeToString()
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return session.run(None, inputs)
+    return open_session(data, EngineOptions()).run(None, inputs)
 
 
 def gated_mlp() -> Any:

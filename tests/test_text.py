@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests_support.tiny import CHAT_TEMPLATE, byte_tokenizer
 
 from specplug import Tokenizer
 from specplug.text import TextStream
 from specplug.types import BundleError
+from tests_support.tiny import CHAT_TEMPLATE, byte_tokenizer
 
 
 @pytest.fixture(scope="module")
