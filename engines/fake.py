@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from specplug.engines.host import HostScores, check_step
 
+from specplug.engines.host import HostScores, check_step
 from specplug.types import EngineError, EngineSpec, Step
 
 

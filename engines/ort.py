@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
-from specplug.engines.host import HostScores, check_step
 
+from specplug.engines.host import HostScores, check_step
 from specplug.types import EngineError, EngineSpec, Float32Array, Int64Array, Step
 
 if TYPE_CHECKING:

@@ -11,12 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from specplug.export import graphs, measuring
-from specplug.export.graphs import Precision
-from specplug.export.precision import choose_precision
-from specplug.export.source import Source, SourceTokenizer, open_source, vocabulary
-from specplug.export.staging import staged
-
 from specplug.bundle import (
     CacheLayout,
     Component,
@@ -27,6 +21,11 @@ from specplug.bundle import (
     describe_file,
     write_manifest,
 )
+from specplug.export import graphs, measuring
+from specplug.export.graphs import Precision
+from specplug.export.precision import choose_precision
+from specplug.export.source import Source, SourceTokenizer, open_source, vocabulary
+from specplug.export.staging import staged
 from specplug.types import ExportError
 
 Report = Callable[[str], None]

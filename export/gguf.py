@@ -11,7 +11,6 @@ from typing import Any
 
 import transformers
 from mobius.integrations.gguf._tensor_mapping import map_gguf_to_hf_names
-from specplug.export.source import ARCHITECTURES, Source, SourceTokenizer
 from transformers.integrations.gguf.dequant import GGML_BLOCK, dequantize
 from transformers.integrations.gguf.gguf_tokenizer_mapping import (
     convert_gguf_tokenizer,
@@ -23,6 +22,7 @@ from transformers.integrations.gguf.reader import (
     read_gguf_metadata,
 )
 
+from specplug.export.source import ARCHITECTURES, Source, SourceTokenizer
 from specplug.types import ExportError
 
 # Of the tensors llama.cpp adds beside the weights; our graphs compute what they hold.

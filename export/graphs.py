@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import mobius
 import onnx_ir as ir
+
+from specplug.bundle import CacheLayout
 from specplug.export.passes import (
     ExplicitLengths,
     FuseSilu,
@@ -22,8 +24,6 @@ from specplug.export.passes import (
 )
 from specplug.export.passes.editing import attention_nodes
 from specplug.export.source import Source
-
-from specplug.bundle import CacheLayout
 from specplug.types import ExportError
 
 Precision = Literal["fp32", "w8a8", "int4"]

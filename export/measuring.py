@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from specplug.engines.ort import OrtEngine
 
 from specplug.bundle import CacheLayout, Parity, Quality
+from specplug.engines.ort import OrtEngine
 from specplug.feeding import feed
 from specplug.opening import EngineOptions
 from specplug.types import Engine, Float32Array, Int64Array, ParityError, Step

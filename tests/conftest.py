@@ -10,9 +10,9 @@ os.environ["TQDM_DISABLE"] = "1"
 from pathlib import Path
 
 import pytest
-from specplug.export import export_bundle
 
 from specplug.bundle import Bundle
+from specplug.export import export_bundle
 from tests_support.tiny import write_checkpoint
 
 
@@ -47,3 +47,12 @@ def tiny_bundle(tiny_bundles: dict[str, Path]) -> Path:
 @pytest.fixture
 def opened(tiny_bundle: Path) -> Bundle:
     return Bundle.open(tiny_bundle)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first, then the slow ones, those on real weights last."""
+
+    def cost(item: pytest.Item) -> int:
+        return 2 if item.get_closest_marker("weights") else bool(item.get_closest_marker("slow"))
+
+    items.sort(key=cost)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specplug.engines.fake import FakeEngine
 
 from specplug import (
     ContextLimitError,
@@ -17,6 +16,7 @@ from specplug import (
     Proposal,
     SpeculativeDecoder,
 )
+from specplug.engines.fake import FakeEngine
 from specplug.feeding import PREFILL_WIDTH
 
 VOCAB = 6

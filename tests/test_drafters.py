@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from specplug.engines.fake import FakeEngine
 
 from specplug import ModelDrafter, NgramDrafter
+from specplug.engines.fake import FakeEngine
 
 CONTEXT = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from specplug.engines import load
-from specplug.engines.fake import FakeEngine
 
 from specplug import Engine, EngineError, EngineOptions, EngineSpec, Step
 from specplug.bundle import Bundle
+from specplug.engines import load
+from specplug.engines.fake import FakeEngine
 
 VOCAB = 260
 LENGTH = 1199

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+
+from specplug import Bundle, BundleError, ExportError, ParityError, SpeculativeDecoder
 from specplug.export import export_bundle, graphs
 from specplug.export.precision import choose_precision
 from specplug.export.source import open_source
 from specplug.export.staging import staged
-
-from specplug import Bundle, BundleError, ExportError, ParityError, SpeculativeDecoder
 from tests_support.tiny import byte_tokenizer, greedy_tokens, write_checkpoint
 
 PROMPT = list(b"the quick brown fox jumps over the lazy dog")

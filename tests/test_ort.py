@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from specplug.engines import load
-from specplug.engines.ort import OrtEngine
 
 from specplug import EngineError, EngineOptions, Step
 from specplug.bundle import Bundle
+from specplug.engines import load
+from specplug.engines.ort import OrtEngine
 
 
 def open_target(bundle: Path, **options) -> OrtEngine:

@@ -10,6 +10,8 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from specplug import EngineOptions
 from specplug.engines.ort import open_session
 from specplug.export.passes import (
     ExplicitLengths,
@@ -22,8 +24,6 @@ from specplug.export.passes import (
 )
 from specplug.export.passes.quantize_nbits import quantize_blocks
 from specplug.export.passes.quantize_w8a8 import quantize_columns
-
-from specplug import EngineOptions
 
 FLOAT, INT64, INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
 RNG = np.random.default_rng(0)

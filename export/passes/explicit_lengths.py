@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import onnx_ir as ir
+
 from specplug.export.passes.editing import attention_nodes, graph_input, remove_dead
 
 _SEQLENS_K, _TOTAL_LENGTH = 5, 6  # inputs of GroupQueryAttention

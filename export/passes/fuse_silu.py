@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import onnx_ir as ir
+
 from specplug.export.passes.editing import MICROSOFT, replace
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
 from specplug.export.passes.editing import attention_nodes, constant, graph_input, replace
 
 _SEQLENS_K, _TOTAL_LENGTH = 5, 6  # inputs of GroupQueryAttention

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
 from specplug.export.passes.editing import MICROSOFT, constant, linear_layers, replace
 
 BLOCK_SIZE = 32  # with 64 and more, MatMulNBits' rows depend on the width of the call by 1e-6

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
 from specplug.export.passes.editing import MICROSOFT, constant, linear_layers, replace
 
 _LEVELS = 127

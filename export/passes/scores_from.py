@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
 from specplug.export.passes.editing import constant, graph_input, linear_layers
 
 
