@@ -85,7 +85,9 @@ def against_source(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--workload", default="specbench-dev")

@@ -100,7 +100,9 @@ def compare(bundle: str, precision: str, narrow: bool, repeats: int) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("fp32")
     parser.add_argument("int4")
     parser.add_argument("--repeats", type=int, default=5)

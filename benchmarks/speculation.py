@@ -104,7 +104,9 @@ def against_plain(decoder: SpeculativeDecoder, name: str, repeats: int) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundles", nargs="+")
     parser.add_argument("--workload", default="quoting")
     parser.add_argument("--repeats", type=int, default=3)
