@@ -56,8 +56,13 @@ def check_step(spec: EngineSpec, step: Step) -> None:
         )
     if step.parents is not None and not spec.supports_tree:
         raise EngineError(f"{spec.name} has no token trees here: draft chains")
-    if step.lengths is not None and batch == 1 and int(step.lengths[0]) != width:
-        raise EngineError("lengths of a single row: drop the padding instead")
+    if step.lengths is not None:
+        lengths = step.lengths.tolist()
+        if len(lengths) != batch or min(lengths) < spec.min_width or max(lengths) > width:
+            raise EngineError(
+                f"lengths {lengths} of a batch of {batch}: need one a row, each from min_width "
+                f"{spec.min_width} to the call's {width}"
+            )
     tokens = step.tokens.ravel().tolist()
     if min(tokens) < 0 or max(tokens) >= spec.vocab_size:
         raise EngineError(f"a token id is outside the vocabulary of {spec.vocab_size}")

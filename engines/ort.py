@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from specplug.opening import EngineOptions
 
 _FIRST_CAPACITY = 512  # cache entries; doubled when outgrown
-_KEPT_BINDINGS = 64  # by width and number of scored rows; prompts' odd widths come and go
+_KEPT_BINDINGS = 64  # by batch, width and scored rows; prompts' odd widths come and go
 
 
 @dataclass(slots=True)
@@ -29,6 +29,7 @@ class _Binding:
 
     io: Any
     tokens: Int64Array  # [B, T]
+    positions: Int64Array  # [B, T], for graphs with learned positions
     scores: HostScores  # over f32[B, T', V]
 
 
@@ -61,17 +62,20 @@ class OrtEngine:
             name="onnxruntime",
             vocab_size=vocab_size,
             max_length=max_length,
+            max_batch=options.max_batch,
             min_width=1 if options.allow_narrow else min_width,
         )
         self._layout = cache
         self._session = open_session(graph, options)
         self._inputs = {value.name for value in self._session.get_inputs()}
-        self._seqlens_k = np.zeros(1, dtype=np.int32)  # [B]: last valid entry, this call's included
+        rows = options.max_batch
+        self._seqlens_k = np.zeros(rows, dtype=np.int32)  # last valid entry, this call's included
+        self._query_seqlens = np.zeros(rows, dtype=np.int32)  # this call's tokens
         self._total_length = np.zeros((), dtype=np.int32)
         self._scores_from = np.zeros(1, dtype=np.int64)
         self._attention_rows = np.array(1 if options.allow_narrow else 2, dtype=np.int64)
         self._cache = self._new_cache(min(_FIRST_CAPACITY, max_length) + cache.spare)
-        self._bindings: dict[tuple[int, int], _Binding] = {}
+        self._bindings: dict[tuple[int, int, int], _Binding] = {}
 
     @classmethod
     def from_component(
@@ -88,17 +92,22 @@ class OrtEngine:
         )
 
     def forward(self, step: Step) -> HostScores:
-        """Run one row's tokens over the cache; see :class:`specplug.types.Engine`."""
+        """Run tokens over the cache; see :class:`specplug.types.Engine`."""
         if self._session is None:
             raise EngineError("the engine is closed: load it again")
         check_step(self.spec, step)
-        width = step.tokens.shape[1]
-        past = int(step.past[0])
-        self._make_room(past + width)
-        binding = self._binding(width, width - step.scores_from)
+        batch, width = step.tokens.shape
+        pasts = step.past.tolist()
+        lengths = [width] * batch if step.lengths is None else step.lengths.tolist()
+        ends = [past + length for past, length in zip(pasts, lengths, strict=True)]
+        self._make_room(max(pasts) + width)
+        binding = self._binding(batch, width, width - step.scores_from)
         binding.tokens[...] = step.tokens
-        self._seqlens_k[0] = past + width - 1
-        self._total_length[...] = past + width
+        for row, past in enumerate(pasts):
+            self._seqlens_k[row] = ends[row] - 1
+            self._query_seqlens[row] = lengths[row]
+            binding.positions[row] = range(past, past + width)
+        self._total_length[...] = max(ends)
         self._scores_from[0] = step.scores_from
         try:
             self._session.run_with_iobinding(binding.io)
@@ -116,7 +125,8 @@ class OrtEngine:
 
     def _new_cache(self, capacity: int) -> np.ndarray[Any, Any]:
         layout = self._layout
-        shape = (layout.layers, 2, 1, layout.heads, capacity, layout.head_size)
+        rows = self.spec.max_batch
+        shape = (layout.layers, 2, rows, layout.heads, capacity, layout.head_size)
         try:
             # Zeros, not garbage: attention multiplies spare entries by 0, and 0 * NaN is NaN.
             return np.zeros(shape, dtype=layout.dtype)
@@ -135,18 +145,19 @@ class OrtEngine:
         self._cache[..., : old.shape[4], :] = old
         self._bindings = {}
 
-    def _binding(self, width: int, scored: int) -> _Binding:
-        found = self._bindings.get((width, scored))
+    def _binding(self, batch: int, width: int, scored: int) -> _Binding:
+        found = self._bindings.get((batch, width, scored))
         if found is None:
-            found = self._bind(width, scored)
+            found = self._bind(batch, width, scored)
             if len(self._bindings) >= _KEPT_BINDINGS:
                 self._bindings.pop(next(iter(self._bindings)))
-            self._bindings[width, scored] = found
+            self._bindings[batch, width, scored] = found
         return found
 
-    def _bind(self, width: int, scored: int) -> _Binding:
-        tokens = np.zeros((1, width), dtype=np.int64)
-        logits: Float32Array = np.zeros((1, scored, self.spec.vocab_size), dtype=np.float32)
+    def _bind(self, batch: int, width: int, scored: int) -> _Binding:
+        tokens = np.zeros((batch, width), dtype=np.int64)
+        positions = np.zeros((batch, width), dtype=np.int64)
+        logits: Float32Array = np.zeros((batch, scored, self.spec.vocab_size), dtype=np.float32)
         io = self._session.io_binding()
 
         def bind(name: str, array: np.ndarray[Any, Any], output: str | None = None) -> None:
@@ -157,15 +168,17 @@ class OrtEngine:
 
         with _mapped("binding the graph's inputs"):
             bind("input_ids", tokens)
-            bind("seqlens_k", self._seqlens_k)
+            bind("position_ids", positions)
+            bind("seqlens_k", self._seqlens_k[:batch])
+            bind("query_seqlens", self._query_seqlens[:batch])
             bind("total_sequence_length", self._total_length)
             bind("scores_from", self._scores_from)
             bind("attention_rows", self._attention_rows)
             for layer, (keys, values) in enumerate(self._cache):
-                bind(f"past_key_values.{layer}.key", keys, f"present.{layer}.key")
-                bind(f"past_key_values.{layer}.value", values, f"present.{layer}.value")
+                bind(f"past_key_values.{layer}.key", keys[:batch], f"present.{layer}.key")
+                bind(f"past_key_values.{layer}.value", values[:batch], f"present.{layer}.value")
             io.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
-        return _Binding(io, tokens, HostScores(logits))
+        return _Binding(io, tokens, positions, HostScores(logits))
 
 
 # --- the backend -------------------------------------------------------------------------------

@@ -4,7 +4,11 @@
 >>> export_bundle("SmolLM2-135M-Instruct.Q4_1.gguf", "smol.bundle", precision="w8a8")
 """
 
+import os
+
 from specplug.types import MissingExtraError
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # mobius's bars; before it imports tqdm
 
 try:
     import mobius  # noqa: F401

@@ -22,6 +22,7 @@ from specplug.bundle import (
     write_manifest,
 )
 from specplug.export import graphs, measuring
+from specplug.export.attention import positions
 from specplug.export.graphs import Precision
 from specplug.export.precision import choose_precision
 from specplug.export.source import Source, SourceTokenizer, open_source, vocabulary
@@ -134,7 +135,7 @@ def _build(source: Source, work: Path, report: Report) -> tuple[_Model, SourceTo
     """Write the source's reference logits and its fp32 graph into ``work``."""
     config = source.config
     # One position less than the model has: a padded attention row takes it.
-    max_length = config.max_position_embeddings - 1
+    max_length = positions(config) - 1
     report("running the source for reference")
     tokens = measuring.sample_tokens(
         _encoder(source.tokenizer), config.vocab_size, min(_QUALITY_TOKENS, max_length)

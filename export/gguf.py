@@ -22,8 +22,11 @@ from transformers.integrations.gguf.reader import (
     read_gguf_metadata,
 )
 
-from specplug.export.source import ARCHITECTURES, Source, SourceTokenizer
+from specplug.export.source import Source, SourceTokenizer
 from specplug.types import ExportError
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+"""What is read from GGUF; the other families come from Hugging Face folders."""
 
 # Of the tensors llama.cpp adds beside the weights; our graphs compute what they hold.
 _NOT_WEIGHTS = ("rope_freqs.weight",)

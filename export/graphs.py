@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # mobius's bars; before it imports tqdm
-
 from pathlib import Path
 from typing import Any, Literal
 
 import mobius
+import numpy as np
 import onnx_ir as ir
 
 from specplug.bundle import CacheLayout
+from specplug.export.attention import read_attention
+from specplug.export.families import mobius_module
 from specplug.export.passes import (
     ExplicitLengths,
     FuseSilu,
@@ -20,7 +19,9 @@ from specplug.export.passes import (
     PadAttention,
     QuantizeNBits,
     QuantizeW8A8,
+    RotateOutside,
     ScoresFrom,
+    SourceAttention,
 )
 from specplug.export.passes.editing import attention_nodes
 from specplug.export.source import Source
@@ -41,18 +42,40 @@ _PRECISION_PASSES: dict[Precision, tuple[Any, ...]] = {
 
 def build_fp32(source: Source) -> Any:
     """The ``ort``-dialect graph of a source, in fp32, sharing the source's tensors."""
-    module_class = mobius.registry.get(source.config.model_type)
-    config_class = (
-        mobius.registry.get_config_class(source.config.model_type) or mobius.ArchitectureConfig
-    )
-    module = module_class(config_class.from_transformers(source.config))
+    weights = dict(source.weights)
+    module = mobius_module(source.config, weights)
     package = mobius.build_from_module(module, module.config, execution_provider="cpu")
-    weights = module.preprocess_weights(dict(source.weights))
+    weights = module.preprocess_weights(weights)
     package.apply_weights(weights, prefix_map=getattr(module, "weight_prefix_map", None))
     model = package["model"]
-    ir.passes.Sequential(ExplicitLengths(), ScoresFrom(), FuseSilu(), PackGateUp())(model)
+    _fill_missing_biases(model.graph)
+    _check_weights(model.graph, source)
+    ir.passes.Sequential(
+        ExplicitLengths(),
+        SourceAttention(read_attention(source.config)),
+        RotateOutside(),
+        ScoresFrom(),
+        FuseSilu(),
+        PackGateUp(),
+    )(model)
     _check_complete(model, source)
     return model
+
+
+def _fill_missing_biases(graph: Any) -> None:
+    """Zeros where mobius expects a bias that the source does not have; parity proves them right."""
+    for name, value in graph.initializers.items():
+        if value.const_value is None and name.endswith(".bias"):
+            value.const_value = ir.tensor(np.zeros(tuple(value.shape), dtype=np.float32), name=name)
+
+
+def _check_weights(graph: Any, source: Source) -> None:
+    empty = [name for name, value in graph.initializers.items() if value.const_value is None]
+    if empty:
+        raise ExportError(
+            f"{source.path.name} has no weights for {', '.join(empty[:3])} of mobius's graph of "
+            f"{source.config.model_type}: this variant of the architecture is not supported"
+        )
 
 
 def _check_complete(model: Any, source: Source) -> None:

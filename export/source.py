@@ -12,10 +12,8 @@ import torch
 import transformers
 
 from specplug.bundle import file_sha256
+from specplug.export.families import check_family
 from specplug.types import ExportError
-
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose graphs are known to be right; every export checks its own all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +79,12 @@ def open_source(path: Path) -> Source:
     if path.is_file() and path.suffix == ".gguf":
         from specplug.export.gguf import open_gguf
 
-        return _checked(open_gguf(path))
+        return open_gguf(path)
     if (path / "config.json").is_file():
-        return _checked(_open_folder(path))
+        return _open_folder(path)
     if not path.exists():
         raise ExportError(f"{path} does not exist: give a .gguf file or a Hugging Face folder")
     raise ExportError(f"{path} is neither a .gguf file nor a folder with a config.json")
-
-
-def _checked(source: Source) -> Source:
-    config = source.config
-    if config.model_type not in ARCHITECTURES:
-        raise ExportError(
-            f"architecture {config.model_type!r} is not supported yet: have "
-            f"{', '.join(ARCHITECTURES)}"
-        )
-    sliding = getattr(config, "sliding_window", None)
-    if sliding and getattr(config, "use_sliding_window", True):
-        raise ExportError(
-            f"sliding-window attention ({sliding} tokens) is not supported yet: "
-            "use a checkpoint with full attention"
-        )
-    return source
 
 
 def _open_folder(folder: Path) -> Source:
@@ -113,13 +95,15 @@ def _open_folder(folder: Path) -> Source:
             "loading them runs their code: convert them with transformers' save_pretrained"
         )
     try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        check_family(config)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ExportError(f"transformers cannot load {folder}: {error}") from error
     weights = dict(model.state_dict())
-    if model.config.tie_word_embeddings:
+    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
         weights.pop("lm_head.weight", None)
     return Source(
         path=folder,

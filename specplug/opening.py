@@ -21,6 +21,8 @@ class EngineOptions:
     """One pool for all engines of the process; so runs a target beside its draft."""
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     """ONNX Runtime execution providers, in order of preference."""
+    max_batch: int = 1
+    """Rows a call can have; each has a cache of its own."""
     allow_narrow: bool = False
     """Give up the width rule: calls of one token may be faster, and the text may change."""
 

@@ -171,10 +171,8 @@ def test_refusals(tiny_source: Path, tmp_path: Path) -> None:
     pickled = Path(shutil.copytree(tiny_source, tmp_path / "pickled"))
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     refused("pickled weights .* are not read", pickled)
-    sliding = write_checkpoint(tmp_path / "sliding", model_type="mistral", sliding_window=64)
-    refused(r"sliding-window attention \(64 tokens\) is not supported yet", sliding)
-    foreign = write_checkpoint(tmp_path / "foreign", model_type="olmo2")
-    refused("architecture 'olmo2' is not supported yet: have llama", foreign)
+    foreign = write_checkpoint(tmp_path / "foreign", model_type="gptj", intermediate_size=None)
+    refused("architecture 'gptj' is not supported: mobius-onnx 0.1.0 builds its rotation", foreign)
 
 
 def test_existing_bundle_is_kept_unless_forced(tiny_bundles, tmp_path: Path) -> None:

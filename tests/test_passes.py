@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from specplug import EngineOptions
 from specplug.engines.ort import open_session
+from specplug.export.attention import LayerAttention, Rotary
 from specplug.export.passes import (
     ExplicitLengths,
     FuseSilu,
@@ -20,7 +21,9 @@ from specplug.export.passes import (
     PadAttention,
     QuantizeNBits,
     QuantizeW8A8,
+    RotateOutside,
     ScoresFrom,
+    SourceAttention,
 )
 from specplug.export.passes.quantize_nbits import quantize_blocks
 from specplug.export.passes.quantize_w8a8 import quantize_columns
@@ -229,8 +232,10 @@ def attention(heads: int = 2, size: int = 8) -> Any:
 
 
 def attend(model: Any, width: int, past: int, **more: np.ndarray) -> np.ndarray:
-    cache = np.random.default_rng(7).normal(size=(1, 2, past, 8)).astype(np.float32)
-    qkv = np.random.default_rng(8).normal(size=(1, 9, 48)).astype(np.float32)[:, :width]
+    shapes = {value.name: value.shape for value in model.graph.inputs}
+    size, packed = shapes["past_key_values.0.key"][3], shapes["qkv"][2]
+    cache = np.random.default_rng(7).normal(size=(1, 2, past, size)).astype(np.float32)
+    qkv = np.random.default_rng(8).normal(size=(1, 9, packed)).astype(np.float32)[:, :width]
     feeds: dict[str, np.ndarray] = {
         "input_ids": np.zeros((1, width), np.int64),
         "qkv": qkv,
@@ -238,11 +243,11 @@ def attend(model: Any, width: int, past: int, **more: np.ndarray) -> np.ndarray:
         "past_key_values.0.value": cache,
         "seqlens_k": np.array([past + width - 1], np.int32),
         "total_sequence_length": np.array(past + width, np.int32),
+        "query_seqlens": np.array([width], np.int32),
         "attention_mask": np.ones((1, past + width), np.int64),
         **more,
     }
-    names = {value.name for value in model.graph.inputs}
-    return run(model, **{k: v for k, v in feeds.items() if k in names})[0]
+    return run(model, **{k: v for k, v in feeds.items() if k in shapes})[0]
 
 
 def test_explicit_lengths() -> None:
@@ -270,3 +275,58 @@ def test_pad_attention(width: int) -> None:
     # One row, padded, is bit for bit the first of many.
     np.testing.assert_array_equal(padded[:, 0], attend(model, 9, 5, attention_rows=two)[:, 0])
     assert not PadAttention()(model).modified
+
+
+def rotary(pairs: int) -> Rotary:
+    angles = np.outer(np.arange(64), 1 / (1 + np.arange(pairs))).astype(np.float32)
+    return Rotary(np.cos(angles), np.sin(angles), interleaved=False)
+
+
+def rotated(model: Any, layer: LayerAttention) -> Any:
+    ExplicitLengths()(model)
+    assert SourceAttention([layer])(model).modified
+    return next(node for node in model.graph if node.op_type == "GroupQueryAttention")
+
+
+def test_source_attention_sets_window_scale_and_table() -> None:
+    model = attention(size=16)
+    node = rotated(model, LayerAttention(window=4, scale=0.5, rotary=rotary(8)))
+    assert node.attributes["local_window_size"].value == 4
+    assert node.attributes["scale"].value == 0.5
+    assert node.attributes["do_rotary"].value == 1
+    assert node.inputs[7].const_value.shape == (64, 8)
+    assert not RotateOutside()(model).modified
+    # Another source: what was set goes again, its tables too.
+    node = rotated(model, LayerAttention(window=None, scale=0.5, rotary=None))
+    assert "local_window_size" not in node.attributes
+    assert node.attributes["do_rotary"].value == 0
+    assert not [name for name in model.graph.initializers if name.startswith("rotary")]
+
+
+def test_source_attention_wants_one_entry_a_layer() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        SourceAttention([])(attention())
+
+
+def test_a_window_hides_what_is_behind_it() -> None:
+    model = attention()
+    whole = attend(model, 3, 5)
+    rotated(model, LayerAttention(window=2, scale=None, rotary=None))
+    assert np.abs(attend(model, 3, 5) - whole).max() > 1e-3
+
+
+def test_rotation_outside_is_the_rotation_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that the attention takes itself, and the same one rotated by nodes before it."""
+    layer = LayerAttention(window=None, scale=None, rotary=rotary(8))
+    inside, outside = attention(size=16), attention(size=16)
+    rotated(inside, layer)
+    rotated(outside, layer)
+    monkeypatch.setattr("specplug.export.passes.rotate_outside._MULTIPLE", 3)
+    assert RotateOutside()(outside).modified
+    assert ops(outside)["RotaryEmbedding"] == 2
+    assert ops(outside)["Split"] == 1
+    assert not RotateOutside()(outside).modified
+    positions = np.arange(5, 8)[None]
+    found = attend(outside, 3, 5, position_ids=positions)
+    np.testing.assert_allclose(found, attend(inside, 3, 5), atol=1e-6)
+    assert np.abs(found - attend(outside, 3, 5, position_ids=positions * 2)).max() > 1e-3

@@ -9,7 +9,9 @@ from specplug.export.passes.pack_gate_up import PackGateUp
 from specplug.export.passes.pad_attention import PadAttention
 from specplug.export.passes.quantize_nbits import QuantizeNBits
 from specplug.export.passes.quantize_w8a8 import QuantizeW8A8
+from specplug.export.passes.rotate_outside import RotateOutside
 from specplug.export.passes.scores_from import ScoresFrom
+from specplug.export.passes.source_attention import SourceAttention
 
 __all__ = [
     "ExplicitLengths",
@@ -18,5 +20,7 @@ __all__ = [
     "PadAttention",
     "QuantizeNBits",
     "QuantizeW8A8",
+    "RotateOutside",
     "ScoresFrom",
+    "SourceAttention",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 MICROSOFT = "com.microsoft"
+_ELEMENTWISE = ("Add", "Cast", "Div", "Mul", "Sub", "Tanh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,13 @@ class Linear:
     name: str
     """Of the weight in the source."""
     weight: np.ndarray[Any, Any]  # f32[K, N]
+    is_head: bool
+    """Whether it makes the logits, but for what is done to each of them alone."""
 
 
 def linear_layers(graph: Any) -> Iterator[Linear]:
     """Every MatMul whose second factor is a constant, also one seen through a Transpose."""
+    head = _head(graph)
     for node in list(graph):
         if node.op_type != "MatMul":
             continue
@@ -37,7 +41,18 @@ def linear_layers(graph: Any) -> Iterator[Linear]:
             weight = factor.const_value.numpy().T
         else:
             continue
-        yield Linear(node, node.inputs[0], node.outputs[0], factor.name, weight)
+        yield Linear(node, node.inputs[0], node.outputs[0], factor.name, weight, node is head)
+
+
+def _head(graph: Any) -> Any | None:
+    """The last product before the logits; between the two only elementwise nodes."""
+    value = next((value for value in graph.outputs if value.name == "logits"), None)
+    while value is not None and value.producer() is not None:
+        node = value.producer()
+        if node.op_type not in _ELEMENTWISE:
+            return node
+        value = next((v for v in node.inputs if v.producer() is not None), None)
+    return None
 
 
 def _is_transposed_constant(value: Any) -> bool:

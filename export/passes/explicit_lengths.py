@@ -1,4 +1,4 @@
-"""Lengths as numbers: the attention mask goes, its two sums become inputs."""
+"""Lengths as numbers: the attention mask goes, its sums become inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from specplug.export.passes.editing import attention_nodes, graph_input, remove_dead
 
-_SEQLENS_K, _TOTAL_LENGTH = 5, 6  # inputs of GroupQueryAttention
+_SEQLENS_K, _TOTAL_LENGTH, _QUERY_SEQLENS = 5, 6, 16  # inputs of GroupQueryAttention
 
 
 class ExplicitLengths(ir.passes.InPlacePass):  # type: ignore[misc]
@@ -16,7 +16,8 @@ class ExplicitLengths(ir.passes.InPlacePass):  # type: ignore[misc]
 
     mobius sums an attention mask of one entry per cached token at every call. Inputs
     ``seqlens_k`` i32[B] (last valid entry of each row) and ``total_sequence_length`` i32[]
-    say the same in eight bytes.
+    say the same in eight bytes; ``query_seqlens`` i32[B] (tokens of each row that count) lets
+    the rows of a batch differ in width.
     """
 
     def call(self, model: Any) -> Any:
@@ -28,7 +29,10 @@ class ExplicitLengths(ir.passes.InPlacePass):  # type: ignore[misc]
             return ir.passes.PassResult(model, modified=False)
         seqlens_k = graph_input(graph, "seqlens_k", ir.DataType.INT32, ["batch"])
         total = graph_input(graph, "total_sequence_length", ir.DataType.INT32, [])
+        queries = graph_input(graph, "query_seqlens", ir.DataType.INT32, ["batch"])
         for node in nodes:
+            node.resize_inputs(_QUERY_SEQLENS + 1)
+            node.replace_input_with(_QUERY_SEQLENS, queries)
             for index, value in ((_SEQLENS_K, seqlens_k), (_TOTAL_LENGTH, total)):
                 old = node.inputs[index]
                 node.replace_input_with(index, value)

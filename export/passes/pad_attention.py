@@ -9,11 +9,11 @@ import onnx_ir as ir
 
 from specplug.export.passes.editing import attention_nodes, constant, graph_input, replace
 
-_SEQLENS_K, _TOTAL_LENGTH = 5, 6  # inputs of GroupQueryAttention
+_SEQLENS_K, _TOTAL_LENGTH, _QUERY_SEQLENS = 5, 6, 16  # inputs of GroupQueryAttention
 
 
 class PadAttention(ir.passes.InPlacePass):  # type: ignore[misc]
-    """Repeat the last row of the packed QKV before GroupQueryAttention, and drop it after.
+    """Repeat the last row of the queries, keys and values, and drop it after the attention.
 
     With one query row GroupQueryAttention takes another kernel than with several, whose result
     differs in the last bit; where activations are rounded to int8, thirty layers amplify that
@@ -25,18 +25,21 @@ class PadAttention(ir.passes.InPlacePass):  # type: ignore[misc]
     """
 
     def call(self, model: Any) -> Any:
-        """Pad every attention with packed QKV; unmodified if there is none or it is padded."""
+        """Pad every attention; unmodified if there is none or it is padded."""
         graph = model.graph
-        nodes = [node for node in attention_nodes(graph) if node.inputs[1] is None]
+        nodes = attention_nodes(graph)
         if not nodes or any(value.name == "attention_rows" for value in graph.inputs):
             return ir.passes.PassResult(model, modified=False)
         rows = _Rows(graph, nodes[0])
         for node in nodes:
-            padded = ir.node("Gather", [node.inputs[0], rows.padded], {"axis": 1})
-            graph.insert_before(node, padded)
-            node.replace_input_with(0, padded.outputs[0])
+            for index in (0, 1, 2):  # queries, keys and values, or all three packed into the first
+                if node.inputs[index] is not None:
+                    padded = ir.node("Gather", [node.inputs[index], rows.padded], {"axis": 1})
+                    graph.insert_before(node, padded)
+                    node.replace_input_with(index, padded.outputs[0])
             node.replace_input_with(_SEQLENS_K, rows.seqlens_k)
             node.replace_input_with(_TOTAL_LENGTH, rows.total_length)
+            node.replace_input_with(_QUERY_SEQLENS, rows.query_seqlens)
             attended = node.outputs[0]
             attended.shape = None  # one row more than was inferred
             kept = ir.node("Slice", [attended, rows.first, rows.width, rows.axis])
@@ -66,6 +69,7 @@ class _Rows:
         extra = self._add("Cast", self._add("Sub", widened, width), to=ir.DataType.INT32.value)
         self.seqlens_k = self._add("Add", attention.inputs[_SEQLENS_K], extra)
         self.total_length = self._add("Add", attention.inputs[_TOTAL_LENGTH], extra)
+        self.query_seqlens = self._add("Add", attention.inputs[_QUERY_SEQLENS], extra)
         graph.insert_before(graph[0], self._nodes)
 
     def _add(self, op_type: str, *inputs: Any, **attributes: int) -> Any:

@@ -34,7 +34,7 @@ class QuantizeNBits(ir.passes.InPlacePass):  # type: ignore[misc]
             inner, outer = layer.weight.shape
             if inner % BLOCK_SIZE:
                 continue
-            bits = self._head_bits if layer.output.name == "logits" else self._bits
+            bits = self._head_bits if layer.is_head else self._bits
             packed, scales = quantize_blocks(layer.weight, bits)
             name = f"{layer.name}_int{bits}"
             product = ir.node(

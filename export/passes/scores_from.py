@@ -16,7 +16,7 @@ class ScoresFrom(ir.passes.InPlacePass):  # type: ignore[misc]
     def call(self, model: Any) -> Any:
         """Insert the slice; unmodified if no linear layer makes the logits, or it is there."""
         graph = model.graph
-        heads = [layer for layer in linear_layers(graph) if layer.output.name == "logits"]
+        heads = [layer for layer in linear_layers(graph) if layer.is_head]
         if not heads or any(value.name == "scores_from" for value in graph.inputs):
             return ir.passes.PassResult(model, modified=False)
         head = heads[0]
@@ -26,5 +26,7 @@ class ScoresFrom(ir.passes.InPlacePass):  # type: ignore[misc]
         scored = ir.node("Slice", [head.input, start, end, axis])
         graph.insert_before(head.node, scored)
         head.node.replace_input_with(0, scored.outputs[0])
-        head.output.shape = ir.Shape(["batch", "scored_len", head.weight.shape[1]])
+        # What follows the product (a bias, scaling, capping) keeps its form.
+        for value in (head.output, next(v for v in graph.outputs if v.name == "logits")):
+            value.shape = ir.Shape(["batch", "scored_len", head.weight.shape[1]])
         return ir.passes.PassResult(model, modified=True)

@@ -35,7 +35,10 @@ def write_checkpoint(
     model_type: str = "llama",
     **config: Any,
 ) -> Path:
-    """Write a random model of two layers; ``config`` overrides the transformers configuration."""
+    """Write a random model of two layers.
+
+    ``config`` overrides the transformers configuration; what is None there is left to its default.
+    """
     tokenizer = tokenizer or byte_tokenizer()
     settings = {
         "vocab_size": tokenizer.get_vocab_size(),
@@ -50,10 +53,11 @@ def write_checkpoint(
         "bos_token_id": None,
         "tie_word_embeddings": True,
         "initializer_range": 0.3,  # far from 0, so that logits differ well
-    }
+    } | config
+    settings = {name: value for name, value in settings.items() if value is not None}
     torch.manual_seed(seed)
     made = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(model_type, **(settings | config))
+        transformers.AutoConfig.for_model(model_type, **settings)
     )
     made.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,0 +1,126 @@
+"""Every family's graph against transformers, on tiny random checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from specplug import EngineOptions, Step
+from specplug.engines.ort import OrtEngine
+from specplug.export import graphs, measuring
+from specplug.export.attention import positions
+from specplug.export.families import FAMILIES, REFUSED
+from specplug.export.source import Source, open_source
+from specplug.types import ExportError
+from tests_support.families import NAMED, OTHERS
+from tests_support.tiny import write_checkpoint
+
+CASES = [
+    *(pytest.param(name, id=name) for name in NAMED),
+    *(pytest.param(name, id=name, marks=pytest.mark.slow) for name in OTHERS),
+]
+TOLERANCE = 1e-4
+LENGTH = 64
+TOKENS = np.random.default_rng(3).integers(0, 260, size=(2, LENGTH))
+
+
+class Case:
+    """A family's graph, and what transformers says of TOKENS."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        family = name.split()[0]
+        path = write_checkpoint(
+            folder / "source",
+            model_type=family,
+            **(NAMED | OTHERS)[name] | {"initializer_range": 0.1},
+        )
+        self.folder = folder
+        self.source: Source = open_source(path)
+        with torch.inference_mode():
+            self.expected = self.source.reference()(torch.from_numpy(TOKENS)).logits.numpy()
+        graphs.save(graphs.build_fp32(self.source), folder / "fp32")
+
+    def engine(self, precision: graphs.Precision = "fp32", max_batch: int = 1) -> OrtEngine:
+        graph = graphs.load(self.folder / "fp32")
+        folder = self.folder / "fp32"
+        if precision != "fp32":
+            graphs.apply_precision(graph, precision)
+            folder = self.folder / precision
+            graphs.save(graph, folder)
+        return OrtEngine(
+            folder / graphs.GRAPH,
+            cache=graphs.cache_layout(graph),
+            vocab_size=260,
+            max_length=positions(self.source.config) - 1,
+            min_width=1,
+            options=EngineOptions(max_batch=max_batch, threads=1),
+        )
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(request.param, tmp_path_factory.mktemp("family"))
+
+
+def rows(engine: OrtEngine, tokens: np.ndarray, past: int) -> np.ndarray:
+    step = Step(tokens=np.ascontiguousarray(tokens[None]), past=np.array([past]))
+    return engine.forward(step).logits()[0].copy()
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_one_row(case: Case) -> None:
+    """Prefill, verification of several tokens, rollback to a shorter past, and reuse."""
+    engine, tokens, expected = case.engine(), TOKENS[0], case.expected[0]
+    assert np.abs(expected).max() > 0.1  # else any graph would pass
+    close(rows(engine, tokens[:40], 0), expected[:40])
+    close(rows(engine, tokens[40:48], 40), expected[40:48])
+    rows(engine, (tokens[20:40] + 1) % 260, 20)  # drafts that were wrong
+    close(rows(engine, tokens[20:33], 20), expected[20:33])
+    close(rows(engine, tokens[33:34], 33), expected[33:34])
+    close(rows(engine, tokens[34:], 34), expected[34:])
+
+
+def test_two_rows(case: Case) -> None:
+    """A batch whose rows have other pasts and other lengths."""
+    engine, expected = case.engine(max_batch=2), case.expected
+    close(
+        engine.forward(Step(tokens=TOKENS[:, :30], past=np.zeros(2, np.int64))).logits(),
+        expected[:, :30],
+    )
+    pasts, lengths = (30, 11), (6, 4)
+    pieces = np.stack([TOKENS[row, past : past + 6] for row, past in enumerate(pasts)])
+    step = Step(tokens=pieces, past=np.array(pasts), lengths=np.array(lengths, np.int32))
+    found = engine.forward(step).logits()
+    for row, (past, length) in enumerate(zip(pasts, lengths, strict=True)):
+        close(found[row, :length], expected[row, past : past + length])
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "int4"])
+def test_rows_do_not_depend_on_width(case: Case, precision: graphs.Precision) -> None:
+    assert measuring.measure_min_width(case.engine(precision), TOKENS[0]) == 1
+
+
+def test_every_family_is_tried() -> None:
+    assert {name.split()[0] for name in NAMED | OTHERS} == set(FAMILIES)
+    assert not set(FAMILIES) & set(REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "reason"),
+    [
+        ("bloom", {}, "'bloom' is not supported: its attention is biased by distance"),
+        ("falcon", {"alibi": True}, "this falcon is not supported: .*ALiBi"),
+        ("opt", {"word_embed_proj_dim": 64}, "'opt' is not supported yet: have apertus, "),
+    ],
+)
+def test_others_are_refused_by_name(family: str, config: dict, reason: str, tmp_path: Path) -> None:
+    sizes = {"head_dim": None, "num_key_value_heads": None, "intermediate_size": None}
+    source = write_checkpoint(tmp_path / "source", model_type=family, **sizes | config)
+    with pytest.raises(ExportError, match=reason):
+        open_source(source)
