@@ -5,10 +5,13 @@ whole call (DynamicQuantizeLinear) would make a token's scores depend on its nei
 row's scale is taken by hand:
 
     peak = max|x|;  u8 = QuantizeLinear(x / peak, 1/127, zero 128)
-    y = MatMulIntegerToFloat(u8, weight, 1/127, column scales, zero 128) * peak
+    y = MatMulIntegerToFloat(u8, weight, peak, column scales / 127, zero 128)
 
-Activations are unsigned: ONNX Runtime's signed kernel is ten times slower. A row of zeros gives
-0/0, which QuantizeLinear turns into some integer and the peak of 0 into zeros again.
+The scale of the first factor may be a tensor that broadcasts over the output: then the kernel
+multiplies by it last. (As a scalar it would be folded into the column scales first, and round
+otherwise; a peak of one row is [1, 1, 1], which does not count as one.) Activations are unsigned:
+ONNX Runtime's signed kernel is ten times slower. A row of zeros gives 0/0, which QuantizeLinear
+turns into some integer and the peak of 0 into zeros again.
 """
 
 from __future__ import annotations
@@ -42,15 +45,14 @@ class QuantizeW8A8(ir.passes.InPlacePass):  # type: ignore[misc]
                 [
                     integers,
                     constant(graph, f"{layer.name}_w8", weight),
-                    step,
-                    constant(graph, f"{layer.name}_w8_scales", scales),
+                    peak,
+                    constant(graph, f"{layer.name}_w8_scales", scales / np.float32(_LEVELS)),
                     zero,
                 ],
                 domain=MICROSOFT,
             )
-            scaled = ir.node("Mul", [product.outputs[0], peak])
-            graph.insert_before(layer.node, [product, scaled])
-            replace(graph, layer.output, scaled.outputs[0])
+            graph.insert_before(layer.node, product)
+            replace(graph, layer.output, product.outputs[0])
         return ir.passes.PassResult(model, modified=bool(rounded))
 
 
