@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # name -> module and factory(folder, component, options); imported only when asked for.
 _ENGINES = {
     "onnxruntime": ("specplug.engines.ort", "OrtEngine.from_component"),
+    "onnxruntime-concat": ("specplug.engines.ort_concat", "OrtConcatEngine.from_component"),
 }
 
 

@@ -111,7 +111,7 @@ class OrtEngine:
         self._scores_from[0] = step.scores_from
         try:
             self._session.run_with_iobinding(binding.io)
-        except Exception as error:  # as in _mapped, without a context manager's cost per call
+        except Exception as error:  # as in mapped_errors, without a context manager's cost per call
             raise EngineError(f"ONNX Runtime failed running the graph: {error}") from error
         return binding.scores
 
@@ -166,7 +166,7 @@ class OrtEngine:
             if output:
                 io.bind_output(output, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
-        with _mapped("binding the graph's inputs"):
+        with mapped_errors("binding the graph's inputs"):
             bind("input_ids", tokens)
             bind("position_ids", positions)
             bind("seqlens_k", self._seqlens_k[:batch])
@@ -219,7 +219,7 @@ def open_session(graph: Path | bytes, options: EngineOptions) -> Any:
             enable_fallback=0,  # a provider that fails is an error, not a slower run
         )
 
-    with _mapped("loading a graph" if isinstance(graph, bytes) else f"loading {graph.name}"):
+    with mapped_errors("loading a graph" if isinstance(graph, bytes) else f"loading {graph.name}"):
         if _pool_threads is not None:
             return open_with(per_session=False)
         try:
@@ -256,7 +256,7 @@ def physical_cores() -> int:
 
 
 @contextmanager
-def _mapped(doing: str) -> Iterator[None]:
+def mapped_errors(doing: str) -> Iterator[None]:
     """Every failure of the backend as an :class:`EngineError`."""
     try:
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from specplug.bundle import (
     Manifest,
     Parity,
     Provenance,
-    TokenizerPart,
     describe_file,
     write_manifest,
 )
@@ -25,14 +23,14 @@ from specplug.export import graphs, measuring
 from specplug.export.attention import positions
 from specplug.export.graphs import Precision
 from specplug.export.precision import choose_precision
-from specplug.export.source import Source, SourceTokenizer, open_source, vocabulary
+from specplug.export.source import Source, open_source
 from specplug.export.staging import staged
+from specplug.export.tokenizers import SourceTokenizer, encoder, vocabulary, write_tokenizer
 from specplug.types import ExportError
 
 Report = Callable[[str], None]
 
 _TOOLS = ("specplug", "mobius-onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
-_QUALITY_TOKENS = 640
 
 
 def export_bundle(
@@ -85,7 +83,7 @@ def export_bundle(
         manifest = Manifest(
             target=components["target"],
             draft=components.get("draft"),
-            tokenizer=_write_tokenizer(tokenizer, stage) if tokenizer else None,
+            tokenizer=write_tokenizer(tokenizer, stage) if tokenizer else None,
         )
         write_manifest(stage, manifest)
         report("writing to disk")
@@ -138,7 +136,7 @@ def _build(source: Source, work: Path, report: Report) -> tuple[_Model, SourceTo
     max_length = positions(config) - 1
     report("running the source for reference")
     tokens = measuring.sample_tokens(
-        _encoder(source.tokenizer), config.vocab_size, min(_QUALITY_TOKENS, max_length)
+        encoder(source.tokenizer), config.vocab_size, min(measuring.SAMPLE_TOKENS, max_length)
     )
     reference = measuring.write_reference(source.reference(), tokens, work / "reference.f32")
     report("building the graph")
@@ -199,15 +197,6 @@ def _write_component(
     )
 
 
-def _encoder(tokenizer: SourceTokenizer | None) -> Callable[[str], list[int]] | None:
-    if tokenizer is None:
-        return None
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.json)
-    return lambda text: list(backend.encode(text).ids)
-
-
 def _check_pair(target: SourceTokenizer | None, draft: SourceTokenizer | None) -> None:
     """A draft must speak the target's tokens."""
     if target is None or draft is None:
@@ -220,15 +209,3 @@ def _check_pair(target: SourceTokenizer | None, draft: SourceTokenizer | None) -
                 f"{theirs.get(token, 'unknown')} there and {ours.get(token, 'unknown')} here; "
                 "export a draft with the target's tokenizer"
             )
-
-
-def _write_tokenizer(tokenizer: SourceTokenizer, stage: Path) -> TokenizerPart:
-    (stage / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
-    tokens = sorted(vocabulary(tokenizer.json).items())
-    return TokenizerPart(
-        file=describe_file(stage, "tokenizer.json"),
-        vocabulary_sha256=hashlib.sha256(repr(tokens).encode()).hexdigest(),
-        stop_token_ids=list(tokenizer.stop_token_ids),
-        special_tokens=dict(tokenizer.special_tokens),
-        chat_template=tokenizer.chat_template,
-    )

@@ -22,7 +22,8 @@ from transformers.integrations.gguf.reader import (
     read_gguf_metadata,
 )
 
-from specplug.export.source import Source, SourceTokenizer
+from specplug.export.source import Source
+from specplug.export.tokenizers import SourceTokenizer
 from specplug.types import ExportError
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")

@@ -21,7 +21,11 @@ PARITY_TOLERANCE = 1e-4
 
 _PREFIX, _VERIFIED = 24, 16  # tokens of the parity check
 _WIDEST = 16  # the width up to which rows are compared
-_PIECE = 128  # tokens of a quality call; bounds the memory of logits
+SAMPLE_TOKENS = 640
+"""Of the built-in text, that quality is measured on."""
+
+PIECE = 128
+"""Tokens of a quality call; bounds the memory of logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,8 @@ def write_reference(model: Any, tokens: Int64Array, path: Path) -> Reference:
     vocab_size = int(model.config.vocab_size)
     cache = None
     with path.open("wb") as out, torch.inference_mode():
-        for start in range(0, len(tokens), _PIECE):
-            piece = torch.from_numpy(tokens[start : start + _PIECE])[None]
+        for start in range(0, len(tokens), PIECE):
+            piece = torch.from_numpy(tokens[start : start + PIECE])[None]
             output = model(piece, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             output.logits[0].numpy().tofile(out)
@@ -151,8 +155,8 @@ def measure_quality(engine: Engine, reference: Reference) -> Quality:
     tokens = reference.tokens
     agreed, divergence, loss, source_loss = 0, 0.0, 0.0, 0.0
     last = len(tokens) - 1
-    for start in range(0, len(tokens), _PIECE):
-        stop = min(start + _PIECE, len(tokens))
+    for start in range(0, len(tokens), PIECE):
+        stop = min(start + PIECE, len(tokens))
         scores = feed(engine, tokens[start:stop].tolist(), past=start, scored=stop - start)
         graph = _log_softmax(scores.logits()[0][: stop - start])
         source = _log_softmax(reference.logits(start, stop))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,8 @@ import transformers
 
 from specplug.bundle import file_sha256
 from specplug.export.families import check_family
+from specplug.export.tokenizers import SourceTokenizer, folder_tokenizer
 from specplug.types import ExportError
-
-
-@dataclass(frozen=True, slots=True)
-class SourceTokenizer:
-    """What the bundle needs of a source's tokenizer."""
-
-    json: str
-    """The content of ``tokenizer.json``."""
-    stop_token_ids: tuple[int, ...]
-    special_tokens: Mapping[str, str]
-    chat_template: str | None
 
 
 @dataclass(slots=True)
@@ -109,38 +97,10 @@ def _open_folder(folder: Path) -> Source:
         path=folder,
         config=model.config,
         weights=weights,
-        tokenizer=_folder_tokenizer(folder, model),
+        tokenizer=folder_tokenizer(folder, _stops(model.generation_config.eos_token_id)),
         files=(folder / "config.json", *shards),
     )
 
 
-def _folder_tokenizer(folder: Path, model: Any) -> SourceTokenizer | None:
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    stops = model.generation_config.eos_token_id
-    if stops is None:
-        stops = tokenizer.eos_token_id
-    stops = [stops] if isinstance(stops, int) else stops or []
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    special = {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None)}
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    return SourceTokenizer(
-        json=tokenizer.backend_tokenizer.to_str(),
-        stop_token_ids=tuple(stops),
-        special_tokens=special,
-        chat_template=template,
-    )
-
-
-def vocabulary(tokenizer_json: str) -> dict[str, int]:
-    """Every token of a ``tokenizer.json`` with its id, added tokens included."""
-    data = json.loads(tokenizer_json)
-    found = data["model"]["vocab"]
-    tokens = (
-        dict(found) if isinstance(found, dict) else {item[0]: i for i, item in enumerate(found)}
-    )
-    tokens.update({token["content"]: token["id"] for token in data.get("added_tokens", [])})
-    return tokens
+def _stops(eos: int | list[int] | None) -> list[int]:
+    return [eos] if isinstance(eos, int) else eos or []

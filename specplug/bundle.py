@@ -100,10 +100,10 @@ class Provenance(_Part):
 class Component(_Part):
     """A model of the bundle: the target or the draft."""
 
-    engine: Literal["onnxruntime"] = "onnxruntime"
-    dialect: Literal["ort"] = "ort"
+    engine: Literal["onnxruntime", "onnxruntime-concat"] = "onnxruntime"
+    dialect: Literal["ort", "concat"] = "ort"
     architecture: str
-    precision: Literal["fp32", "w8a8", "int4"]
+    precision: Literal["fp32", "w8a8", "int8", "int4"]
     parameters: Count
     graph: str
     files: Annotated[list[File], Field(min_length=1)]

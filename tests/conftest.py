@@ -13,6 +13,7 @@ import pytest
 
 from specplug.bundle import Bundle
 from specplug.export import export_bundle
+from specplug.export.from_onnx import export_onnx
 from tests_support.tiny import write_checkpoint
 
 
@@ -36,6 +37,16 @@ def tiny_bundles(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) ->
             self_draft="int4" if precision == "fp32" else None,
         )
     return made
+
+
+@pytest.fixture(scope="session")
+def foreign_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles of the graphs that other tools made, by tool and precision."""
+    folder = tmp_path_factory.mktemp("foreign")
+    names = ("optimum", "genai-fp32", "genai-int4")
+    for name in names:
+        export_onnx(Path(__file__).parent / "data" / name, folder / f"{name}.bundle")
+    return {name: folder / f"{name}.bundle" for name in names}
 
 
 @pytest.fixture

@@ -51,6 +51,19 @@ def test_export_inspect_generate(tiny_source: Path, tmp_path: Path) -> None:
     assert "saved" not in plain.stderr
 
 
+def test_export_from_onnx(tmp_path: Path) -> None:
+    graph, bundle = Path(__file__).parent / "data" / "genai-int4", tmp_path / "made.bundle"
+    exported = specplug("export", "--from-onnx", graph, "-o", bundle)
+    assert exported.returncode == 0, exported.stderr
+    assert "target: llama 0M in int4" in exported.stderr
+    plain, drafted = (
+        specplug("generate", bundle, PROMPT, "--max-tokens", "20", "--drafter", drafter)
+        for drafter in ("none", "ngram")
+    )
+    assert plain.returncode == 0
+    assert plain.stdout == drafted.stdout
+
+
 def test_json_is_one_object_with_everything(tiny_bundle: Path) -> None:
     done = specplug(
         "generate", tiny_bundle, "-", "--json", "--raw", "--drafter", "draft",
@@ -77,6 +90,8 @@ def test_json_is_one_object_with_everything(tiny_bundle: Path) -> None:
         (["generate", "{bundle}", "", "--raw"], 1, "the prompt is empty"),
         (["generate", "{bundle}", "x" * 2000], 1, "context ends at 1198: shorten the prompt"),
         (["generate", "{missing}", "hi"], 1, "is not a bundle"),
+        (["export", "-o", "{missing}"], 1, "give either SOURCE or --from-onnx DIR"),
+        (["export", "-o", "{missing}", "--from-onnx", "x", "--precision", "int4"], 1, "as it is"),
         (["inspect", "{missing}"], 1, "is not a bundle"),
         (["export", "{missing}", "-o", "{missing}"], 1, "does not exist: give a .gguf file"),
         (["export", "{missing}", "-o", "{missing}/deep/x"], 1, "is not a folder: make it first"),

@@ -39,12 +39,19 @@ ENGINES = {
     "onnxruntime-fp32": onnxruntime("fp32"),
     "onnxruntime-w8a8": onnxruntime("w8a8"),
     "onnxruntime-int4": onnxruntime("int4"),
+    "onnxruntime-concat": onnxruntime("optimum"),
+    "onnxruntime-genai-int4": onnxruntime("genai-int4"),
 }
 
 
+@pytest.fixture
+def bundles(tiny_bundles: dict[str, Path], foreign_bundles: dict[str, Path]) -> dict[str, Path]:
+    return tiny_bundles | foreign_bundles
+
+
 @pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, tiny_bundles: dict[str, Path]):
-    made = ENGINES[request.param](tiny_bundles)
+def engine(request: pytest.FixtureRequest, bundles: dict[str, Path]):
+    made = ENGINES[request.param](bundles)
     yield made
     made.close()
 
@@ -149,9 +156,9 @@ def test_close_twice_then_use(engine: Engine, tokens: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_two_engines_in_one_process(
-    name: str, tiny_bundles: dict[str, Path], tokens: np.ndarray
+    name: str, bundles: dict[str, Path], tokens: np.ndarray
 ) -> None:
-    first, second = ENGINES[name](tiny_bundles), ENGINES[name](tiny_bundles)
+    first, second = ENGINES[name](bundles), ENGINES[name](bundles)
     expected = rows(first, tokens, 0)
     other = rows(second, tokens[::-1], 0)
     assert np.array_equal(rows(first, tokens[40:], 40), expected[40:])

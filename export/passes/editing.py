@@ -29,7 +29,7 @@ class Linear:
 
 def linear_layers(graph: Any) -> Iterator[Linear]:
     """Every MatMul whose second factor is a constant, also one seen through a Transpose."""
-    head = _head(graph)
+    head = head_product(graph)
     for node in list(graph):
         if node.op_type != "MatMul":
             continue
@@ -44,8 +44,8 @@ def linear_layers(graph: Any) -> Iterator[Linear]:
         yield Linear(node, node.inputs[0], node.outputs[0], factor.name, weight, node is head)
 
 
-def _head(graph: Any) -> Any | None:
-    """The last product before the logits; between the two only elementwise nodes."""
+def head_product(graph: Any) -> Any | None:
+    """The node that makes the logits: between them and it there are only elementwise nodes."""
     value = next((value for value in graph.outputs if value.name == "logits"), None)
     while value is not None and value.producer() is not None:
         node = value.producer()

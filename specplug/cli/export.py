@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from specplug.bundle import Component
 from specplug.cli import console
 
-_STAGES_A_SOURCE, _STAGES_A_COMPONENT = 4, 2
+_STAGES_A_SOURCE, _STAGES_A_COMPONENT, _STAGES_FROM_ONNX = 4, 2, 5
 
 
 class TargetPrecision(StrEnum):
@@ -32,12 +32,20 @@ class DraftPrecision(StrEnum):
 
 
 def export(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="GGUF file or Hugging Face folder.")
-    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.")
     ],
+    source: Annotated[
+        Path | None, typer.Argument(metavar="SOURCE", help="GGUF file or Hugging Face folder.")
+    ] = None,
+    from_onnx: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Instead of SOURCE: a graph that Optimum or onnxruntime-genai's builder "
+            "exported, in the precision it has.",
+        ),
+    ] = None,
     precision: Annotated[
         TargetPrecision, typer.Option(help="auto picks by this machine's instructions.")
     ] = TargetPrecision.auto,
@@ -52,13 +60,15 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Turn a checkpoint into a bundle, checked against its source."""
-    from specplug.export import export_bundle
-
-    components = 1 + bool(draft or self_draft)
-    stages = _STAGES_A_SOURCE * (1 + bool(draft)) + _STAGES_A_COMPONENT * components + 1
+    if (source is None) == (from_onnx is None):
+        raise ValueError("give either SOURCE or --from-onnx DIR")
+    if from_onnx is not None and (draft or self_draft or precision != TargetPrecision.auto):
+        raise ValueError(
+            "--from-onnx takes the graph as it is: leave --precision, --draft and --self-draft out"
+        )
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console.stderr) as bar:
-        task = bar.add_task("starting", total=stages)
+        task = bar.add_task("starting")
 
         def report(stage: str) -> None:
             bar.update(
@@ -67,17 +77,28 @@ def export(
                 advance=0 if bar.tasks[task].description == "starting" else 1,
             )
 
-        manifest = export_bundle(
-            source,
-            output,
-            precision=precision.value,
-            draft=draft,
-            self_draft=self_draft.value if self_draft else None,
-            force=force,
-            report=report,
-            note=console.note,
-        )
-        bar.update(task, description="done", completed=stages)
+        if from_onnx is not None:
+            from specplug.export.from_onnx import export_onnx
+
+            bar.update(task, total=_STAGES_FROM_ONNX)
+            manifest = export_onnx(from_onnx, output, force=force, report=report)
+        elif source is not None:
+            from specplug.export import export_bundle
+
+            components = 1 + bool(draft or self_draft)
+            stages = _STAGES_A_SOURCE * (1 + bool(draft)) + _STAGES_A_COMPONENT * components + 1
+            bar.update(task, total=stages)
+            manifest = export_bundle(
+                source,
+                output,
+                precision=precision.value,
+                draft=draft,
+                self_draft=self_draft.value if self_draft else None,
+                force=force,
+                report=report,
+                note=console.note,
+            )
+        bar.update(task, description="done", completed=bar.tasks[task].total)
     for name, component in (("target", manifest.target), ("draft", manifest.draft)):
         if component:
             console.note(f"{name}: {summary(component)}")

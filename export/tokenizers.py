@@ -1,0 +1,82 @@
+"""Tokenizers on their way from a source into a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import transformers
+
+from specplug.bundle import TokenizerPart, describe_file
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTokenizer:
+    """What the bundle needs of a source's tokenizer."""
+
+    json: str
+    """The content of ``tokenizer.json``."""
+    stop_token_ids: tuple[int, ...]
+    special_tokens: Mapping[str, str]
+    chat_template: str | None
+
+
+def folder_tokenizer(folder: Path, stop_token_ids: Sequence[int]) -> SourceTokenizer | None:
+    """The tokenizer of a Hugging Face folder; None if it has no ``tokenizer.json``.
+
+    Args:
+        folder: where ``tokenizer.json`` and its companions lie.
+        stop_token_ids: what ends an answer; the tokenizer's own end of text if empty.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    special = {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None)}
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return SourceTokenizer(
+        json=tokenizer.backend_tokenizer.to_str(),
+        stop_token_ids=tuple(stop_token_ids) or own,
+        special_tokens=special,
+        chat_template=template,
+    )
+
+
+def vocabulary(tokenizer_json: str) -> dict[str, int]:
+    """Every token of a ``tokenizer.json`` with its id, added tokens included."""
+    data = json.loads(tokenizer_json)
+    found = data["model"]["vocab"]
+    tokens = (
+        dict(found) if isinstance(found, dict) else {item[0]: i for i, item in enumerate(found)}
+    )
+    tokens.update({token["content"]: token["id"] for token in data.get("added_tokens", [])})
+    return tokens
+
+
+def encoder(tokenizer: SourceTokenizer | None) -> Callable[[str], list[int]] | None:
+    """From text to token ids, special tokens as the tokenizer adds them; None without one."""
+    if tokenizer is None:
+        return None
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.json)
+    return lambda text: list(backend.encode(text).ids)
+
+
+def write_tokenizer(tokenizer: SourceTokenizer, stage: Path) -> TokenizerPart:
+    """Write ``tokenizer.json`` into a bundle that is being made."""
+    (stage / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    tokens = sorted(vocabulary(tokenizer.json).items())
+    return TokenizerPart(
+        file=describe_file(stage, "tokenizer.json"),
+        vocabulary_sha256=hashlib.sha256(repr(tokens).encode()).hexdigest(),
+        stop_token_ids=list(tokenizer.stop_token_ids),
+        special_tokens=dict(tokenizer.special_tokens),
+        chat_template=tokenizer.chat_template,
+    )
