@@ -68,6 +68,7 @@ class OrtEngine:
         self._layout = cache
         self._session = open_session(graph, options)
         self._inputs = {value.name for value in self._session.get_inputs()}
+        check_vocabulary(self._session, vocab_size)
         rows = options.max_batch
         self._seqlens_k = np.zeros(rows, dtype=np.int32)  # last valid entry, this call's included
         self._query_seqlens = np.zeros(rows, dtype=np.int32)  # this call's tokens
@@ -228,6 +229,13 @@ def open_session(graph: Path | bytes, options: EngineOptions) -> Any:
             if "global thread pool" not in str(error):
                 raise
             return open_with(per_session=False)  # the host program made the process's pool
+
+
+def check_vocabulary(session: Any, vocab_size: int) -> None:
+    """Refuse a graph whose logits are not those of ``vocab_size`` tokens, where it says so."""
+    found = next(value.shape[-1] for value in session.get_outputs() if value.name == "logits")
+    if isinstance(found, int) and found != vocab_size:
+        raise EngineError(f"the graph has {found} logits a token, its description {vocab_size}")
 
 
 def _make_process_pool(threads: int) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specplug.engines.host import HostScores, check_step
-from specplug.engines.ort import mapped_errors, open_session
+from specplug.engines.ort import check_vocabulary, mapped_errors, open_session
 from specplug.types import EngineError, EngineSpec, Float32Array, Step
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class OrtConcatEngine:
         )
         self._session = open_session(graph, options)
         self._inputs = {value.name for value in self._session.get_inputs()}
+        check_vocabulary(self._session, vocab_size)
         layers = range(cache.layers)
         self._past_names = [f"past_key_values.{i}.{kind}" for i in layers for kind in _KINDS]
         self._outputs = ["logits", *(f"present.{i}.{kind}" for i in layers for kind in _KINDS)]

@@ -22,10 +22,11 @@ from specplug.bundle import (
 from specplug.export import graphs, measuring
 from specplug.export.attention import positions
 from specplug.export.graphs import Precision
+from specplug.export.pairing import check_pair
 from specplug.export.precision import choose_precision
 from specplug.export.source import Source, open_source
 from specplug.export.staging import staged
-from specplug.export.tokenizers import SourceTokenizer, encoder, vocabulary, write_tokenizer
+from specplug.export.tokenizers import SourceTokenizer, encoder, write_tokenizer
 from specplug.types import ExportError
 
 Report = Callable[[str], None]
@@ -79,7 +80,9 @@ def export_bundle(
         if draft is not None:
             made, other = _export_source(Path(draft), {"draft": precision}, stage, report)
             components |= made
-            _check_pair(tokenizer, other)
+            check_pair(
+                tokenizer, other, components["target"].vocab_size, components["draft"].vocab_size
+            )
         manifest = Manifest(
             target=components["target"],
             draft=components.get("draft"),
@@ -195,17 +198,3 @@ def _write_component(
         quality=quality,
         provenance=model.provenance,
     )
-
-
-def _check_pair(target: SourceTokenizer | None, draft: SourceTokenizer | None) -> None:
-    """A draft must speak the target's tokens."""
-    if target is None or draft is None:
-        return  # nothing to compare but the sizes, which the manifest does
-    ours, theirs = vocabulary(target.json), vocabulary(draft.json)
-    for token in sorted(ours.keys() | theirs.keys(), key=lambda t: ours.get(t, theirs.get(t, 0))):
-        if ours.get(token) != theirs.get(token):
-            raise ExportError(
-                f"the draft's tokenizer differs from the target's: token {token!r} is "
-                f"{theirs.get(token, 'unknown')} there and {ours.get(token, 'unknown')} here; "
-                "export a draft with the target's tokenizer"
-            )

@@ -55,7 +55,8 @@ def open_parts(
     made: Drafter = NgramDrafter(**lookup) if drafter == "ngram" else NoDrafter()
     if draft is not None and drafter == "draft":
         try:
-            made = ModelDrafter(engines.load(bundle.path, draft, options))
+            engine = engines.load(bundle.path, draft, options)
+            made = ModelDrafter(engine, vocab_size=target.spec.vocab_size)
         except SpecplugError:
             target.close()
             raise

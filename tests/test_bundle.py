@@ -66,7 +66,10 @@ def test_manifest_says_what_was_measured(opened: Bundle) -> None:
         ({"target__min_width": 0}, "damaged at target.min_width"),
         ({"target__max_length": 10**30}, "damaged at target.max_length"),
         ({"target__vocab_size": "260"}, "damaged at target.vocab_size"),
-        ({"draft__vocab_size": 999}, "draft vocabulary 999 != target vocabulary 260"),
+        (
+            {"draft__vocab_size": 999, "tokenizer": None},
+            "draft vocabulary 999 != target vocabulary 260",
+        ),
         ({"target__surprise": 1}, "damaged at target.surprise"),
         ({"tokenizer__chat_template": "{% if %}"}, "chat template does not parse"),
     ],

@@ -65,3 +65,26 @@ def test_model_drafter_reads_each_context_right(data, k) -> None:
         context += committed
     widths = [step.tokens.shape[1] for step in engine.steps[1:]]
     assert max(widths, default=1) <= 2  # accepted drafts are never fed again
+
+
+@given(st.integers(0, 1000), st.integers(1, 5))
+def test_model_drafter_never_drafts_padding(seed: int, k: int) -> None:
+    """A draft with more embeddings than the target: the best token that both have."""
+
+    def row(prefix: tuple[int, ...]) -> np.ndarray:
+        return np.random.default_rng((seed, *prefix)).normal(size=7)
+
+    drafter = ModelDrafter(FakeEngine(row, vocab_size=7), vocab_size=4)
+    context = [1, 2]
+    for token in drafter.propose(np.array(context, dtype=np.int64), k).tokens:
+        assert token == int(np.argmax(row(tuple(context)).astype(np.float32)[:4]))
+        context.append(token)
+
+
+def test_model_drafter_stays_out_of_text_it_cannot_read() -> None:
+    """A draft with fewer embeddings: a token beyond them ends its drafting, not the decoding."""
+    engine = FakeEngine(lambda prefix: np.arange(4.0), vocab_size=4)
+    drafter = ModelDrafter(engine, vocab_size=6)
+    assert len(drafter.propose(np.array([1, 2], dtype=np.int64), 3)) == 3
+    drafter.commit([3, 3, 3, 5])
+    assert len(drafter.propose(np.array([1, 2, 3, 3, 3, 5], dtype=np.int64), 3)) == 0

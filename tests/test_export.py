@@ -149,6 +149,32 @@ def test_draft_from_another_source(tiny_source: Path, tmp_path: Path) -> None:
     assert list(tokens) == greedy_tokens(tiny_source, PROMPT, 30)
 
 
+@pytest.mark.parametrize(("target_size", "draft_size"), [(260, 288), (288, 260)])
+def test_draft_with_another_padding(target_size: int, draft_size: int, tmp_path: Path) -> None:
+    """Rows of the embedding table beyond the tokenizer's 260 tokens are padding."""
+    target = write_checkpoint(tmp_path / "target", vocab_size=target_size)
+    draft = write_checkpoint(tmp_path / "draft", vocab_size=draft_size, seed=1, num_hidden_layers=1)
+    bundle = tmp_path / "pair.bundle"
+    export_bundle(target, bundle, precision="fp32", draft=draft)
+    texts = []
+    for drafter in ("none", "draft"):
+        with SpeculativeDecoder.from_bundle(bundle, drafter=drafter, draft_tokens=4) as decoder:
+            decoder.stop_token_ids = frozenset()
+            result = decoder.generate(PROMPT, max_tokens=40)
+            texts.append(result.token_ids)
+    assert texts[0] == texts[1]
+    assert result.stats.drafted > 0
+
+
+def test_draft_of_another_size_without_tokenizers_is_refused(tmp_path: Path) -> None:
+    folders = []
+    for size in (260, 288):
+        folders.append(write_checkpoint(tmp_path / str(size), vocab_size=size))
+        (folders[-1] / "tokenizer.json").unlink()
+    with pytest.raises(ExportError, match="draft vocabulary 288 != target vocabulary 260, and"):
+        export_bundle(folders[0], tmp_path / "p.bundle", precision="fp32", draft=folders[1])
+
+
 def test_draft_of_another_vocabulary_is_refused(tiny_source: Path, tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "other", tokenizer=byte_tokenizer(("<|extra|>",)))
     with pytest.raises(ExportError, match=r"token '<\|extra\|>' is 260 there and unknown here"):

@@ -123,3 +123,9 @@ def test_damaged_graph_is_an_engine_error(tiny_bundle: Path, tmp_path: Path) -> 
     (tmp_path / component.graph).write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"ONNX Runtime failed loading model\.onnx"):
         load(tmp_path, component, EngineOptions())
+
+
+def test_another_number_of_logits_than_described_is_refused(opened: Bundle) -> None:
+    component = opened.manifest.target.model_copy(update={"vocab_size": 300})
+    with pytest.raises(EngineError, match="has 260 logits a token, its description 300"):
+        load(opened.path, component, EngineOptions())
