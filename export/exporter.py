@@ -48,7 +48,8 @@ def export_bundle(
     """Export a model, and a draft for it if asked for, into a bundle.
 
     Args:
-        source: a GGUF file or a Hugging Face folder with safetensors.
+        source: a GGUF file, a Hugging Face folder with safetensors, or a Hub id (``org/name`` or
+            ``org/name@revision``).
         output: the bundle's folder; must not exist unless ``force``.
         precision: of the target; ``"auto"`` picks by the machine's instructions.
         draft: the source of a smaller model with the same tokenizer, exported in the target's
@@ -152,7 +153,8 @@ def _build(source: Source, work: Path, report: Report) -> tuple[_Model, SourceTo
         max_length=max_length,
         layout=graphs.cache_layout(graph),
         provenance=Provenance(
-            source=source.path.name,
+            source=source.name or source.path.name,
+            revision=source.revision,
             sha256=source.hashes(),
             licence=source.licence,
             tools={tool: version(tool) for tool in _TOOLS},

@@ -28,6 +28,10 @@ class Source:
     licence: str | None = None
     files: tuple[Path, ...] = field(default=())
     """What was read, for the provenance."""
+    name: str = ""
+    """What the provenance calls it; the file's or folder's name if empty."""
+    revision: str | None = None
+    """The commit, for sources that have one."""
 
     def reference(self) -> Any:
         """The transformers model over these very tensors: what the graph must reproduce."""
@@ -59,7 +63,7 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Read a checkpoint.
+    """Read a checkpoint: a GGUF file, a Hugging Face folder, or a Hub id.
 
     Raises:
         ExportError: nothing readable there, or an architecture not supported yet.
@@ -71,8 +75,22 @@ def open_source(path: Path) -> Source:
     if (path / "config.json").is_file():
         return _open_folder(path)
     if not path.exists():
-        raise ExportError(f"{path} does not exist: give a .gguf file or a Hugging Face folder")
+        return _open_hub(str(path))
     raise ExportError(f"{path} is neither a .gguf file nor a folder with a config.json")
+
+
+def _open_hub(source: str) -> Source:
+    from specplug.export.hub import fetch_snapshot, is_hub_id
+
+    if not is_hub_id(source):
+        raise ExportError(
+            f"{source} does not exist: give a .gguf file, a Hugging Face folder, or a Hub id "
+            "(org/name or org/name@revision)"
+        )
+    folder, revision = fetch_snapshot(source)
+    opened = _open_folder(folder)
+    opened.name, opened.revision = source.partition("@")[0], revision
+    return opened
 
 
 def _open_folder(folder: Path) -> Source:

@@ -90,6 +90,8 @@ class Provenance(_Part):
     """Where a component's weights come from."""
 
     source: str
+    revision: str | None = None
+    """The commit of a Hub repository."""
     sha256: dict[str, Sha256]
     """Of the source's files, by name."""
     licence: str | None = None

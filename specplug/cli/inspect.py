@@ -79,6 +79,7 @@ def _values(component: Component) -> list[str]:
         f"{quality.perplexity:.2f}, source {quality.source_perplexity:.2f}"
         if quality
         else "not measured",
-        component.provenance.source,
+        component.provenance.source
+        + (f" at {component.provenance.revision}" if component.provenance.revision else ""),
         component.provenance.licence or "not stated",
     ]

@@ -1,0 +1,179 @@
+"""Hub ids as sources, against a server that speaks as much of the Hub's protocol as is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from specplug import Bundle
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = "team/tiny-llama"
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves one folder as REPOSITORY; ``cut`` ends the first download of the weights halfway."""
+
+    def __init__(self, folder: Path, *, cut: bool = False) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder = folder
+        self.cut = cut
+        self.served: list[tuple[str, str | None]] = []
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/team/gated"):
+            return self._refuse(403, "GatedRepo")
+        names = [*sorted(p.name for p in self.server.folder.iterdir()), "pytorch_model.bin"]
+        if path.startswith(f"/api/models/{REPOSITORY}/revision/"):
+            if path.rpartition("/")[2] not in ("main", "v1", COMMIT):
+                return self._refuse(404, "RevisionNotFound")
+            siblings = [{"rfilename": name} for name in names]
+            return self._send({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings})
+        if path == f"/api/models/{REPOSITORY}/tree/{COMMIT}":
+            return self._send(
+                [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in names]
+            )
+        name = path.removeprefix(f"/{REPOSITORY}/resolve/{COMMIT}/")
+        file = self.server.folder / name
+        if name == path or not file.is_file():
+            return self._refuse(404, "RepoNotFound")
+        return self._send_file(file, body=body)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _send(self, answer: object) -> None:
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _send_file(self, file: Path, *, body: bool) -> None:
+        data, wanted = file.read_bytes(), self.headers.get("Range")
+        start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+        if body:
+            self.server.served.append((file.name, wanted))
+        self.send_response(206 if wanted else 200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("Accept-Ranges", "bytes")
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        if not body:
+            return
+        if self.server.cut and file.suffix == ".safetensors":
+            self.server.cut = False
+            self.wfile.write(data[start : start + len(data) // 2])
+            self.wfile.flush()
+            self.connection.close()
+            return
+        self.wfile.write(data[start:])
+
+
+@pytest.fixture
+def hub(tiny_source: Path) -> Iterator[Hub]:
+    server = Hub(tiny_source)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def export(
+    source: str, bundle: Path, hub: Hub | None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    endpoint = f"http://127.0.0.1:{hub.server_port}" if hub else "http://127.0.0.1:9"
+    return subprocess.run(
+        [sys.executable, "-m", "specplug", "export", source, "-o", str(bundle)],
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "HF_ENDPOINT": endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(bundle.parent / "cache"),
+            "COLUMNS": "300",
+            "NO_PROXY": "127.0.0.1",
+        }
+        | environment,
+    )
+
+
+def test_a_snapshot_is_pinned_and_pickles_stay_there(hub: Hub, tmp_path: Path) -> None:
+    done = export(f"{REPOSITORY}@v1", tmp_path / "made.bundle", hub)
+    assert done.returncode == 0, done.stderr
+    provenance = Bundle.open(tmp_path / "made.bundle").manifest.target.provenance
+    assert provenance.source == REPOSITORY
+    assert provenance.revision == COMMIT
+    assert set(provenance.sha256) == {"config.json", "model.safetensors"}
+    assert "pytorch_model.bin" not in {name for name, _ in hub.served}
+    # Once there, it needs no network.
+    again = export(f"{REPOSITORY}@{COMMIT}", tmp_path / "again.bundle", None, HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
+
+
+def test_an_interrupted_download_does_no_harm(hub: Hub, tmp_path: Path) -> None:
+    """The library takes up files of more than one block where they broke off."""
+    hub.cut = True
+    done = export(REPOSITORY, tmp_path / "made.bundle", hub)
+    if done.returncode:  # it may also try again by itself
+        assert "run it again to resume" in done.stderr
+        done = export(REPOSITORY, tmp_path / "made.bundle", hub)
+    assert done.returncode == 0, done.stderr
+    assert [name for name, _ in hub.served].count("model.safetensors") > 1
+    whole = hashlib.sha256((hub.folder / "model.safetensors").read_bytes()).hexdigest()
+    provenance = Bundle.open(tmp_path / "made.bundle").manifest.target.provenance
+    assert provenance.sha256["model.safetensors"] == whole
+
+
+@pytest.mark.parametrize(
+    ("source", "environment", "message"),
+    [
+        ("team/none", {}, "team/none is neither a file or folder here nor a repository"),
+        ("team/gated", {}, "team/gated is gated: accept its conditions on the Hub"),
+        (f"{REPOSITORY}@v9", {}, f"{REPOSITORY} has no revision 'v9'"),
+        (REPOSITORY, {"HF_HUB_OFFLINE": "1"}, "not in the cache and the Hub cannot be reached"),
+        (REPOSITORY, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "the Hub cannot be reached"),
+        ("no/such/thing", {}, "no/such/thing does not exist: give a .gguf file"),
+    ],
+)
+def test_refusals(
+    source: str, environment: dict[str, str], message: str, hub: Hub, tmp_path: Path
+) -> None:
+    done = export(source, tmp_path / "made.bundle", hub, **environment)
+    assert done.returncode == 1
+    assert message in done.stderr.replace("\n", " ")
+    assert not (tmp_path / "made.bundle").exists()
