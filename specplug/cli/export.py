@@ -20,14 +20,19 @@ class TargetPrecision(StrEnum):
 
     auto = "auto"
     fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
     w8a8 = "w8a8"
+    int8 = "int8"
     int4 = "int4"
+    gguf = "gguf"
 
 
 class DraftPrecision(StrEnum):
     """Values of ``--self-draft``."""
 
     w8a8 = "w8a8"
+    int8 = "int8"
     int4 = "int4"
 
 
@@ -39,7 +44,11 @@ def export(
         Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.")
     ],
     precision: Annotated[
-        TargetPrecision, typer.Option(help="auto picks by this machine's instructions.")
+        TargetPrecision,
+        typer.Option(
+            help="auto picks by this machine's instructions; gguf keeps the file's own "
+            "quantization."
+        ),
     ] = TargetPrecision.auto,
     draft: Annotated[
         Path | None,
@@ -48,6 +57,18 @@ def export(
     self_draft: Annotated[
         DraftPrecision | None,
         typer.Option(help="Draft with the target itself in this precision."),
+    ] = None,
+    keep_fp32: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-fp32",
+            metavar="REGEX",
+            help=r"Leave layers in fp32 by their weights' names, as in 'lm_head|layers\.0\.'.",
+        ),
+    ] = None,
+    quality: Annotated[
+        Path | None,
+        typer.Option(metavar="TEXT", help="Measure quality on this text file of your own."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
@@ -73,6 +94,8 @@ def export(
             precision=precision.value,
             draft=draft,
             self_draft=self_draft.value if self_draft else None,
+            keep_fp32=keep_fp32,
+            quality_text=quality,
             force=force,
             report=report,
             note=console.note,
