@@ -55,7 +55,7 @@ Rounding = Callable[[Array, int], Blocks | None]
 
 def pack_nibbles(values: Array) -> Array:
     """Two 4-bit values a byte along the last axis, the first in the low half."""
-    return np.bitwise_or(values[..., 0::2], values[..., 1::2] << 4)
+    return np.asarray(values[..., 0::2] | (values[..., 1::2] << 4))
 
 
 def split_blocks(weight: Array) -> Array:

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from specplug.export.blocks import k_quant, nearest
+from specplug.export.blocks import Array, Blocks, k_quant, nearest
 from specplug.export.keeping import Keep, keep_none
-from specplug.export.passes import HalfWeights, PadAttention, QuantizeNBits, QuantizeW8A8
+from specplug.export.passes import (
+    GatherFromHead,
+    HalfWeights,
+    PadAttention,
+    QuantizeNBits,
+    QuantizeW8A8,
+)
 
 if TYPE_CHECKING:
     from specplug.export.carried import CarriedBlocks
@@ -51,13 +57,19 @@ def _passes(precision: Precision, keep: Keep, carried: CarriedBlocks | None) -> 
         case "w8a8":
             return (QuantizeW8A8(keep=keep), PadAttention())
         case "int8":
-            return (QuantizeNBits(bits=8, rounding=nearest, keep=keep), PadAttention())
+            blocks = QuantizeNBits(bits=8, rounding=nearest, keep=keep)
         case "int4":
-            return (QuantizeNBits(bits=4, rounding=k_quant, keep=keep), PadAttention())
+            blocks = QuantizeNBits(bits=4, rounding=_searched_in_4_bits, keep=keep)
         case "gguf":
             if carried is None:
                 raise ValueError("precision gguf needs the file's blocks: give carried")
-            return (QuantizeNBits(rounding=carried.rounding, keep=keep), PadAttention())
+            blocks = QuantizeNBits(rounding=carried.rounding, keep=keep)
+    return (blocks, GatherFromHead(), PadAttention())
+
+
+def _searched_in_4_bits(weight: Array, bits: int) -> Blocks:
+    """k-quant's search pays in 4 bits; the LM head's 8 need none."""
+    return k_quant(weight, bits) if bits == 4 else nearest(weight, bits)
 
 
 def choose_precision() -> tuple[Precision, str]:

@@ -19,6 +19,7 @@ from specplug.export.keeping import KeepMatching
 from specplug.export.passes import (
     ExplicitLengths,
     FuseSilu,
+    GatherFromHead,
     HalfWeights,
     PackGateUp,
     PadAttention,
@@ -219,6 +220,42 @@ def test_the_kernel_reads_blocks_as_we_write_them(bits: int, blocks_a_row: int) 
     assert QuantizeNBits(bits=bits, rounding=lambda *_: blocks, accuracy_level=0)(model).modified
     found = run(model, x=np.eye(inner, dtype=np.float32))[0]
     np.testing.assert_allclose(found, blocks.values().T, rtol=1e-6, atol=1e-6)
+
+
+def embedded(tied: bool) -> Any:
+    """Tokens through a table, and logits from it again, or from a head of its own."""
+    sketch = Sketch()
+    tokens = sketch.input("input_ids", INT64, ["batch", "sequence_len"])
+    table = sketch.weight("embed.weight", 50, 64)
+    rows = sketch.node("Gather", table, tokens)
+    head = table if tied else sketch.weight("head.weight", 50, 64)
+    sketch.output(
+        sketch.node("MatMul", rows, sketch.node("Transpose", head, perm=[1, 0])), "logits"
+    )
+    sketch.output(sketch.node("Identity", rows), "rows")
+    return sketch.model()
+
+
+@pytest.mark.parametrize(("bits", "rounding"), [(8, nearest), (4, nearest), (4, k_quant)])
+def test_tokens_are_looked_up_in_the_heads_blocks(bits: int, rounding: Any) -> None:
+    model = embedded(tied=True)
+    table = model.graph.initializers["embed.weight"].const_value.numpy()
+    QuantizeNBits(head_bits=bits, rounding=rounding)(model)
+    assert GatherFromHead()(model).modified
+    assert ops(model) == {"Reshape": 1, "GatherBlockQuantized": 1, "MatMulNBits": 1, "Identity": 1}
+    assert "embed.weight" not in model.graph.initializers
+    tokens = np.array([[3, 49, 0, 3]])
+    np.testing.assert_array_equal(
+        run(model, input_ids=tokens)[1], rounding(table.T, bits).values()[tokens]
+    )
+    assert not GatherFromHead()(model).modified
+
+
+def test_a_table_without_blocks_is_left_alone() -> None:
+    model = embedded(tied=False)
+    QuantizeNBits()(model)
+    assert not GatherFromHead()(model).modified
+    assert "embed.weight" in model.graph.initializers
 
 
 def test_half_weights() -> None:

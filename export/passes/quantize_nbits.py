@@ -14,6 +14,11 @@ INT8_ACTIVATIONS = 4
 """MatMulNBits' "accuracy level" at which the kernel rounds activations to int8, by blocks."""
 
 
+def blocks_name(weight: str, bits: int) -> str:
+    """The name of the integers that stand for a weight."""
+    return f"{weight}_int{bits}"
+
+
 class QuantizeNBits(ir.passes.InPlacePass):  # type: ignore[misc]
     """Replace every linear layer by MatMulNBits.
 
@@ -56,7 +61,7 @@ class QuantizeNBits(ir.passes.InPlacePass):  # type: ignore[misc]
         return ir.passes.PassResult(model, modified=modified)
 
     def _replace(self, graph: Any, layer: Linear, blocks: Blocks) -> None:
-        name = f"{layer.name}_int{blocks.bits}"
+        name = blocks_name(layer.name, blocks.bits)
         inputs = [
             layer.input,
             constant(graph, name, blocks.packed()),
