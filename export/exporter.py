@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from specplug.bundle import (
     CacheLayout,
@@ -21,9 +21,10 @@ from specplug.bundle import (
 )
 from specplug.export import graphs, measuring
 from specplug.export.attention import positions
-from specplug.export.graphs import Precision
+from specplug.export.keeping import KeepMatching, keep_none
 from specplug.export.pairing import check_pair
-from specplug.export.precision import choose_precision
+from specplug.export.precision import Precision, apply_precision, choose_precision
+from specplug.export.quality_text import take_sample
 from specplug.export.source import Source, open_source
 from specplug.export.staging import staged
 from specplug.export.tokenizers import SourceTokenizer, encoder, write_tokenizer
@@ -41,6 +42,8 @@ def export_bundle(
     precision: Literal["auto"] | Precision = "auto",
     draft: str | Path | None = None,
     self_draft: Precision | None = None,
+    keep_fp32: str | None = None,
+    quality_text: str | Path | None = None,
     force: bool = False,
     report: Report = lambda stage: None,
     note: Report = lambda text: None,
@@ -55,6 +58,9 @@ def export_bundle(
         draft: the source of a smaller model with the same tokenizer, exported in the target's
             precision.
         self_draft: use the target itself, in this precision, as the draft.
+        keep_fp32: regular expression; layers with a weight whose name it matches are left in fp32
+            in every component that is not fp32 anyway.
+        quality_text: a UTF-8 file to measure quality on, in place of the built-in text.
         force: replace an existing bundle.
         report: told the name of each stage as it begins.
         note: told what the user should know, such as why a precision was picked.
@@ -75,11 +81,16 @@ def export_bundle(
         raise ExportError(
             f"--self-draft {self_draft} is the target's own precision: it would save nothing"
         )
+    if keep_fp32 is not None and {precision, self_draft or "fp32"} == {"fp32"}:
+        raise ExportError(f"--keep-fp32 {keep_fp32!r}: precision fp32 keeps every layer already")
+    if keep_fp32 is not None:
+        KeepMatching(keep_fp32)  # a wrong expression is better told now than after minutes
+    how = _How(keep_fp32, Path(quality_text) if quality_text else None, report, note)
     with staged(Path(output), replace=force) as stage:
         plan = {"target": precision} | ({"draft": self_draft} if self_draft else {})
-        components, tokenizer = _export_source(Path(source), plan, stage, report)
+        components, tokenizer = _export_source(Path(source), plan, stage, how)
         if draft is not None:
-            made, other = _export_source(Path(draft), {"draft": precision}, stage, report)
+            made, other = _export_source(Path(draft), {"draft": precision}, stage, how)
             components |= made
             check_pair(
                 tokenizer, other, components["target"].vocab_size, components["draft"].vocab_size
@@ -95,9 +106,20 @@ def export_bundle(
 
 
 @dataclass(frozen=True, slots=True)
+class _How:
+    """What the user asked for, beside source and precision."""
+
+    keep_fp32: str | None
+    quality_text: Path | None
+    report: Report
+    note: Report
+
+
+@dataclass(frozen=True, slots=True)
 class _Model:
     """What the components of one source share, once the source itself is closed."""
 
+    path: Path
     architecture: str
     parameters: int
     vocab_size: int
@@ -109,23 +131,27 @@ class _Model:
 
 
 def _export_source(
-    path: Path, plan: dict[str, Precision], stage: Path, report: Report
+    path: Path, plan: dict[str, Precision], stage: Path, how: _How
 ) -> tuple[dict[str, Component], SourceTokenizer | None]:
     """Write each component of ``plan`` (name -> precision) from one source."""
+    if "gguf" in plan.values():
+        from specplug.export.carried import check_gguf
+
+        check_gguf(path)
     work = stage / "work"
     work.mkdir()
     try:
-        report(f"reading {path.name}")
-        model, tokenizer = _build(open_source(path), work, report)
+        how.report(f"reading {path.name}")
+        model, tokenizer = _build(open_source(path), work, how)
         gc.collect()  # the weights: from here on they are on disk
-        report("checking the graph against the source")
+        how.report("checking the graph against the source")
         engine = measuring.open_graph(
             work / "fp32" / graphs.GRAPH, model.layout, model.vocab_size, model.max_length
         )
         parity = measuring.check_parity(engine, model.reference)
         engine.close()
         components = {
-            name: _write_component(name, precision, model, parity, work, stage, report)
+            name: _write_component(name, precision, model, parity, work, stage, how)
             for name, precision in plan.items()
         }
     finally:
@@ -133,20 +159,19 @@ def _export_source(
     return components, tokenizer
 
 
-def _build(source: Source, work: Path, report: Report) -> tuple[_Model, SourceTokenizer | None]:
+def _build(source: Source, work: Path, how: _How) -> tuple[_Model, SourceTokenizer | None]:
     """Write the source's reference logits and its fp32 graph into ``work``."""
     config = source.config
     # One position less than the model has: a padded attention row takes it.
     max_length = positions(config) - 1
-    report("running the source for reference")
-    tokens = measuring.sample_tokens(
-        encoder(source.tokenizer), config.vocab_size, min(measuring.SAMPLE_TOKENS, max_length)
-    )
-    reference = measuring.write_reference(source.reference(), tokens, work / "reference.f32")
-    report("building the graph")
+    how.report("running the source for reference")
+    sample = take_sample(encoder(source.tokenizer), config.vocab_size, max_length, how.quality_text)
+    reference = measuring.write_reference(source.reference(), sample, work / "reference.f32")
+    how.report("building the graph")
     graph = graphs.build_fp32(source)
     graphs.save(graph, work / "fp32")
     model = _Model(
+        path=source.path,
         architecture=config.model_type,
         parameters=source.parameters(),
         vocab_size=config.vocab_size,
@@ -171,16 +196,16 @@ def _write_component(
     parity: Parity,
     work: Path,
     stage: Path,
-    report: Report,
+    how: _How,
 ) -> Component:
-    report(f"writing the {name} in {precision}")
+    how.report(f"writing the {name} in {precision}")
     graph = graphs.load(work / "fp32")
-    graphs.apply_precision(graph, precision)
+    rounded_again = _round(graph, precision, model, how)
     layout = graphs.cache_layout(graph)
     graphs.save(graph, stage / name)
     del graph
     gc.collect()
-    report(f"measuring the {name}")
+    how.report(f"measuring the {name}")
     path = f"{name}/{graphs.GRAPH}"
     engine = measuring.open_graph(stage / path, layout, model.vocab_size, model.max_length)
     min_width = measuring.measure_min_width(engine, model.reference.tokens)
@@ -189,6 +214,8 @@ def _write_component(
     return Component(
         architecture=model.architecture,
         precision=precision,
+        keep_fp32=how.keep_fp32 if precision != "fp32" else None,
+        rounded_again=rounded_again,
         parameters=model.parameters,
         graph=path,
         files=[describe_file(stage, f"{name}/{file}") for file in (graphs.GRAPH, graphs.DATA)],
@@ -200,3 +227,20 @@ def _write_component(
         quality=quality,
         provenance=model.provenance,
     )
+
+
+def _round(graph: Any, precision: Precision, model: _Model, how: _How) -> dict[str, int]:
+    """Apply the precision; the GGUF tensors, by type, that could not keep their blocks."""
+    keep = KeepMatching(how.keep_fp32) if how.keep_fp32 and precision != "fp32" else None
+    carried = None
+    if precision == "gguf":
+        from specplug.export.carried import CarriedBlocks
+
+        carried = CarriedBlocks(model.path)
+    apply_precision(graph, precision, keep=keep or keep_none, carried=carried)
+    if keep:
+        keep.check_matched()
+    if carried is None:
+        return {}
+    how.note(f"precision gguf: {carried.summary()}")
+    return carried.rounded()

@@ -32,6 +32,7 @@ from specplug.engines.ort_concat import OrtConcatEngine
 from specplug.export import graphs, measuring
 from specplug.export.passes import ExplicitLengths, FuseSilu, PackGateUp, PadAttention, ScoresFrom
 from specplug.export.passes.editing import attention_nodes
+from specplug.export.quality_text import Sample, take_sample
 from specplug.export.staging import staged
 from specplug.export.tokenizers import (
     SourceTokenizer,
@@ -67,6 +68,7 @@ def export_onnx(
     folder: str | Path,
     output: str | Path,
     *,
+    quality_text: str | Path | None = None,
     force: bool = False,
     report: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
@@ -75,6 +77,7 @@ def export_onnx(
     Args:
         folder: where Optimum or onnxruntime-genai's builder wrote to.
         output: the bundle's folder; must not exist unless ``force``.
+        quality_text: a text file to compare the two on; None: the built-in text.
         force: replace an existing bundle.
         report: told the name of each stage as it begins.
 
@@ -91,7 +94,8 @@ def export_onnx(
     model = _read_graph(folder / settings.graph, settings)
     tokenizer = folder_tokenizer(folder, settings.stop_token_ids)
     with staged(Path(output), replace=force) as stage:
-        component = _write_component(folder, settings, model, tokenizer, stage, report)
+        text = Path(quality_text) if quality_text else None
+        component = _write_component(folder, settings, model, tokenizer, text, stage, report)
         manifest = Manifest(
             target=component,
             tokenizer=write_tokenizer(tokenizer, stage) if tokenizer else None,
@@ -106,15 +110,14 @@ def _write_component(
     settings: _Settings,
     model: Any,
     tokenizer: SourceTokenizer | None,
+    quality_text: Path | None,
     stage: Path,
     report: Callable[[str], None],
 ) -> Component:
     layout, vocab_size = graphs.cache_layout(model), _vocab_size(model)
     appending = not attention_nodes(model.graph)
     longest = settings.max_positions - 1  # a padded attention row takes one
-    sample = measuring.sample_tokens(
-        encoder(tokenizer), vocab_size, min(measuring.SAMPLE_TOKENS, longest)
-    )
+    sample = take_sample(encoder(tokenizer), vocab_size, longest, quality_text)
     size = {"vocab_size": vocab_size, "max_length": longest, "min_width": 1}
     report("running the graph as it is for reference")
     work = stage / "work"
@@ -135,7 +138,7 @@ def _write_component(
         path = f"target/{graphs.GRAPH}"
         engine = make(stage / path, cache=layout, options=EngineOptions(), **size)
         parity = measuring.check_parity(engine, reference)
-        min_width = measuring.measure_min_width(engine, sample)
+        min_width = measuring.measure_min_width(engine, sample.tokens)
         quality = measuring.measure_quality(engine, reference)
         engine.close()
     finally:
@@ -259,15 +262,15 @@ def _read_graph(path: Path, settings: _Settings) -> Any:
     return model
 
 
-def _write_reference(engine: OrtConcatEngine, tokens: Any, path: Path) -> measuring.Reference:
-    piece = measuring.PIECE
+def _write_reference(engine: OrtConcatEngine, sample: Sample, path: Path) -> measuring.Reference:
+    tokens, piece = sample.tokens, measuring.PIECE
     with path.open("wb") as out:
         for start in range(0, len(tokens), piece):
             step = Step(tokens=tokens[None, start : start + piece], past=np.array([start]))
             logits: Float32Array = engine.forward(step).logits()
             logits.tofile(out)
     engine.close()
-    return measuring.Reference(tokens, path, engine.spec.vocab_size)
+    return measuring.Reference(tokens, path, engine.spec.vocab_size, sample.text_sha256)
 
 
 # --- the graph ---------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mobius
 import numpy as np
@@ -16,9 +16,6 @@ from specplug.export.passes import (
     ExplicitLengths,
     FuseSilu,
     PackGateUp,
-    PadAttention,
-    QuantizeNBits,
-    QuantizeW8A8,
     RotateOutside,
     ScoresFrom,
     SourceAttention,
@@ -27,17 +24,8 @@ from specplug.export.passes.editing import attention_nodes
 from specplug.export.source import Source
 from specplug.types import ExportError
 
-Precision = Literal["fp32", "w8a8", "int4"]
-
 GRAPH = "model.onnx"
 DATA = "model.onnx.data"
-
-# Kernels that round activations amplify the last bit of a one-row attention: they need padding.
-_PRECISION_PASSES: dict[Precision, tuple[Any, ...]] = {
-    "fp32": (),
-    "w8a8": (QuantizeW8A8(), PadAttention()),
-    "int4": (QuantizeNBits(bits=4, head_bits=8), PadAttention()),
-}
 
 
 def build_fp32(source: Source) -> Any:
@@ -86,13 +74,6 @@ def _check_complete(model: Any, source: Source) -> None:
             f"mobius's graph of {source.config.model_type} is not of the expected form "
             f"(no {', '.join(sorted(missing)) or 'GroupQueryAttention'}): use mobius-onnx==0.1.0"
         )
-
-
-def apply_precision(model: Any, precision: Precision) -> None:
-    """Quantize in place."""
-    passes = _PRECISION_PASSES[precision]
-    if passes:
-        ir.passes.Sequential(*passes)(model)
 
 
 def save(model: Any, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from specplug.bundle import CacheLayout, Parity, Quality
 from specplug.engines.ort import OrtEngine
+from specplug.export.quality_text import Sample
 from specplug.feeding import feed
 from specplug.opening import EngineOptions
 from specplug.types import Engine, Float32Array, Int64Array, ParityError, Step
@@ -21,9 +21,6 @@ PARITY_TOLERANCE = 1e-4
 
 _PREFIX, _VERIFIED = 24, 16  # tokens of the parity check
 _WIDEST = 16  # the width up to which rows are compared
-SAMPLE_TOKENS = 640
-"""Of the built-in text, that quality is measured on."""
-
 PIECE = 128
 """Tokens of a quality call; bounds the memory of logits."""
 
@@ -35,6 +32,8 @@ class Reference:
     tokens: Int64Array  # [n]
     path: Path
     vocab_size: int
+    text_sha256: str | None
+    """Of the text that the tokens are of."""
 
     def logits(self, start: int, stop: int) -> Float32Array:
         """Rows ``start .. stop - 1``, f32[stop - start, V]."""
@@ -45,22 +44,9 @@ class Reference:
         return values.reshape(stop - start, self.vocab_size)
 
 
-def sample_text() -> str:
-    """The built-in text that quality is measured on."""
-    return files("specplug.export").joinpath("sample.txt").read_text(encoding="utf-8")
-
-
-def sample_tokens(tokenize: Any | None, vocab_size: int, longest: int) -> Int64Array:
-    """The sample text's tokens; arbitrary ones for a source without a tokenizer."""
-    if tokenize is None:
-        tokens = np.random.default_rng(0).integers(0, vocab_size, size=longest)
-    else:
-        tokens = np.array(tokenize(sample_text()), dtype=np.int64)
-    return tokens[:longest]
-
-
-def write_reference(model: Any, tokens: Int64Array, path: Path) -> Reference:
-    """Run the source's transformers model over ``tokens``, in pieces, logits to ``path``."""
+def write_reference(model: Any, sample: Sample, path: Path) -> Reference:
+    """Run the source's transformers model over a sample, in pieces, logits to ``path``."""
+    tokens = sample.tokens
     vocab_size = int(model.config.vocab_size)
     cache = None
     with path.open("wb") as out, torch.inference_mode():
@@ -69,7 +55,7 @@ def write_reference(model: Any, tokens: Int64Array, path: Path) -> Reference:
             output = model(piece, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             output.logits[0].numpy().tofile(out)
-    return Reference(tokens, path, vocab_size)
+    return Reference(tokens, path, vocab_size, sample.text_sha256)
 
 
 def open_graph(
@@ -168,6 +154,7 @@ def measure_quality(engine: Engine, reference: Reference) -> Quality:
         source_loss -= float(source[rows, following].sum())
     return Quality(
         tokens=len(tokens),
+        text_sha256=reference.text_sha256,
         top1_agreement=agreed / len(tokens),
         mean_kl=divergence / len(tokens),
         perplexity=float(np.exp(loss / last)),

@@ -1,23 +1,90 @@
-"""Which precision suits this machine, and why."""
+"""The precisions: what each does to a graph, and which one suits this machine."""
 
 from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from specplug.export.graphs import Precision
+import onnx_ir as ir
+
+from specplug.export.blocks import Array, Blocks, k_quant, nearest
+from specplug.export.keeping import Keep, keep_none
+from specplug.export.passes import (
+    GatherFromHead,
+    HalfWeights,
+    PadAttention,
+    QuantizeNBits,
+    QuantizeW8A8,
+)
+
+if TYPE_CHECKING:
+    from specplug.export.carried import CarriedBlocks
+
+Precision = Literal["fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"]
 
 # Instructions that multiply int8 and add up in int32, by the names the kernel reports.
 _INT8_PRODUCTS = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
 
 
+def apply_precision(
+    model: Any,
+    precision: Precision,
+    *,
+    keep: Keep = keep_none,
+    carried: CarriedBlocks | None = None,
+) -> None:
+    """Round a fp32 graph's weights in place.
+
+    Args:
+        model: the graph.
+        precision: what to round to.
+        keep: the layers that stay in fp32.
+        carried: the source's own blocks, for ``"gguf"``.
+    """
+    passes = _passes(precision, keep, carried)
+    if passes:
+        ir.passes.Sequential(*passes)(model)
+
+
+def _passes(precision: Precision, keep: Keep, carried: CarriedBlocks | None) -> tuple[Any, ...]:
+    # Kernels that round activations amplify the last bit of a one-row attention: it is padded.
+    match precision:
+        case "fp32":
+            return ()
+        case "fp16" | "bf16":
+            return (HalfWeights(precision, keep=keep),)
+        case "w8a8":
+            return (QuantizeW8A8(keep=keep), PadAttention())
+        case "int8":
+            blocks = QuantizeNBits(bits=8, rounding=nearest, keep=keep)
+        case "int4":
+            blocks = QuantizeNBits(bits=4, rounding=_searched_in_4_bits, keep=keep)
+        case "gguf":
+            if carried is None:
+                raise ValueError("precision gguf needs the file's blocks: give carried")
+            blocks = QuantizeNBits(rounding=carried.rounding, keep=keep)
+    return (blocks, GatherFromHead(), PadAttention())
+
+
+def _searched_in_4_bits(weight: Array, bits: int) -> Blocks:
+    """k-quant's search pays in 4 bits; the LM head's 8 need none."""
+    return k_quant(weight, bits) if bits == 4 else nearest(weight, bits)
+
+
 def choose_precision() -> tuple[Precision, str]:
     """The precision of ``--precision auto``, with the reason in one sentence."""
-    found = [name for name in _INT8_PRODUCTS if name in _cpu_flags()]
+    flags = _cpu_flags()
+    found = [name for name in _INT8_PRODUCTS if name in flags]
     if found:
         return "w8a8", (
             f"w8a8, since this CPU has {found[0]}: checking eight tokens costs little more than "
             "one, at a tenth of int4's error"
+        )
+    if not flags:
+        return "fp32", (
+            f"fp32, since {platform.system()} does not tell which instructions this CPU has; if it "
+            "multiplies 8-bit integers (VNNI, or ARM's dot product), --precision w8a8 is faster"
         )
     return "fp32", (
         "fp32, since this CPU reports no 8-bit dot product "

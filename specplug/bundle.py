@@ -71,9 +71,11 @@ class Parity(_Part):
 
 
 class Quality(_Part):
-    """The exported graph against its source, on the exporter's built-in text."""
+    """The exported graph against its source, on a text."""
 
     tokens: Count
+    text_sha256: Sha256 | None = None
+    """Of the text; None: arbitrary tokens, or a bundle older than the field."""
     top1_agreement: float
     mean_kl: float
     """Nats; KL(source, graph), averaged over positions."""
@@ -105,7 +107,11 @@ class Component(_Part):
     engine: Literal["onnxruntime", "onnxruntime-concat"] = "onnxruntime"
     dialect: Literal["ort", "concat"] = "ort"
     architecture: str
-    precision: Literal["fp32", "w8a8", "int8", "int4"]
+    precision: Literal["fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"]
+    keep_fp32: Annotated[str, Field(max_length=1000)] | None = None
+    """Regular expression over the weights' names: the layers that were left in fp32."""
+    rounded_again: dict[str, Count] = {}
+    """In precision gguf: the tensors, by type, whose own blocks could not be kept."""
     parameters: Count
     graph: str
     files: Annotated[list[File], Field(min_length=1)]

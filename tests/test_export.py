@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from gguf import GGMLQuantizationType
 
 from specplug import Bundle, BundleError, ExportError, ParityError, SpeculativeDecoder
 from specplug.export import export_bundle, graphs
@@ -82,8 +84,15 @@ def test_gguf_gives_the_same_graph_as_the_folder(tiny_source: Path, tmp_path: Pa
     assert manifest.tokenizer.stop_token_ids == [256]
 
 
-def write_gguf(folder: Path, path: Path) -> None:
-    """What llama.cpp's converter writes for a Llama checkpoint: rotated pairs as neighbours."""
+def write_gguf(
+    folder: Path,
+    path: Path,
+    kind: Callable[[str], GGMLQuantizationType] = lambda name: GGMLQuantizationType.F32,
+) -> None:
+    """What llama.cpp's converter writes for a Llama checkpoint: rotated pairs as neighbours.
+
+    ``kind`` gives the type of a matrix from its name in the file.
+    """
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config, weights = model.config, model.state_dict()
     writer = gguf.GGUFWriter(path, "llama")
@@ -114,7 +123,9 @@ def write_gguf(folder: Path, path: Path) -> None:
             if f"{part}_proj" in name:
                 halves = array.reshape(heads, 2, config.head_dim // 2, -1)
                 array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array)
+        written = names.get_name(name, try_suffixes=(".weight",))
+        stored = kind(written) if array.ndim == 2 else GGMLQuantizationType.F32
+        writer.add_tensor(written, gguf.quants.quantize(array, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -13,6 +13,7 @@ from specplug.engines.ort import OrtEngine
 from specplug.export import graphs, measuring
 from specplug.export.attention import positions
 from specplug.export.families import FAMILIES, REFUSED
+from specplug.export.precision import Precision, apply_precision
 from specplug.export.source import Source, open_source
 from specplug.types import ExportError
 from tests_support.families import NAMED, OTHERS
@@ -43,11 +44,11 @@ class Case:
             self.expected = self.source.reference()(torch.from_numpy(TOKENS)).logits.numpy()
         graphs.save(graphs.build_fp32(self.source), folder / "fp32")
 
-    def engine(self, precision: graphs.Precision = "fp32", max_batch: int = 1) -> OrtEngine:
+    def engine(self, precision: Precision = "fp32", max_batch: int = 1) -> OrtEngine:
         graph = graphs.load(self.folder / "fp32")
         folder = self.folder / "fp32"
         if precision != "fp32":
-            graphs.apply_precision(graph, precision)
+            apply_precision(graph, precision)
             folder = self.folder / precision
             graphs.save(graph, folder)
         return OrtEngine(
@@ -102,7 +103,7 @@ def test_two_rows(case: Case) -> None:
 
 
 @pytest.mark.parametrize("precision", ["w8a8", "int4"])
-def test_rows_do_not_depend_on_width(case: Case, precision: graphs.Precision) -> None:
+def test_rows_do_not_depend_on_width(case: Case, precision: Precision) -> None:
     assert measuring.measure_min_width(case.engine(precision), TOKENS[0]) == 1
 
 

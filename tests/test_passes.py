@@ -11,12 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specplug import EngineOptions
+from specplug import EngineOptions, ExportError
 from specplug.engines.ort import open_session
 from specplug.export.attention import LayerAttention, Rotary
+from specplug.export.blocks import Blocks, k_quant, nearest
+from specplug.export.keeping import KeepMatching
 from specplug.export.passes import (
     ExplicitLengths,
     FuseSilu,
+    GatherFromHead,
+    HalfWeights,
     PackGateUp,
     PadAttention,
     QuantizeNBits,
@@ -25,7 +29,6 @@ from specplug.export.passes import (
     ScoresFrom,
     SourceAttention,
 )
-from specplug.export.passes.quantize_nbits import quantize_blocks
 from specplug.export.passes.quantize_w8a8 import quantize_columns
 
 FLOAT, INT64, INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
@@ -179,16 +182,135 @@ def test_w8a8_of_a_zero_row_is_zero() -> None:
 @settings(max_examples=40, deadline=None)
 def test_block_rounding_is_within_half_a_step(seed: int, bits: int) -> None:
     weight = np.random.default_rng(seed).normal(size=(64, 3)).astype(np.float32)
-    packed, scales = quantize_blocks(weight, bits)
-    values = (
-        np.stack([packed & 15, packed >> 4], axis=-1).reshape(3, 2, 32) if bits == 4 else packed
-    )
-    offset = 1 << (bits - 1)
-    restored = ((values.astype(np.float32) - offset) * scales[..., None]).reshape(3, 64).T
-    error = np.abs(restored - weight).T.reshape(3, 2, 32)
+    blocks = nearest(weight, bits)
+    error = np.abs(blocks.values() - weight.T).reshape(3, 2, 32)
     # In 4 bits the far end of the other sign is a step short of the range.
-    assert (error <= np.abs(scales)[..., None] * (1.001 if bits == 4 else 0.501)).all()
-    assert (error <= np.abs(scales)[..., None] * 0.501).mean() > 0.9
+    steps = np.abs(blocks.scales)[..., None]
+    assert (error <= steps * (1.001 if bits == 4 else 0.501)).all()
+    assert (error <= steps * 0.501).mean() > 0.9
+
+
+@given(st.integers(0, 1000), st.floats(-2, 2), st.sampled_from([0.0, 1e-3, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_k_quant_is_never_worse_than_nearest(seed: int, shift: float, spread: float) -> None:
+    """Also on blocks of one sign or one value, which the library's search spoils."""
+    noise = np.random.default_rng(seed).normal(size=(64, 40))
+    weight = (noise * spread + shift).astype(np.float32)
+
+    def error(blocks: Blocks) -> np.ndarray:
+        return ((blocks.values() - weight.T) ** 2).reshape(40, 2, 32).sum(axis=-1)
+
+    found, plain = error(k_quant(weight, 4)), error(nearest(weight, 4))
+    assert (found <= plain).all()
+    if spread == 1.0 and abs(shift) < 1:
+        assert found.sum() < 0.95 * plain.sum()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("blocks_a_row", [1, 2, 3])
+def test_the_kernel_reads_blocks_as_we_write_them(bits: int, blocks_a_row: int) -> None:
+    """Zero points, nibbles, and their padding, against the product with the blocks' values."""
+    inner = 32 * blocks_a_row
+    weight = RNG.normal(size=(inner, 8)).astype(np.float32) + 0.5
+    blocks = k_quant(weight, bits)
+    sketch = Sketch()
+    x = sketch.input("x", FLOAT, ["n", inner])
+    sketch.output(sketch.node("MatMul", x, sketch.weight("w", inner, 8)), "y")
+    model = sketch.model()
+    assert QuantizeNBits(bits=bits, rounding=lambda *_: blocks, accuracy_level=0)(model).modified
+    found = run(model, x=np.eye(inner, dtype=np.float32))[0]
+    np.testing.assert_allclose(found, blocks.values().T, rtol=1e-6, atol=1e-6)
+
+
+def embedded(tied: bool) -> Any:
+    """Tokens through a table, and logits from it again, or from a head of its own."""
+    sketch = Sketch()
+    tokens = sketch.input("input_ids", INT64, ["batch", "sequence_len"])
+    table = sketch.weight("embed.weight", 50, 64)
+    rows = sketch.node("Gather", table, tokens)
+    head = table if tied else sketch.weight("head.weight", 50, 64)
+    sketch.output(
+        sketch.node("MatMul", rows, sketch.node("Transpose", head, perm=[1, 0])), "logits"
+    )
+    sketch.output(sketch.node("Identity", rows), "rows")
+    return sketch.model()
+
+
+@pytest.mark.parametrize(("bits", "rounding"), [(8, nearest), (4, nearest), (4, k_quant)])
+def test_tokens_are_looked_up_in_the_heads_blocks(bits: int, rounding: Any) -> None:
+    model = embedded(tied=True)
+    table = model.graph.initializers["embed.weight"].const_value.numpy()
+    QuantizeNBits(head_bits=bits, rounding=rounding)(model)
+    assert GatherFromHead()(model).modified
+    assert ops(model) == {"Reshape": 1, "GatherBlockQuantized": 1, "MatMulNBits": 1, "Identity": 1}
+    assert "embed.weight" not in model.graph.initializers
+    tokens = np.array([[3, 49, 0, 3]])
+    np.testing.assert_array_equal(
+        run(model, input_ids=tokens)[1], rounding(table.T, bits).values()[tokens]
+    )
+    assert not GatherFromHead()(model).modified
+
+
+def test_a_table_without_blocks_is_left_alone() -> None:
+    model = embedded(tied=False)
+    QuantizeNBits()(model)
+    assert not GatherFromHead()(model).modified
+    assert "embed.weight" in model.graph.initializers
+
+
+def test_half_weights() -> None:
+    model = gated_mlp()
+    up = model.graph.initializers["mlp.up_proj.weight"].const_value.numpy()
+    head = model.graph.initializers["embed.weight"].const_value.numpy()
+    assert HalfWeights("fp16", keep=lambda layer: layer.is_head)(model).modified
+    stored = model.graph.initializers["mlp.up_proj.weight_fp16"].const_value.numpy()
+    np.testing.assert_array_equal(stored, up.astype(np.float16))
+    np.testing.assert_array_equal(model.graph.initializers["embed.weight"].const_value, head)
+    assert ops(model)["Cast"] == 3
+    exact = gated_mlp()
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        ours = model.graph.initializers[f"mlp.{name}.weight_fp16"].const_value.numpy()
+        value = exact.graph.initializers[f"mlp.{name}.weight"]
+        value.const_value = ir.tensor(ours.astype(np.float32), name=value.name)
+    exact.graph.initializers["embed.weight"].const_value = ir.tensor(head, name="embed.weight")
+    np.testing.assert_array_equal(run(model, x=X)[0], run(exact, x=X)[0])
+    assert not HalfWeights("fp16", keep=lambda layer: layer.is_head)(model).modified
+
+
+def test_half_weights_refuse_what_fp16_does_not_hold() -> None:
+    model = gated_mlp()
+    value = model.graph.initializers["mlp.up_proj.weight"]
+    big = value.const_value.numpy() * 1e5
+    value.const_value = ir.tensor(big, name=value.name)
+    with pytest.raises(ExportError, match=r"up_proj.weight holds .*e\+05, beyond .*bf16"):
+        HalfWeights("fp16")(model)
+    assert HalfWeights("bf16")(gated_mlp()).modified
+
+
+def test_kept_layers_stay() -> None:
+    for quantize in (QuantizeNBits, QuantizeW8A8):
+        model = gated_mlp()
+        keep = KeepMatching(r"down_proj|lm_head")
+        assert quantize(keep=keep)(model).modified
+        keep.check_matched()
+        assert ops(model)["MatMul"] == 2
+        assert {"mlp.down_proj.weight", "embed.weight"} <= set(model.graph.initializers)
+
+
+def test_packed_layers_are_kept_by_any_of_their_names() -> None:
+    model = gated_mlp()
+    PackGateUp()(model)
+    QuantizeNBits(keep=KeepMatching(r"mlp\.up_proj"))(model)
+    assert "mlp.gate_up_proj.weight" in model.graph.initializers
+
+
+def test_a_name_that_matches_nothing_is_told() -> None:
+    keep = KeepMatching("attention")
+    QuantizeNBits(keep=keep)(gated_mlp())
+    with pytest.raises(ExportError, match=r"'attention' matches no layer: .*mlp.gate_proj.weight"):
+        keep.check_matched()
+    with pytest.raises(ExportError, match=r"'\(' is no regular expression"):
+        KeepMatching("(")
 
 
 @given(st.integers(0, 1000))

@@ -5,6 +5,8 @@ A pass is called with a model and returns ``PassResult(model, modified)``.
 
 from specplug.export.passes.explicit_lengths import ExplicitLengths
 from specplug.export.passes.fuse_silu import FuseSilu
+from specplug.export.passes.gather_from_head import GatherFromHead
+from specplug.export.passes.half_weights import HalfWeights
 from specplug.export.passes.pack_gate_up import PackGateUp
 from specplug.export.passes.pad_attention import PadAttention
 from specplug.export.passes.quantize_nbits import QuantizeNBits
@@ -16,6 +18,8 @@ from specplug.export.passes.source_attention import SourceAttention
 __all__ = [
     "ExplicitLengths",
     "FuseSilu",
+    "GatherFromHead",
+    "HalfWeights",
     "PackGateUp",
     "PadAttention",
     "QuantizeNBits",

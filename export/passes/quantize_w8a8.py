@@ -21,13 +21,22 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from specplug.export.keeping import Keep, keep_none
 from specplug.export.passes.editing import MICROSOFT, constant, linear_layers, replace
 
 _LEVELS = 127
 
 
 class QuantizeW8A8(ir.passes.InPlacePass):  # type: ignore[misc]
-    """Replace every linear layer by an integer product; layers share their input's rounding."""
+    """Replace every linear layer by an integer product; layers share their input's rounding.
+
+    Args:
+        keep: layers for which it says yes stay in fp32.
+    """
+
+    def __init__(self, *, keep: Keep = keep_none) -> None:
+        super().__init__()
+        self._keep = keep
 
     def call(self, model: Any) -> Any:
         """Quantize every linear layer, the LM head too."""
@@ -36,6 +45,8 @@ class QuantizeW8A8(ir.passes.InPlacePass):  # type: ignore[misc]
         step = constant(graph, "w8a8_step", np.array(1 / _LEVELS, dtype=np.float32))
         zero = constant(graph, "w8a8_zero", np.array(128, dtype=np.uint8))
         for layer in linear_layers(graph):
+            if self._keep(layer):
+                continue
             if layer.input not in rounded:
                 rounded[layer.input] = _round_rows(graph, layer.node, layer.input, step, zero)
             integers, peak = rounded[layer.input]

@@ -20,14 +20,19 @@ class TargetPrecision(StrEnum):
 
     auto = "auto"
     fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
     w8a8 = "w8a8"
+    int8 = "int8"
     int4 = "int4"
+    gguf = "gguf"
 
 
 class DraftPrecision(StrEnum):
     """Values of ``--self-draft``."""
 
     w8a8 = "w8a8"
+    int8 = "int8"
     int4 = "int4"
 
 
@@ -48,7 +53,11 @@ def export(
         ),
     ] = None,
     precision: Annotated[
-        TargetPrecision, typer.Option(help="auto picks by this machine's instructions.")
+        TargetPrecision,
+        typer.Option(
+            help="auto picks by this machine's instructions; gguf keeps the file's own "
+            "quantization."
+        ),
     ] = TargetPrecision.auto,
     draft: Annotated[
         Path | None,
@@ -58,14 +67,28 @@ def export(
         DraftPrecision | None,
         typer.Option(help="Draft with the target itself in this precision."),
     ] = None,
+    keep_fp32: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-fp32",
+            metavar="REGEX",
+            help=r"Leave layers in fp32 by their weights' names, as in 'lm_head|layers\.0\.'.",
+        ),
+    ] = None,
+    quality: Annotated[
+        Path | None,
+        typer.Option(metavar="TEXT", help="Measure quality on this text file of your own."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Turn a checkpoint into a bundle, checked against its source."""
     if (source is None) == (from_onnx is None):
         raise ValueError("give either SOURCE or --from-onnx DIR")
-    if from_onnx is not None and (draft or self_draft or precision != TargetPrecision.auto):
+    shaping = draft or self_draft or keep_fp32 or precision != TargetPrecision.auto
+    if from_onnx is not None and shaping:
         raise ValueError(
-            "--from-onnx takes the graph as it is: leave --precision, --draft and --self-draft out"
+            "--from-onnx takes the graph as it is: leave --precision, --draft, --self-draft and "
+            "--keep-fp32 out"
         )
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console.stderr) as bar:
@@ -82,7 +105,9 @@ def export(
             from specplug.export.from_onnx import export_onnx
 
             bar.update(task, total=_STAGES_FROM_ONNX)
-            manifest = export_onnx(from_onnx, output, force=force, report=report)
+            manifest = export_onnx(
+                from_onnx, output, quality_text=quality, force=force, report=report
+            )
         elif source is not None:
             from specplug.export import export_bundle
 
@@ -95,6 +120,8 @@ def export(
                 precision=precision.value,
                 draft=draft,
                 self_draft=self_draft.value if self_draft else None,
+                keep_fp32=keep_fp32,
+                quality_text=quality,
                 force=force,
                 report=report,
                 note=console.note,

@@ -1,0 +1,51 @@
+"""Size and quality of every precision of one source, as docs/PRECISIONS.md lists them.
+
+.venv/bin/python benchmarks/precisions.py SOURCE
+
+``gguf`` only where the source is a GGUF file. Cost is what benchmarks/speculation.py measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+from measuring import write_result
+from specplug.export import export_bundle
+from specplug.export.precision import Precision
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path)
+    source = parser.parse_args().source
+    runs = {}
+    for precision in get_args(Precision):
+        if precision == "gguf" and source.suffix != ".gguf":
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            target = export_bundle(source, Path(folder) / "made.bundle", precision=precision).target
+        if target.quality is None:
+            raise SystemExit(f"{precision}: no quality in the manifest")
+        runs[precision] = {
+            "megabytes": sum(file.bytes for file in target.files) / 1e6,
+            "quality": target.quality.model_dump(),
+            "perplexity_ratio": target.quality.perplexity_ratio,
+            "min_width": target.min_width,
+            "rounded_again": target.rounded_again,
+        }
+        print(
+            f"| {precision} | {runs[precision]['megabytes']:.0f} MB | {target.quality.mean_kl:.4f} "
+            f"| {target.quality.top1_agreement:.3f} | {target.quality.perplexity_ratio:.4f} "
+            f"| {target.min_width} |",
+            flush=True,
+        )
+    print(write_result("precisions", {"source": source.name, "runs": runs}))
+
+
+if __name__ == "__main__":
+    main()
