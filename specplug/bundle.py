@@ -2,7 +2,7 @@
 
 Reading trusts nothing: the manifest is validated field by field, every file must lie inside the
 folder and match its size and SHA-256, templates run in a sandbox, and nothing is unpickled.
-Graphs' external data may only point into the folder (ONNX Runtime refuses anything else).
+Graphs may only use ONNX Runtime's own operators and data that lies beside them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from specplug.graph_check import check_graph
 from specplug.text import Tokenizer
 from specplug.types import BundleError
 
@@ -160,9 +161,13 @@ class Manifest(_Part):
             )
         return self
 
+    def components(self) -> list[Component]:
+        """The target, and the draft if there is one."""
+        return [self.target, self.draft] if self.draft else [self.target]
+
     def all_files(self) -> list[File]:
         """Every file the manifest vouches for."""
-        files = [*self.target.files, *(self.draft.files if self.draft else [])]
+        files = [file for component in self.components() for file in component.files]
         return [*files, self.tokenizer.file] if self.tokenizer else files
 
 
@@ -184,6 +189,8 @@ class Bundle:
         bundle = cls(folder, _read_manifest(folder))
         for file in bundle.manifest.all_files():
             _check_file(folder, file)
+        for component in bundle.manifest.components():
+            check_graph(folder / component.graph)
         return bundle
 
     def tokenizer(self) -> Tokenizer | None:

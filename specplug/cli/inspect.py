@@ -24,7 +24,7 @@ def inspect(
     if as_json:
         print(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False))
         return
-    components = [manifest.target, *([manifest.draft] if manifest.draft else [])]
+    components = manifest.components()
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for name in ("target", "draft")[: len(components)]:
