@@ -120,3 +120,21 @@ def test_drafter_needs_a_draft(tiny_bundles: dict[str, Path]) -> None:
         SpeculativeDecoder.from_bundle(tiny_bundles["int4"], drafter="draft")
     with pytest.raises(ValueError, match="drafter 'magic' is none of none, ngram, draft"):
         SpeculativeDecoder.from_bundle(tiny_bundles["int4"], drafter="magic")
+
+
+def test_the_format_is_documented() -> None:
+    """Every field of the manifest, and every value a field can be chosen from."""
+    text = (Path(__file__).parent.parent / "docs" / "FORMAT.md").read_text()
+    schema = json.dumps(Manifest.model_json_schema())
+    definitions = json.loads(schema)["$defs"] | {"Manifest": json.loads(schema)}
+    names = {name for part in definitions.values() for name in part["properties"]}
+    values = {
+        value
+        for part in definitions.values()
+        for field in part["properties"].values()
+        for value in field.get("enum", [])
+    }
+    assert {"min_width", "spare", "text_sha256"} <= names
+    assert not [name for name in names if f"`{name}`" not in text]
+    unnamed = [value for value in values if f"`{value}`" not in text]
+    assert not set(unnamed) - {"float32", "float16"}
