@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from specplug import Bundle, ExportError, SpeculativeDecoder
+from specplug.cli.inspect import inspect
 from specplug.export import export_bundle, graphs, precision
 from specplug.export.precision import choose_precision
 from specplug.export.quality_text import FEWEST_TOKENS
@@ -118,3 +119,14 @@ def test_auto_names_what_it_found(
     assert found == chosen
     assert why.startswith(chosen)
     assert reason in why
+
+
+def test_inspect_shows_what_was_asked_for(
+    tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "made.bundle"
+    export_bundle(tiny_source, bundle, precision="int4", keep_fp32="down_proj")
+    inspect(bundle)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "int4, fp32 where 'down_proj' matches" in shown
+    assert "640 tokens of the text" in shown

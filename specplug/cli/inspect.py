@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from specplug.bundle import Bundle, Component
+from specplug.bundle import Bundle, Component, Quality
 from specplug.cli import console
 from specplug.cli.console import BundlePath
 
@@ -54,6 +54,7 @@ _LABELS = (
     "top-1 agreement",
     "mean KL",
     "perplexity",
+    "measured on",
     "source",
     "licence",
 )
@@ -67,7 +68,7 @@ def _values(component: Component) -> list[str]:
     parity = max(component.parity.model_dump().values())
     return [
         f"{component.architecture}, {component.parameters / 1e6:.1f}M parameters",
-        component.precision,
+        _precision(component),
         f"{sum(file.bytes for file in component.files) / 1e6:.1f} MB",
         f"{component.engine}, {component.dialect} dialect",
         f"{component.max_length} tokens",
@@ -79,7 +80,20 @@ def _values(component: Component) -> list[str]:
         f"{quality.perplexity:.2f}, source {quality.source_perplexity:.2f}"
         if quality
         else "not measured",
+        f"{quality.tokens} tokens{_text(quality)}" if quality else "nothing",
         component.provenance.source
         + (f" at {component.provenance.revision}" if component.provenance.revision else ""),
         component.provenance.licence or "not stated",
     ]
+
+
+def _precision(component: Component) -> str:
+    parts: list[str] = [component.precision]
+    if component.keep_fp32 is not None:
+        parts.append(f"fp32 where {component.keep_fp32!r} matches")
+    again = ", ".join(f"{n} {kind}" for kind, n in component.rounded_again.items())
+    return ", ".join([*parts, f"rounded again: {again}"] if again else parts)
+
+
+def _text(quality: Quality) -> str:
+    return f" of the text {quality.text_sha256[:12]}…" if quality.text_sha256 else ""
