@@ -1,18 +1,20 @@
 """Size and quality of every precision of one source, as docs/PRECISIONS.md lists them.
 
-.venv/bin/python benchmarks/precisions.py SOURCE
+.venv/bin/python benchmarks/precisions.py SOURCE [--only PRECISION ...]
 
+``--only`` measures some again, and leaves the others' figures in the result as they were.
 ``gguf`` only where the source is a GGUF file. Cost is what benchmarks/speculation.py measures.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from typing import get_args
 
-from measuring import write_result
+from measuring import RESULTS, write_result
 from specplug.export import export_bundle
 from specplug.export.precision import Precision
 
@@ -22,9 +24,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path)
-    source = parser.parse_args().source
-    runs = {}
-    for precision in get_args(Precision):
+    parser.add_argument("--only", nargs="+", choices=get_args(Precision))
+    arguments = parser.parse_args()
+    source = arguments.source
+    runs = json.loads((RESULTS / "precisions.json").read_text())["runs"] if arguments.only else {}
+    for precision in arguments.only or get_args(Precision):
         if precision == "gguf" and source.suffix != ".gguf":
             continue
         with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +22,7 @@ Array = np.ndarray[Any, Any]
 class Blocks:
     """A matrix f32[K, N] as integers with a scale for every 32 inputs of a column.
 
-    A weight is ``(integer - zero point) * scale``.
+    A weight is ``(integer - zero point) * scale``, plus its block's offset if there are any.
     """
 
     bits: int
@@ -28,6 +30,7 @@ class Blocks:
     integers: Array  # u8[N, K/32, 32], one a byte also in 4 bits
     scales: Array  # f32[N, K/32]
     zero_points: Array | None = None  # u8[N, K/32]; None: half the range
+    offsets: Array | None = None  # f32[N, K/32]; the kernel has none: see with_offsets_folded
 
     def packed(self) -> Array:
         """The integers as the kernel stores them: u8[N, K/32, 4 * bits], low nibble first."""
@@ -46,7 +49,26 @@ class Blocks:
         if self.zero_points is not None:
             zero = self.zero_points[..., None].astype(np.float32)
         values = (self.integers.astype(np.float32) - zero) * self.scales[..., None]
+        if self.offsets is not None:
+            values += self.offsets[..., None]
         return np.asarray(values).reshape(len(values), -1)
+
+    def with_offsets_folded(self) -> Blocks:
+        """The same matrix for inputs that are followed by their sums over each 32.
+
+        An offset is the weight of such a sum: K/32 inputs more, rounded like any others, which
+        leaves a fifteenth of the offsets' own range as their error.
+        """
+        if self.offsets is None or self.zero_points is None:
+            raise ValueError("blocks without offsets or zero points: nothing to fold")
+        short = -self.offsets.shape[1] % BLOCK_SIZE
+        tail = k_quant(np.pad(self.offsets, ((0, 0), (0, short))).T, self.bits)
+        return Blocks(
+            self.bits,
+            np.concatenate([self.integers, tail.integers], axis=1),
+            np.concatenate([self.scales, tail.scales], axis=1),
+            np.concatenate([self.zero_points, np.asarray(tail.zero_points)], axis=1),
+        )
 
 
 Rounding = Callable[[Array, int], Blocks | None]
@@ -85,7 +107,9 @@ def k_quant(weight: Array, bits: int) -> Blocks:
     """
     blocks = split_blocks(weight)
     at_once = max(1, _ROUNDED_AT_ONCE // weight.shape[0])
-    pieces = [_k_quant(blocks[i : i + at_once], bits) for i in range(0, len(blocks), at_once)]
+    starts = range(0, len(blocks), at_once)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter
+        pieces = list(pool.map(lambda i: _k_quant(blocks[i : i + at_once], bits), starts))
     integers, scales, zeros = (np.concatenate(part) for part in zip(*pieces, strict=True))
     return Blocks(bits, integers, scales, zeros)
 

@@ -4,17 +4,19 @@ A layer's columns are looked up by content among the file's dequantized rows. So
 reader's order of query and key rows nor packed layers (a concatenation along the outputs) need
 to be known here: a block runs along the inputs, and a row keeps its blocks wherever it went.
 
-MatMulNBits holds Q4_0 (4 bits) and Q8_0 (8 bits) as they are. It does not hold the other types:
-their minimum is no multiple of the scale, and with float zero points ONNX Runtime 1.32's CPU kernel
-dequantizes the whole matrix at each call (50 times slower, and its single rows depend on the
-width); or their blocks are of 16. Those are rounded again, in 8 bits.
+MatMulNBits holds Q4_0 (4 bits) and Q8_0 (8 bits) as they are. Q4_1 and Q4_K have a minimum that is
+no multiple of the scale. With float zero points ONNX Runtime 1.32's CPU kernel would dequantize the
+whole matrix at each call (50 times slower, and its single rows depend on the width). So the
+minimum's whole steps become the zero point and the rest an offset, for which the layer gets the
+sums of its inputs as further inputs. The other types, in blocks of 16 or with more than 4 bits,
+are rounded again, in 8 bits.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from transformers.integrations.gguf.dequant import (
     GGML_BLOCK,
     GGML_NAME,
     GGML_Q4_0,
+    GGML_Q4_1,
+    GGML_Q4_K,
     GGML_Q8_0,
     dequantize,
 )
@@ -32,7 +36,9 @@ from transformers.integrations.gguf.reader import GgufHeader, load_gguf_state_di
 from specplug.export.blocks import BLOCK_SIZE, Array, Blocks, nearest
 from specplug.types import ExportError
 
-_KEPT = (GGML_Q4_0, GGML_Q8_0)
+_IN_4_BITS = (GGML_Q4_0, GGML_Q4_1, GGML_Q4_K)
+_IN_8_BITS = (GGML_Q4_0, GGML_Q8_0)
+_WITH_MINIMUM = (GGML_Q4_1, GGML_Q4_K)
 _READ_AT_ONCE = 1 << 20  # weights; bounds the memory of dequantized rows
 
 
@@ -83,8 +89,8 @@ class CarriedBlocks:
     def blocks(self, weight: Array) -> Blocks | None:
         """The blocks of f32[K, N]; None if the file has all of it in floating point.
 
-        In 4 bits if all columns are Q4_0, else in 8; what cannot be kept, or is not a row of the
-        file, is rounded to the nearest.
+        In 4 bits if all columns are of 4-bit types, else in 8; what cannot be kept, or is not a
+        row of the file, is rounded to the nearest.
         """
         columns = np.ascontiguousarray(weight.T)
         tensors, rows = self._find(columns)
@@ -92,25 +98,23 @@ class CarriedBlocks:
         kinds = {self._tensors[i].kind for i in telling - {-1}}
         if -1 not in telling and not kinds & GGML_BLOCK.keys():
             return None
-        keep = np.isin(tensors, [i for i, t in enumerate(self._tensors) if t.kind in _KEPT])
-        keep &= columns.any(axis=1)
-        self._kept |= {i for i in telling if i >= 0 and self._tensors[i].kind in _KEPT}
-        self._rounded |= {i for i in telling if i < 0 or self._tensors[i].kind not in _KEPT}
-        bits = 4 if kinds == {GGML_Q4_0} and -1 not in telling else 8
-        made = Blocks(
-            bits,
-            np.empty((len(columns), columns.shape[1] // BLOCK_SIZE, BLOCK_SIZE), dtype=np.uint8),
-            np.empty((len(columns), columns.shape[1] // BLOCK_SIZE), dtype=np.float32),
-        )
-        if not keep.all():
-            rounded = nearest(columns[~keep].T, bits)
-            made.integers[~keep], made.scales[~keep] = rounded.integers, rounded.scales
-        for i in set(tensors[keep].tolist()):
-            at = np.flatnonzero(tensors == i)
-            integers, scales = self._tensors[i].blocks(rows[at])
-            made.integers[at] = integers + np.uint8(1 << (bits - 1))
-            made.scales[at] = scales
-        return made
+        bits = 4 if -1 not in telling and kinds <= set(_IN_4_BITS) else 8
+        holds = _IN_4_BITS if bits == 4 else _IN_8_BITS
+        kept = {i for i in telling if i >= 0 and self._tensors[i].kind in holds}
+        self._kept |= kept
+        self._rounded |= telling - kept
+        made = nearest(columns.T, bits)
+        zeros = np.full(made.scales.shape, 1 << (bits - 1), dtype=np.uint8)
+        offsets = np.zeros(made.scales.shape, dtype=np.float32)
+        for i in kept:
+            at = np.flatnonzero((tensors == i) & columns.any(axis=1))
+            stored = self._tensors[i].blocks(rows[at], bits)
+            made.integers[at], made.scales[at] = stored.integers, stored.scales
+            if stored.zero_points is not None and stored.offsets is not None:
+                zeros[at], offsets[at] = stored.zero_points, stored.offsets
+        if not kinds & set(_WITH_MINIMUM) or bits == 8:
+            return made
+        return replace(made, zero_points=zeros, offsets=offsets)
 
     def rounding(self, weight: Array, bits: int) -> Blocks | None:
         """:meth:`blocks` for the quantization pass: the file decides how many bits."""
@@ -191,15 +195,50 @@ class _Tensor:
         flat = torch.from_numpy(self._bytes(rows).reshape(-1))
         return np.asarray(dequantize(flat, self.kind).reshape(len(rows), -1).numpy())
 
-    def blocks(self, rows: Array) -> tuple[Array, Array]:
-        """Signed integers, two's complement, u8[n, inner/32, 32], and scales f32[n, inner/32]."""
+    def blocks(self, rows: Array, bits: int) -> Blocks:
+        """The stored blocks of some rows, in as many bits or more."""
         raw = self._bytes(rows).reshape(len(rows), -1, GGML_BLOCK[self.kind][1])
-        scales = np.ascontiguousarray(raw[..., :2]).view("<f2")[..., 0].astype(np.float32)
+        if self.kind in _WITH_MINIMUM:
+            return _with_minimum(*(_q4_1 if self.kind == GGML_Q4_1 else _q4_k)(raw))
         stored = raw[..., 2:]
-        if self.kind == GGML_Q8_0:
-            return stored, scales
-        nibbles = np.concatenate([stored & 15, stored >> 4], axis=-1)  # 0-15 low, 16-31 high
-        return nibbles - np.uint8(8), scales
+        signed = stored if self.kind == GGML_Q8_0 else _nibbles(stored) - np.uint8(8)
+        return Blocks(bits, signed + np.uint8(1 << (bits - 1)), _halves(raw, 0))
+
+
+def _halves(raw: Array, start: int) -> Array:
+    """The fp16 at a byte of each block, f32[..., n]."""
+    return np.ascontiguousarray(raw[..., start : start + 2]).view("<f2")[..., 0].astype(np.float32)
+
+
+def _nibbles(stored: Array) -> Array:
+    """The first half of a block's values lies in the low nibbles, the second in the high."""
+    return np.concatenate([stored & 15, stored >> 4], axis=-1)
+
+
+def _q4_1(raw: Array) -> tuple[Array, Array, Array]:
+    """Integers u8[n, b, 32], scales f32[n, b] and minima f32[n, b]."""
+    return _nibbles(raw[..., 4:]), _halves(raw, 0), _halves(raw, 2)
+
+
+def _q4_k(raw: Array) -> tuple[Array, Array, Array]:
+    """As of Q4_1; eight blocks share two fp16, times 6 bits each, packed as ggml does."""
+    rows = len(raw)
+    low, middle, high = raw[..., 4:8], raw[..., 8:12], raw[..., 12:16]
+    steps = np.concatenate([low & 63, (high & 15) | ((low >> 6) << 4)], axis=-1)
+    minima = np.concatenate([middle & 63, (high >> 4) | ((middle >> 6) << 4)], axis=-1)
+    integers = _nibbles(raw[..., 16:].reshape(rows, -1, 4, BLOCK_SIZE))
+    return (
+        integers.reshape(rows, -1, BLOCK_SIZE),
+        (_halves(raw, 0)[..., None] * steps).reshape(rows, -1).astype(np.float32),
+        -(_halves(raw, 2)[..., None] * minima).reshape(rows, -1).astype(np.float32),
+    )
+
+
+def _with_minimum(integers: Array, scales: Array, minima: Array) -> Blocks:
+    """A minimum as whole steps and an offset."""
+    zeros = np.clip(np.rint(-minima / np.where(scales == 0, 1, scales)), 0, 15)
+    offsets = (minima + zeros * scales).astype(np.float32)
+    return Blocks(4, integers, scales, zeros.astype(np.uint8), offsets)
 
 
 def _hashes(rows: Array) -> Array:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import onnx_ir as ir
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf import quants
@@ -17,6 +18,7 @@ from specplug.export.carried import CarriedBlocks
 from specplug.export.passes import PadAttention, QuantizeNBits
 from specplug.export.source import open_source
 from test_export import PROMPT, write_gguf
+from test_passes import FLOAT, Sketch, run
 
 RNG = np.random.default_rng(3)
 
@@ -67,10 +69,37 @@ def test_blocks_are_the_files_own(kinds: tuple[Kind, ...], bits: int, tmp_path: 
     assert "rounded" not in carried.summary()
 
 
+@pytest.mark.parametrize("kinds", [(Kind.Q4_1,), (Kind.Q4_K,), (Kind.Q4_K, Kind.Q4_0, Kind.Q4_1)])
+def test_minima_are_kept_as_offsets(kinds: tuple[Kind, ...], tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    values = write_tensors(path, **{f"t{i}": kind for i, kind in enumerate(kinds)})
+    rows = np.concatenate(list(values.values()))
+    carried = CarriedBlocks(path)
+    blocks = carried.blocks(rows.T)
+    assert blocks is not None
+    assert blocks.bits == 4
+    assert carried.rounded() == {}
+    np.testing.assert_allclose(blocks.values(), rows, rtol=1e-6, atol=1e-6)
+
+    # Through the kernel, where an offset is the weight of a sum of inputs, in 4 bits.
+    sketch = Sketch()
+    x = sketch.input("x", FLOAT, ["n", 256])
+    weight = sketch.weight("w", 256, len(rows))
+    weight.const_value = ir.tensor(np.ascontiguousarray(rows.T), name="w")
+    sketch.output(sketch.node("MatMul", x, weight), "y")
+    model = sketch.model()
+    assert QuantizeNBits(rounding=carried.rounding, accuracy_level=0)(model).modified
+    found = run(model, x=np.eye(256, dtype=np.float32))[0].T
+    assert blocks.offsets is not None
+    most = np.ptp(blocks.offsets, axis=1, keepdims=True) / 15
+    error = np.abs(found - rows)
+    assert (error <= most + 1e-6).all()
+
+
 @pytest.mark.parametrize("kind", [Kind.Q4_1, Kind.Q4_K, Kind.Q6_K])
 def test_other_blocks_are_rounded_again_and_told(kind: Kind, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    values = write_tensors(path, kept=Kind.Q4_0, other=kind)
+    values = write_tensors(path, kept=Kind.Q8_0, other=kind)
     rows = np.concatenate(list(values.values()))
     carried = CarriedBlocks(path)
     blocks = carried.blocks(rows.T)
@@ -81,7 +110,7 @@ def test_other_blocks_are_rounded_again_and_told(kind: Kind, tmp_path: Path) -> 
     assert (error <= 0.501 * np.abs(blocks.scales)[..., None]).all()
     assert error[24:].any()
     assert carried.rounded() == {kind.name: 1}
-    assert "kept for 1 of type Q4_0; rounded again, in 8 bits" in carried.summary()
+    assert "kept for 1 of type Q8_0; rounded again, in 8 bits" in carried.summary()
     assert f"1 of type {kind.name}" in carried.summary()
 
 
@@ -149,7 +178,7 @@ def test_a_graph_of_carried_blocks_is_its_source(
 
 def test_export_tells_what_became_of_the_blocks(tiny_source: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    write_gguf(tiny_source, path, lambda name: Kind.Q4_1 if "ffn_down" in name else Kind.Q4_0)
+    write_gguf(tiny_source, path, lambda name: Kind.Q8_0 if "ffn_up" in name else Kind.Q4_1)
     notes: list[str] = []
     bundle = tmp_path / "b.bundle"
     target = export_bundle(path, bundle, precision="gguf", note=notes.append).target
@@ -158,7 +187,7 @@ def test_export_tells_what_became_of_the_blocks(tiny_source: Path, tmp_path: Pat
     assert target.min_width == 1
     assert target.quality is not None
     assert target.quality.mean_kl < 0.05
-    assert "kept for 13 of type Q4_0" in notes[-1]
-    assert "2 of type Q4_1" in notes[-1]
+    assert "kept for 11 of type Q4_1, 2 of type Q8_0; rounded again" in notes[-1]
+    assert "2 of type Q4_1" in notes[-1].partition(";")[2]
     with SpeculativeDecoder.from_bundle(bundle, drafter="ngram", draft_tokens=4) as decoder:
         assert decoder.generate(PROMPT, max_tokens=8).token_ids

@@ -21,7 +21,10 @@ class GatherFromHead(ir.passes.InPlacePass):  # type: ignore[misc]
     """
 
     def call(self, model: Any) -> Any:
-        """Replace each lookup in a table of which there are blocks; unmodified if there is none."""
+        """Replace each lookup in a table of which there are blocks; unmodified if there is none.
+
+        Blocks with offsets are left alone: a lookup would miss those.
+        """
         graph = model.graph
         heads = {n.inputs[1].name: n for n in graph if n.op_type == "MatMulNBits"}
         modified = False
@@ -31,7 +34,7 @@ class GatherFromHead(ir.passes.InPlacePass):  # type: ignore[misc]
                 continue
             names = [blocks_name(table.name, bits) for bits in (4, 8)]
             head = next((heads[name] for name in names if name in heads), None)
-            if head is not None:
+            if head is not None and head.attributes["K"].value == table.shape[1]:
                 _gather(graph, node, head)
                 modified = True
         return ir.passes.PassResult(model, modified=modified)

@@ -18,7 +18,7 @@ class HalfWeights(ir.passes.InPlacePass):  # type: ignore[misc]
     """Round weight matrices to 16 bits, and cast them back before their use.
 
     ONNX Runtime's CPU provider has no 16-bit matrix products on x64. It folds the casts when it
-    loads the graph: the file is half as large, memory and time are those of fp32.
+    loads the graph: the file is half as large, the products are those of fp32, memory is no less.
 
     Args:
         to: ``"fp16"`` or ``"bf16"``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from specplug.export.blocks import BLOCK_SIZE, Blocks, Rounding, nearest
@@ -55,25 +56,30 @@ class QuantizeNBits(ir.passes.InPlacePass):  # type: ignore[misc]
                 continue
             bits = self._head_bits if layer.is_head else self._bits
             blocks = self._rounding(layer.weight, bits)
-            if blocks is not None:
-                self._replace(graph, layer, blocks)
-                modified = True
+            if blocks is None:
+                continue
+            value, inner = layer.input, layer.weight.shape[0]
+            if blocks.offsets is not None:
+                value = _with_sums(graph, layer)
+                inner += inner // BLOCK_SIZE
+                blocks = blocks.with_offsets_folded()
+            self._replace(graph, layer, value, inner, blocks)
+            modified = True
         return ir.passes.PassResult(model, modified=modified)
 
-    def _replace(self, graph: Any, layer: Linear, blocks: Blocks) -> None:
+    def _replace(self, graph: Any, layer: Linear, value: Any, inner: int, blocks: Blocks) -> None:
         name = blocks_name(layer.name, blocks.bits)
         inputs = [
-            layer.input,
+            value,
             constant(graph, name, blocks.packed()),
             constant(graph, f"{name}_scales", blocks.scales),
         ]
         zero_points = blocks.packed_zero_points()
         if zero_points is not None:
             inputs.append(constant(graph, f"{name}_zero_points", zero_points))
-        inner, outer = layer.weight.shape
         attributes = {
             "K": inner,
-            "N": outer,
+            "N": layer.weight.shape[1],
             "bits": blocks.bits,
             "block_size": BLOCK_SIZE,
             "accuracy_level": self._accuracy_level,
@@ -81,3 +87,18 @@ class QuantizeNBits(ir.passes.InPlacePass):  # type: ignore[misc]
         product = ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)
         graph.insert_before(layer.node, product)
         replace(graph, layer.output, product.outputs[0])
+
+
+def _with_sums(graph: Any, layer: Linear) -> Any:
+    """A layer's input, followed by its sums over every 32: what offsets are the weights of."""
+    count = layer.weight.shape[0] // BLOCK_SIZE
+    rank = 3 if layer.input.shape is None else len(layer.input.shape)
+    shape = np.array([*[0] * (rank - 1), count, BLOCK_SIZE])
+    blocked = ir.node(
+        "Reshape", [layer.input, constant(graph, f"in_{count}_blocks_of_{rank}", shape)]
+    )
+    last = constant(graph, "last_axis", np.array([-1]))
+    sums = ir.node("ReduceSum", [blocked.outputs[0], last], {"keepdims": 0})
+    joined = ir.node("Concat", [layer.input, sums.outputs[0]], {"axis": -1})
+    graph.insert_before(layer.node, [blocked, sums, joined])
+    return joined.outputs[0]
