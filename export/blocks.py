@@ -13,7 +13,7 @@ from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_
 
 BLOCK_SIZE = 32  # with 64 and more, MatMulNBits' rows depend on the width of the call by 1e-6
 
-_ROUNDED_AT_ONCE = 1 << 20  # weights; k-quant's temporaries are ten times that
+_ROUNDED_AT_ONCE = 1 << 18  # weights; k-quant's temporaries are ten times that
 
 Array = np.ndarray[Any, Any]
 
