@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from specplug.bundle import Component
     from specplug.opening import EngineOptions
 
-# name -> module and factory(folder, component, options); imported only when asked for.
+# name -> module and class, imported only when asked for; all are made as OrtEngine is.
 _ENGINES = {
-    "onnxruntime": ("specplug.engines.ort", "OrtEngine.from_component"),
-    "onnxruntime-concat": ("specplug.engines.ort_concat", "OrtConcatEngine.from_component"),
+    "onnxruntime": ("specplug.engines.ort", "OrtEngine"),
+    "onnxruntime-concat": ("specplug.engines.ort_concat", "OrtConcatEngine"),
 }
 
 
@@ -28,9 +28,13 @@ def load(folder: Path, component: Component, options: EngineOptions) -> Engine:
     """
     if component.engine not in _ENGINES:
         raise BundleError(f"no engine named {component.engine!r}: have {', '.join(_ENGINES)}")
-    module, factory = _ENGINES[component.engine]
-    made = import_module(module)
-    for part in factory.split("."):
-        made = getattr(made, part)
-    engine: Engine = made(folder, component, options)  # type: ignore[operator]
+    module, name = _ENGINES[component.engine]
+    engine: Engine = getattr(import_module(module), name)(
+        folder / component.graph,
+        cache=component.cache,
+        vocab_size=component.vocab_size,
+        max_length=component.max_length,
+        min_width=component.min_width,
+        options=options,
+    )
     return engine

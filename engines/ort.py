@@ -16,7 +16,7 @@ from specplug.engines.host import HostScores, check_step
 from specplug.types import EngineError, EngineSpec, Float32Array, Int64Array, Step
 
 if TYPE_CHECKING:
-    from specplug.bundle import CacheLayout, Component
+    from specplug.bundle import CacheLayout
     from specplug.opening import EngineOptions
 
 _FIRST_CAPACITY = 512  # cache entries; doubled when outgrown
@@ -77,20 +77,6 @@ class OrtEngine:
         self._attention_rows = np.array(1 if options.allow_narrow else 2, dtype=np.int64)
         self._cache = self._new_cache(min(_FIRST_CAPACITY, max_length) + cache.spare)
         self._bindings: dict[tuple[int, int, int], _Binding] = {}
-
-    @classmethod
-    def from_component(
-        cls, folder: Path, component: Component, options: EngineOptions
-    ) -> OrtEngine:
-        """The engine of a bundle's target or draft."""
-        return cls(
-            folder / component.graph,
-            cache=component.cache,
-            vocab_size=component.vocab_size,
-            max_length=component.max_length,
-            min_width=component.min_width,
-            options=options,
-        )
 
     def forward(self, step: Step) -> HostScores:
         """Run tokens over the cache; see :class:`specplug.types.Engine`."""

@@ -17,7 +17,7 @@ from specplug.engines.ort import check_vocabulary, mapped_errors, open_session
 from specplug.types import EngineError, EngineSpec, Float32Array, Step
 
 if TYPE_CHECKING:
-    from specplug.bundle import CacheLayout, Component
+    from specplug.bundle import CacheLayout
     from specplug.opening import EngineOptions
 
 
@@ -68,20 +68,6 @@ class OrtConcatEngine:
             raise EngineError(f"the graph's input {min(unknown)!r} is not one this engine feeds")
         empty = np.zeros((1, cache.heads, 0, cache.head_size), dtype=cache.dtype)
         self._cache: list[np.ndarray[Any, Any]] = [empty] * len(self._past_names)
-
-    @classmethod
-    def from_component(
-        cls, folder: Path, component: Component, options: EngineOptions
-    ) -> OrtConcatEngine:
-        """The engine of a bundle's target or draft."""
-        return cls(
-            folder / component.graph,
-            cache=component.cache,
-            vocab_size=component.vocab_size,
-            max_length=component.max_length,
-            min_width=component.min_width,
-            options=options,
-        )
 
     def forward(self, step: Step) -> HostScores:
         """Run one row's tokens over the cache; see :class:`specplug.types.Engine`."""
