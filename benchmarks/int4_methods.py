@@ -30,11 +30,11 @@ from onnxruntime.quantization.neural_compressor.weight_only import gptq as libra
 from measuring import workload, write_result
 from specplug.export import graphs, measuring, quality_text
 from specplug.export.blocks import BLOCK_SIZE, Blocks, k_quant, nearest, split_blocks
-from specplug.export.exporter import _encoder
 from specplug.export.keeping import weight_names
 from specplug.export.passes import PadAttention, QuantizeNBits
 from specplug.export.passes.editing import linear_layers
 from specplug.export.source import Source, open_source
+from specplug.export.tokenizers import encoder
 
 Hessians = dict[str, torch.Tensor]
 Method = Callable[[np.ndarray, torch.Tensor], Blocks]
@@ -150,7 +150,7 @@ def collect_hessians(model: Any, prompts: list[list[int]]) -> Hessians:
 
 
 def compare(source: Source, calibration_tokens: int, work: Path) -> dict[str, Any]:
-    encode = _encoder(source.tokenizer)
+    encode = encoder(source.tokenizer)
     prompts = [line["prompt"] for line in workload("specbench-dev")]
     text = work / "text.txt"
     text.write_text("\n\n".join([quality_text._built_in(), *prompts[1::2]]))

@@ -1,6 +1,7 @@
 """Cost of a call by width, speculation against plain decoding, and the program's own share.
 
     .venv/bin/python benchmarks/speculation.py BUNDLE... [--workload quoting] [--repeats 3]
+    .venv/bin/python benchmarks/speculation.py BUNDLE... --costs-only
 
 Everything alternates within one run: widths in turn, and on each prompt plain decoding beside
 every draft length. Texts are compared on the way.
@@ -103,6 +104,30 @@ def against_plain(decoder: SpeculativeDecoder, name: str, repeats: int) -> dict[
     }
 
 
+def print_costs(precision: str, costs: dict[str, dict[str, float]]) -> None:
+    line = "  ".join(f"T({w}) {cost['median']:.1f}" for w, cost in costs.items())
+    print(f"{precision}: {line} ms; 8 over 1: {costs['8']['median'] / costs['1']['median']:.2f}")
+
+
+def write_costs(bundles: list[str], repeats: int) -> None:
+    """Cost by width alone, the bundles in turn so that a slow moment hits all of them."""
+    parts: dict[str, list[dict[str, dict[str, float]]]] = {}
+    for _ in range(repeats):
+        for path in bundles:
+            precision = Bundle.open(path).manifest.target.precision
+            with SpeculativeDecoder.from_bundle(path) as decoder:
+                parts.setdefault(precision, []).append(call_costs(decoder, 1))
+    runs = {
+        precision: {
+            width: spread(part[width]["median"] for part in measured) for width in measured[0]
+        }
+        for precision, measured in parts.items()
+    }
+    for precision, costs in runs.items():
+        print_costs(precision, costs)
+    print(write_result("costs", {"call_milliseconds": runs}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -110,7 +135,11 @@ def main() -> None:
     parser.add_argument("bundles", nargs="+")
     parser.add_argument("--workload", default="quoting")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--costs-only", action="store_true", help="calls by width, no decoding")
     arguments = parser.parse_args()
+    if arguments.costs_only:
+        write_costs(arguments.bundles, arguments.repeats)
+        return
     runs = []
     for path in arguments.bundles:
         precision = Bundle.open(path).manifest.target.precision
@@ -118,10 +147,7 @@ def main() -> None:
             costs = call_costs(decoder, arguments.repeats)
             compared = against_plain(decoder, arguments.workload, arguments.repeats)
         runs.append({"precision": precision, "call_milliseconds": costs, **compared})
-        line = "  ".join(f"T({w}) {cost['median']:.1f}" for w, cost in costs.items())
-        print(
-            f"{precision}: {line} ms; 8 over 1: {costs['8']['median'] / costs['1']['median']:.2f}"
-        )
+        print_costs(precision, costs)
         for k, found in compared["by_draft_tokens"].items():
             over = f", {found['over_plain']['median']:.2f} x plain" if "over_plain" in found else ""
             print(
