@@ -25,6 +25,7 @@ from specplug.export.keeping import KeepMatching, keep_none
 from specplug.export.pairing import check_pair
 from specplug.export.precision import Precision, apply_precision, choose_precision
 from specplug.export.quality_text import take_sample
+from specplug.export.self_draft import parse_self_draft, with_layers
 from specplug.export.source import Source, open_source
 from specplug.export.staging import staged
 from specplug.export.tokenizers import SourceTokenizer, encoder, write_tokenizer
@@ -41,7 +42,7 @@ def export_bundle(
     *,
     precision: Literal["auto"] | Precision = "auto",
     draft: str | Path | None = None,
-    self_draft: Precision | None = None,
+    self_draft: str | None = None,
     keep_fp32: str | None = None,
     quality_text: str | Path | None = None,
     force: bool = False,
@@ -57,7 +58,8 @@ def export_bundle(
         precision: of the target; ``"auto"`` picks by the machine's instructions.
         draft: the source of a smaller model with the same tokenizer, exported in the target's
             precision.
-        self_draft: use the target itself, in this precision, as the draft.
+        self_draft: use the target itself as the draft, in a lower precision (``"int4"``), with
+            some of its layers (``"layers=0-9,20-29"``), or both (``"int4:layers=0-9,20-29"``).
         keep_fp32: regular expression; layers with a weight whose name it matches are left in fp32
             in every component that is not fp32 anyway.
         quality_text: a UTF-8 file to measure quality on, in place of the built-in text.
@@ -77,18 +79,23 @@ def export_bundle(
     if precision == "auto":
         precision, reason = choose_precision()
         note(f"precision: {reason}")
+    own = parse_self_draft(self_draft) if self_draft else None
     if self_draft == precision:
         raise ExportError(
             f"--self-draft {self_draft} is the target's own precision: it would save nothing"
         )
-    if keep_fp32 is not None and {precision, self_draft or "fp32"} == {"fp32"}:
+    drafted = (own.precision or precision) if own else precision
+    if keep_fp32 is not None and {precision, drafted} == {"fp32"}:
         raise ExportError(f"--keep-fp32 {keep_fp32!r}: precision fp32 keeps every layer already")
     if keep_fp32 is not None:
         KeepMatching(keep_fp32)  # a wrong expression is better told now than after minutes
     how = _How(keep_fp32, Path(quality_text) if quality_text else None, report, note)
     with staged(Path(output), replace=force) as stage:
-        plan = {"target": precision} | ({"draft": self_draft} if self_draft else {})
+        plan = {"target": precision} | ({"draft": drafted} if own and not own.layers else {})
         components, tokenizer = _export_source(Path(source), plan, stage, how)
+        if own and own.layers:
+            made, _ = _export_source(Path(source), {"draft": drafted}, stage, how, own.layers)
+            components |= made
         if draft is not None:
             made, other = _export_source(Path(draft), {"draft": precision}, stage, how)
             components |= made
@@ -131,9 +138,13 @@ class _Model:
 
 
 def _export_source(
-    path: Path, plan: dict[str, Precision], stage: Path, how: _How
+    path: Path,
+    plan: dict[str, Precision],
+    stage: Path,
+    how: _How,
+    layers: tuple[int, ...] | None = None,
 ) -> tuple[dict[str, Component], SourceTokenizer | None]:
-    """Write each component of ``plan`` (name -> precision) from one source."""
+    """Write each component of ``plan`` (name -> precision) from a source, or some of its layers."""
     if "gguf" in plan.values():
         from specplug.export.carried import check_gguf
 
@@ -142,7 +153,9 @@ def _export_source(
     work.mkdir()
     try:
         how.report(f"reading {path.name}")
-        model, tokenizer = _build(open_source(path), work, how)
+        source = open_source(path)
+        model, tokenizer = _build(with_layers(source, layers) if layers else source, work, how)
+        del source
         gc.collect()  # the weights: from here on they are on disk
         how.report("checking the graph against the source")
         engine = measuring.open_graph(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -146,6 +147,21 @@ def test_a_wrong_graph_is_refused(
     with pytest.raises(ParityError, match=r"differ from the source's by .* in prefill"):
         export_bundle(tiny_source, tmp_path / "wrong.bundle", precision="fp32")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_window_is_found_far_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_checkpoint(tmp_path / "source", model_type="mistral", sliding_window=300)
+    export_bundle(source, tmp_path / "right.bundle", precision="fp32")
+    read = graphs.read_attention
+
+    def forgetful(config):
+        return [dataclasses.replace(layer, window=None) for layer in read(config)]
+
+    monkeypatch.setattr(graphs, "read_attention", forgetful)
+    with pytest.raises(ParityError, match="in prefill"):
+        export_bundle(source, tmp_path / "wrong.bundle", precision="fp32")
 
 
 def test_draft_from_another_source(tiny_source: Path, tmp_path: Path) -> None:

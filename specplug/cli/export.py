@@ -28,14 +28,6 @@ class TargetPrecision(StrEnum):
     gguf = "gguf"
 
 
-class DraftPrecision(StrEnum):
-    """Values of ``--self-draft``."""
-
-    w8a8 = "w8a8"
-    int8 = "int8"
-    int4 = "int4"
-
-
 def export(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.")
@@ -64,8 +56,12 @@ def export(
         typer.Option(metavar="SOURCE2", help="A smaller model with the same tokenizer."),
     ] = None,
     self_draft: Annotated[
-        DraftPrecision | None,
-        typer.Option(help="Draft with the target itself in this precision."),
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Draft with the target itself: in another precision (int4), with some of its "
+            "layers (layers=0-9,20-29), or both (int4:layers=0-9,20-29).",
+        ),
     ] = None,
     keep_fp32: Annotated[
         str | None,
@@ -111,15 +107,16 @@ def export(
         elif source is not None:
             from specplug.export import export_bundle
 
+            sources = 1 + bool(draft or "layers=" in (self_draft or ""))
             components = 1 + bool(draft or self_draft)
-            stages = _STAGES_A_SOURCE * (1 + bool(draft)) + _STAGES_A_COMPONENT * components + 1
+            stages = _STAGES_A_SOURCE * sources + _STAGES_A_COMPONENT * components + 1
             bar.update(task, total=stages)
             manifest = export_bundle(
                 source,
                 output,
                 precision=precision.value,
                 draft=draft,
-                self_draft=self_draft.value if self_draft else None,
+                self_draft=self_draft,
                 keep_fp32=keep_fp32,
                 quality_text=quality,
                 force=force,
