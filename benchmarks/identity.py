@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--workload", default="specbench-dev")
+    parser.add_argument("--name", default="identity", help="of the result file")
     arguments = parser.parse_args()
     prompts = [item["prompt"] for item in workload(arguments.workload)]
     runs = []
@@ -109,7 +110,7 @@ def main() -> None:
         print(run)
     print(
         write_result(
-            "identity", {"workload": arguments.workload, "new_tokens": TOKENS, "runs": runs}
+            arguments.name, {"workload": arguments.workload, "new_tokens": TOKENS, "runs": runs}
         )
     )
 
