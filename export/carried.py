@@ -18,27 +18,19 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import gguf
 import numpy as np
-import torch
-from transformers.integrations.gguf.dequant import (
-    GGML_BLOCK,
-    GGML_NAME,
-    GGML_Q4_0,
-    GGML_Q4_1,
-    GGML_Q4_K,
-    GGML_Q8_0,
-    dequantize,
-)
-from transformers.integrations.gguf.reader import GgufHeader, load_gguf_state_dict
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Kind
 
 from specplug.export.blocks import BLOCK_SIZE, Array, Blocks, nearest
 from specplug.types import ExportError
 
-_IN_4_BITS = (GGML_Q4_0, GGML_Q4_1, GGML_Q4_K)
-_IN_8_BITS = (GGML_Q4_0, GGML_Q8_0)
-_WITH_MINIMUM = (GGML_Q4_1, GGML_Q4_K)
+_IN_4_BITS = (Kind.Q4_0, Kind.Q4_1, Kind.Q4_K)
+_IN_8_BITS = (Kind.Q4_0, Kind.Q8_0)
+_WITH_MINIMUM = (Kind.Q4_1, Kind.Q4_K)
+_UNQUANTIZED = (Kind.F32, Kind.F16, Kind.BF16)
 _READ_AT_ONCE = 1 << 20  # weights; bounds the memory of dequantized rows
 
 
@@ -67,10 +59,8 @@ class CarriedBlocks:
 
     def __init__(self, path: Path) -> None:
         check_gguf(path)
-        header = GgufHeader.from_file(str(path))
-        matrices = [info for info in header.tensors if len(info.shape) == 2]
-        lazy = load_gguf_state_dict(header)
-        self._tensors = [_Tensor(lazy[info.name], info.shape) for info in matrices]
+        stored = gguf.GGUFReader(path).tensors
+        self._tensors = [_Tensor(tensor) for tensor in stored if len(tensor.shape) == 2]
         rows = [(_hashes(part), i, at) for i, at, part in self._parts()]
         hashes = np.concatenate([found for found, _, _ in rows])
         tensors = np.concatenate([np.full(len(found), i) for found, i, _ in rows])
@@ -96,7 +86,7 @@ class CarriedBlocks:
         tensors, rows = self._find(columns)
         telling = set(tensors[columns.any(axis=1)].tolist())  # zeros are in every type
         kinds = {self._tensors[i].kind for i in telling - {-1}}
-        if -1 not in telling and not kinds & GGML_BLOCK.keys():
+        if -1 not in telling and kinds <= set(_UNQUANTIZED):
             return None
         bits = 4 if -1 not in telling and kinds <= set(_IN_4_BITS) else 8
         holds = _IN_4_BITS if bits == 4 else _IN_8_BITS
@@ -164,44 +154,39 @@ class CarriedBlocks:
 class _Tensor:
     """A matrix of the file, read row by row."""
 
-    lazy: Any
-    shape: tuple[int, int]
+    stored: gguf.ReaderTensor
 
     @property
     def rows(self) -> int:
-        return self.shape[0]
+        return int(self.stored.shape[1])
 
     @property
     def inner(self) -> int:
-        return self.shape[1]
+        return int(self.stored.shape[0])
 
     @property
-    def kind(self) -> int:
-        """The ggml type."""
-        return int(self.lazy.ggml_type)
+    def kind(self) -> Kind:
+        return self.stored.tensor_type
 
     @property
     def type_name(self) -> str:
-        return str(GGML_NAME.get(self.kind, "floating point"))
+        return "floating point" if self.kind in _UNQUANTIZED else self.kind.name
 
     def _bytes(self, rows: Array) -> Array:
-        return np.asarray(self.lazy.data).reshape(self.rows, -1)[rows]
+        return np.asarray(self.stored.data)[rows]
 
     def values(self, rows: Array) -> Array:
         """f32[n, inner]."""
-        if self.kind not in GGML_BLOCK:
-            stored = self.lazy[...].reshape(self.shape)[torch.from_numpy(rows)]
-            return np.asarray(stored.float().numpy())
-        flat = torch.from_numpy(self._bytes(rows).reshape(-1))
-        return np.asarray(dequantize(flat, self.kind).reshape(len(rows), -1).numpy())
+        values: Array = gguf.dequantize(self._bytes(rows), self.kind)
+        return values
 
     def blocks(self, rows: Array, bits: int) -> Blocks:
         """The stored blocks of some rows, in as many bits or more."""
-        raw = self._bytes(rows).reshape(len(rows), -1, GGML_BLOCK[self.kind][1])
+        raw = self._bytes(rows).reshape(len(rows), -1, GGML_QUANT_SIZES[self.kind][1])
         if self.kind in _WITH_MINIMUM:
-            return _with_minimum(*(_q4_1 if self.kind == GGML_Q4_1 else _q4_k)(raw))
+            return _with_minimum(*(_q4_1 if self.kind == Kind.Q4_1 else _q4_k)(raw))
         stored = raw[..., 2:]
-        signed = stored if self.kind == GGML_Q8_0 else _nibbles(stored) - np.uint8(8)
+        signed = stored if self.kind == Kind.Q8_0 else _nibbles(stored) - np.uint8(8)
         return Blocks(bits, signed + np.uint8(1 << (bits - 1)), _halves(raw, 0))
 
 

@@ -1,7 +1,7 @@
 """GGUF files: configuration, tokenizer and weights, dequantized to fp32.
 
-transformers reads the container and dequantizes; mobius knows the names. What is left for us is
-the metadata's meaning and llama.cpp's order of query and key rows.
+llama.cpp's own package reads the tensors, transformers the tokenizer, and mobius knows the names.
+What is left for us is the metadata's meaning and the order of query and key rows.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
+import torch
 import transformers
 from mobius.integrations.gguf._tensor_mapping import map_gguf_to_hf_names
-from transformers.integrations.gguf.dequant import GGML_BLOCK, dequantize
 from transformers.integrations.gguf.gguf_tokenizer_mapping import (
     convert_gguf_tokenizer,
     get_gguf_tokenizer,
 )
-from transformers.integrations.gguf.reader import (
-    GgufHeader,
-    load_gguf_state_dict,
-    read_gguf_metadata,
-)
+from transformers.integrations.gguf.reader import read_gguf_metadata
 
-from specplug.export.source import Source
+from specplug.export.lazy import LazyTensor
+from specplug.export.source import Source, load_model, model_weights
 from specplug.export.tokenizers import SourceTokenizer
 from specplug.types import ExportError
 
@@ -46,9 +44,12 @@ def open_gguf(path: Path) -> Source:
             raise ExportError(
                 f"{path.name} is of architecture {architecture!r}: have {', '.join(ARCHITECTURES)}"
             )
-        header = GgufHeader.from_file(str(path))
-        config = _config(architecture, metadata, header)
-        weights = _weights(architecture, config, header)
+        tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+        config = _config(architecture, metadata, tensors)
+        weights = _weights(architecture, config, tensors)
+        model, surplus = load_model(config, weights, path.name)
+        if surplus:  # the configuration is of our own making: it must account for everything
+            raise ValueError(f"{architecture} has no place for {', '.join(surplus[:3])}")
         tokenizer = _tokenizer(path)
     except ExportError:
         raise
@@ -62,14 +63,14 @@ def open_gguf(path: Path) -> Source:
     return Source(
         path=path,
         config=config,
-        weights=weights,
+        weights=model_weights(model),
         tokenizer=tokenizer,
         licence=metadata.get("general.license"),
         files=(path,),
     )
 
 
-def _config(architecture: str, metadata: dict[str, Any], header: GgufHeader) -> Any:
+def _config(architecture: str, metadata: dict[str, Any], tensors: dict[str, Any]) -> Any:
     def get(key: str, default: Any = None) -> Any:
         value = metadata.get(f"{architecture}.{key}", default)
         if value is None:
@@ -80,12 +81,11 @@ def _config(architecture: str, metadata: dict[str, Any], header: GgufHeader) -> 
         kind = get("rope.scaling.type")
         if kind != "none":
             raise ValueError(f"rotary scaling {kind!r} is not supported yet from GGUF")
-    shapes = {info.name: info.shape for info in header.tensors}
     heads = get("attention.head_count")
     hidden = get("embedding_length")
     return transformers.AutoConfig.for_model(
         architecture,
-        vocab_size=shapes["token_embd.weight"][0],
+        vocab_size=int(tensors["token_embd.weight"].shape[-1]),
         hidden_size=hidden,
         intermediate_size=get("feed_forward_length"),
         num_hidden_layers=get("block_count"),
@@ -95,22 +95,18 @@ def _config(architecture: str, metadata: dict[str, Any], header: GgufHeader) -> 
         max_position_embeddings=get("context_length"),
         rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
         rope_parameters={"rope_type": "default", "rope_theta": get("rope.freq_base", 10000.0)},
-        tie_word_embeddings="output.weight" not in shapes,
+        tie_word_embeddings="output.weight" not in tensors,
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
     )
 
 
-def _weights(architecture: str, config: Any, header: GgufHeader) -> dict[str, Any]:
-    shapes = {info.name: info.shape for info in header.tensors}
+def _weights(architecture: str, config: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     weights = {}
-    for name, lazy in load_gguf_state_dict(header).items():
+    for name, tensor in tensors.items():
         if name in _NOT_WEIGHTS:
             continue
-        stored = lazy[...]
-        quantized = lazy.ggml_type in GGML_BLOCK
-        values = dequantize(stored.reshape(-1), lazy.ggml_type) if quantized else stored.float()
-        values = values.reshape(shapes[name])
+        values: Any = _lazy(tensor)
         if architecture == "llama":  # the converters of the other families leave the order alone
             if ".attn_q." in name:
                 values = _rotary_halves(values, config.num_attention_heads)
@@ -121,6 +117,18 @@ def _weights(architecture: str, config: Any, header: GgufHeader) -> dict[str, An
             raise ValueError(f"tensor {name} has no place in {architecture}")
         weights[renamed] = values
     return weights
+
+
+def _lazy(tensor: gguf.ReaderTensor) -> LazyTensor:
+    shape = [int(size) for size in reversed(tensor.shape)]
+
+    def make() -> torch.Tensor:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        if values.base is not None:  # of the file itself, which cannot be written to
+            values = values.copy()
+        return torch.from_numpy(values).reshape(shape)
+
+    return LazyTensor(torch.empty(shape, device="meta"), make)
 
 
 def _rotary_halves(rows: Any, heads: int) -> Any:
