@@ -143,7 +143,7 @@ def collect_hessians(model: Any, prompts: list[list[int]]) -> Hessians:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             module.register_forward_pre_hook(watch(f"{name}.weight"))
-    with torch.inference_mode():
+    with torch.no_grad():
         for tokens in prompts:
             model(torch.tensor([tokens]))
     return hessians

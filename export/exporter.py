@@ -23,6 +23,7 @@ from specplug.export import graphs, measuring
 from specplug.export.attention import positions
 from specplug.export.keeping import KeepMatching, keep_none
 from specplug.export.pairing import check_pair
+from specplug.export.piecewise import PiecewiseEngine
 from specplug.export.precision import Precision, apply_precision, choose_precision
 from specplug.export.quality_text import take_sample
 from specplug.export.self_draft import parse_self_draft, with_layers
@@ -158,8 +159,11 @@ def _export_source(
         del source
         gc.collect()  # the weights: from here on they are on disk
         how.report("checking the graph against the source")
-        engine = measuring.open_graph(
-            work / "fp32" / graphs.GRAPH, model.layout, model.vocab_size, model.max_length
+        engine = PiecewiseEngine(
+            work / "fp32",
+            cache=model.layout,
+            vocab_size=model.vocab_size,
+            max_length=model.max_length,
         )
         parity = measuring.check_parity(engine, model.reference)
         engine.close()
@@ -175,6 +179,11 @@ def _export_source(
 def _build(source: Source, work: Path, how: _How) -> tuple[_Model, SourceTokenizer | None]:
     """Write the source's reference logits and its fp32 graph into ``work``."""
     config = source.config
+    if source.ignored:
+        how.note(
+            f"{source.path.name}: {len(source.ignored)} tensors that {config.model_type} has no "
+            f"place for are left out: {', '.join(source.ignored[:3])}"
+        )
     # One position less than the model has: a padded attention row takes it.
     max_length = positions(config) - 1
     how.report("running the source for reference")

@@ -106,7 +106,7 @@ def mobius_module(source_config: Any, weights: dict[str, Any]) -> Any:
     reader = getattr(made, "config_class", None) or mobius.ArchitectureConfig
     config = reader.from_transformers(source_config)
     # mobius ties by the names of Llama; a head under another name comes as a weight of its own.
-    tied = config.tie_word_embeddings and "model.embed_tokens.weight" in weights
+    tied = "model.embed_tokens.weight" in weights and "lm_head.weight" not in weights
     config = dataclasses.replace(config, tie_word_embeddings=tied)
     if source_config.model_type == "falcon":
         config = _falcon(source_config, config, weights)

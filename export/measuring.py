@@ -23,6 +23,8 @@ _PREFIX, _VERIFIED = 24, 16  # tokens of the parity check
 _WIDEST = 16  # the width up to which rows are compared
 PIECE = 128
 """Tokens of a quality call; bounds the memory of logits."""
+_REFERENCE_PIECE = 640
+"""Tokens of a call of the source, which reads all its weights anew each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,9 @@ def write_reference(model: Any, sample: Sample, path: Path) -> Reference:
     tokens = sample.tokens
     vocab_size = int(model.config.vocab_size)
     cache = None
-    with path.open("wb") as out, torch.inference_mode():
-        for start in range(0, len(tokens), PIECE):
-            piece = torch.from_numpy(tokens[start : start + PIECE])[None]
+    with path.open("wb") as out, torch.no_grad():
+        for start in range(0, len(tokens), _REFERENCE_PIECE):
+            piece = torch.from_numpy(tokens[start : start + _REFERENCE_PIECE])[None]
             output = model(piece, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             output.logits[0].numpy().tofile(out)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 
 from specplug.bundle import file_sha256
 from specplug.export.families import check_family
+from specplug.export.lazy import LazyTensor
 from specplug.export.tokenizers import SourceTokenizer, folder_tokenizer
 from specplug.types import ExportError
 
@@ -23,7 +28,7 @@ class Source:
     config: Any
     """The transformers configuration."""
     weights: dict[str, Any]
-    """torch tensors under the names of the transformers model."""
+    """Tensors under the names of the transformers model, a tied head left out; lazy ones."""
     tokenizer: SourceTokenizer | None
     licence: str | None = None
     files: tuple[Path, ...] = field(default=())
@@ -33,29 +38,19 @@ class Source:
     revision: str | None = None
     """The commit, for sources that have one."""
 
-    def reference(self) -> Any:
-        """The transformers model over these very tensors: what the graph must reproduce."""
-        from transformers.initialization import no_init_weights
+    ignored: tuple[str, ...] = ()
+    """Tensors of the checkpoint that the transformers model has no place for."""
 
-        with no_init_weights():
-            model = transformers.AutoModelForCausalLM.from_config(
-                self.config, dtype=torch.float32, attn_implementation="eager"
-            )
-        outcome = model.load_state_dict(self.weights, strict=False, assign=True)
-        model.tie_weights()
-        missing = set(outcome.missing_keys)
-        if self.config.tie_word_embeddings:
-            missing.discard("lm_head.weight")
-        if missing or outcome.unexpected_keys:
-            raise ExportError(
-                f"{self.path.name} does not fit {self.config.model_type}: "
-                f"missing {sorted(missing)[:3]}, unexpected {outcome.unexpected_keys[:3]}"
-            )
-        return model.eval()
+    def reference(self) -> Any:
+        """The transformers model over these very tensors: what the graph must reproduce.
+
+        Run it under ``torch.no_grad``; lazy tensors know no inference mode.
+        """
+        return load_model(self.config, self.weights, self.path.name)[0]
 
     def parameters(self) -> int:
         """Number of weights, tied ones once."""
-        return sum(tensor.numel() for tensor in self.weights.values())
+        return sum(tensor.numel() for tensor in set(self.weights.values()))
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the files that were read, by name."""
@@ -103,22 +98,74 @@ def _open_folder(folder: Path) -> Source:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         check_family(config)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        stored = dict(item for shard in shards for item in _lazy_tensors(shard))
+        model, ignored = load_model(config, stored, folder.name)
+        generation = folder / "generation_config.json"
+        settings = json.loads(generation.read_bytes()) if generation.is_file() else {}
+        eos = settings.get("eos_token_id", config.eos_token_id)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ExportError(f"transformers cannot load {folder}: {error}") from error
-    weights = dict(model.state_dict())
-    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
-        weights.pop("lm_head.weight", None)
     return Source(
         path=folder,
-        config=model.config,
-        weights=weights,
-        tokenizer=folder_tokenizer(folder, _stops(model.generation_config.eos_token_id)),
+        config=config,
+        weights=model_weights(model),
+        tokenizer=folder_tokenizer(folder, [eos] if isinstance(eos, int) else eos or []),
         files=(folder / "config.json", *shards),
+        ignored=ignored,
     )
 
 
-def _stops(eos: int | list[int] | None) -> list[int]:
-    return [eos] if isinstance(eos, int) else eos or []
+def _lazy_tensors(shard: Path) -> Iterator[tuple[str, LazyTensor]]:
+    """The tensors of a safetensors file; it is mapped into memory only while one is read."""
+
+    def read(name: str) -> torch.Tensor:
+        with safe_open(shard, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+
+    with safe_open(shard, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  (it is no dict)
+            yield name, LazyTensor(file.get_tensor(name).to("meta"), partial(read, name))
+
+
+def load_model(
+    config: Any, weights: Mapping[str, torch.Tensor], name: str
+) -> tuple[Any, tuple[str, ...]]:
+    """The transformers model over some tensors, as lazy as they are, in fp32.
+
+    Args:
+        config: the transformers configuration.
+        weights: under the names of the checkpoint; transformers renames and joins them.
+        name: of the source, for errors.
+
+    Returns:
+        The model, and the names that it has no place for.
+
+    Raises:
+        ExportError: tensors are missing, or of other shapes than the configuration says.
+    """
+    made = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model, found = made.from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(weights),
+        dtype=torch.float32,
+        attn_implementation="eager",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused here
+    )
+    for problem in ("missing", "mismatched"):
+        names = sorted(map(str, found[f"{problem}_keys"]))
+        if names:
+            raise ExportError(
+                f"{name} does not fit {config.model_type}: {problem} {', '.join(names[:3])}"
+            )
+    return model.eval(), tuple(sorted(found["unexpected_keys"]))
+
+
+def model_weights(model: Any) -> dict[str, torch.Tensor]:
+    """A model's tensors by name, a head that is the embedding left out."""
+    weights: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    if weights.get("lm_head.weight") is weights.get("model.embed_tokens.weight"):
+        weights.pop("lm_head.weight", None)
+    return weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,22 @@ class Linear:
     output: Any
     name: str
     """Of the weight in the source."""
-    weight: np.ndarray[Any, Any]  # f32[K, N]
     is_head: bool
     """Whether it makes the logits, but for what is done to each of them alone."""
+    factor: Any
+    """The constant, which the graph may hold transposed."""
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[K, N] of the weight."""
+        rows, columns = map(int, self.factor.const_value.shape)
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    def weight(self) -> np.ndarray[Any, Any]:
+        """f32[K, N], read anew: hold it no longer than needed."""
+        values: np.ndarray[Any, Any] = self.factor.const_value.numpy()
+        return values.T if self.transposed else values
 
 
 def linear_layers(graph: Any) -> Iterator[Linear]:
@@ -34,14 +47,15 @@ def linear_layers(graph: Any) -> Iterator[Linear]:
         if node.op_type != "MatMul":
             continue
         factor = node.inputs[1]
-        if factor.is_initializer():
-            weight = factor.const_value.numpy()
-        elif _is_transposed_constant(factor):
+        transposed = _is_transposed_constant(factor)
+        if transposed:
             factor = factor.producer().inputs[0]
-            weight = factor.const_value.numpy().T
-        else:
+        elif not factor.is_initializer():
             continue
-        yield Linear(node, node.inputs[0], node.outputs[0], factor.name, weight, node is head)
+        is_head = node is head
+        yield Linear(
+            node, node.inputs[0], node.outputs[0], factor.name, is_head, factor, transposed
+        )
 
 
 def head_product(graph: Any) -> Any | None:
@@ -70,6 +84,21 @@ def constant(graph: Any, name: str, array: np.ndarray[Any, Any]) -> Any:
     if name in graph.initializers:
         return graph.initializers[name]
     value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def lazy_constant(
+    graph: Any, name: str, shape: Sequence[int], make: Callable[[], np.ndarray[Any, Any]]
+) -> Any:
+    """A new fp32 initializer whose values are made when they are needed."""
+    tensor = ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(make()), name=name),
+        dtype=ir.DataType.FLOAT,
+        shape=ir.Shape(shape),
+        name=name,
+    )
+    value = ir.val(name, const_value=tensor)
     graph.register_initializer(value)
     return value
 

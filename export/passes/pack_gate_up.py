@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from specplug.export.passes.editing import Linear, constant, linear_layers, replace
+from specplug.export.passes.editing import Linear, constant, lazy_constant, linear_layers, replace
 
 
 class PackGateUp(ir.passes.InPlacePass):  # type: ignore[misc]
@@ -30,11 +30,12 @@ class PackGateUp(ir.passes.InPlacePass):  # type: ignore[misc]
 
 
 def _pack(graph: Any, gate: Linear, up: Linear) -> None:
-    widths = np.array([gate.weight.shape[1], up.weight.shape[1]], dtype=np.int64)
-    weight = constant(
+    widths = np.array([gate.shape[1], up.shape[1]], dtype=np.int64)
+    weight = lazy_constant(
         graph,
         gate.name.replace("gate_proj", "gate_up_proj"),
-        np.concatenate([gate.weight, up.weight], axis=1),
+        (gate.shape[0], int(widths.sum())),
+        lambda: np.concatenate([gate.weight(), up.weight()], axis=1),
     )
     product = ir.node("MatMul", [gate.input, weight])
     sizes = constant(graph, f"split_{widths[0]}_{widths[1]}", widths)

@@ -52,13 +52,13 @@ class QuantizeNBits(ir.passes.InPlacePass):  # type: ignore[misc]
         graph = model.graph
         modified = False
         for layer in linear_layers(graph):
-            if layer.weight.shape[0] % BLOCK_SIZE or self._keep(layer):
+            if layer.shape[0] % BLOCK_SIZE or self._keep(layer):
                 continue
             bits = self._head_bits if layer.is_head else self._bits
-            blocks = self._rounding(layer.weight, bits)
+            blocks = self._rounding(layer.weight(), bits)
             if blocks is None:
                 continue
-            value, inner = layer.input, layer.weight.shape[0]
+            value, inner = layer.input, layer.shape[0]
             if blocks.offsets is not None:
                 value = _with_sums(graph, layer)
                 inner += inner // BLOCK_SIZE
@@ -79,7 +79,7 @@ class QuantizeNBits(ir.passes.InPlacePass):  # type: ignore[misc]
             inputs.append(constant(graph, f"{name}_zero_points", zero_points))
         attributes = {
             "K": inner,
-            "N": layer.weight.shape[1],
+            "N": layer.shape[1],
             "bits": blocks.bits,
             "block_size": BLOCK_SIZE,
             "accuracy_level": self._accuracy_level,
@@ -91,7 +91,7 @@ class QuantizeNBits(ir.passes.InPlacePass):  # type: ignore[misc]
 
 def _with_sums(graph: Any, layer: Linear) -> Any:
     """A layer's input, followed by its sums over every 32: what offsets are the weights of."""
-    count = layer.weight.shape[0] // BLOCK_SIZE
+    count = layer.shape[0] // BLOCK_SIZE
     rank = 3 if layer.input.shape is None else len(layer.input.shape)
     shape = np.array([*[0] * (rank - 1), count, BLOCK_SIZE])
     blocked = ir.node(

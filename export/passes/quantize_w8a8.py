@@ -50,7 +50,7 @@ class QuantizeW8A8(ir.passes.InPlacePass):  # type: ignore[misc]
             if layer.input not in rounded:
                 rounded[layer.input] = _round_rows(graph, layer.node, layer.input, step, zero)
             integers, peak = rounded[layer.input]
-            weight, scales = quantize_columns(layer.weight)
+            weight, scales = quantize_columns(layer.weight())
             product = ir.node(
                 "MatMulIntegerToFloat",
                 [
