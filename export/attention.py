@@ -53,6 +53,11 @@ def positions(config: Any) -> int:
     return longest
 
 
+def max_entries(config: Any) -> int:
+    """Cache entries that a row can hold: a padded attention row takes one position more."""
+    return positions(config) - 1
+
+
 def read_attention(config: Any) -> list[LayerAttention]:
     """The attention of every layer of a transformers configuration.
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,19 +18,16 @@ from specplug.bundle import (
     write_manifest,
 )
 from specplug.export import graphs, measuring
-from specplug.export.attention import positions
+from specplug.export.attention import max_entries
 from specplug.export.keeping import KeepMatching, keep_none
-from specplug.export.pairing import check_pair
 from specplug.export.piecewise import PiecewiseEngine
-from specplug.export.precision import Precision, apply_precision, choose_precision
+from specplug.export.precision import Precision, apply_precision
+from specplug.export.provenance import write_provenance
 from specplug.export.quality_text import take_sample
-from specplug.export.self_draft import parse_self_draft, with_layers
-from specplug.export.source import Source, open_source
+from specplug.export.request import Part, Report, Request, open_parts
+from specplug.export.source import Source
 from specplug.export.staging import staged
-from specplug.export.tokenizers import SourceTokenizer, encoder, write_tokenizer
-from specplug.types import ExportError
-
-Report = Callable[[str], None]
+from specplug.export.tokenizers import encoder, write_tokenizer
 
 _TOOLS = ("specplug", "mobius-onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
 
@@ -75,34 +70,14 @@ def export_bundle(
         ExportError: a source cannot be read or paired, or ``output`` is in the way.
         ParityError: a graph does not reproduce its source.
     """
-    if draft is not None and self_draft is not None:
-        raise ExportError("--draft and --self-draft exclude one another: give one")
-    if precision == "auto":
-        precision, reason = choose_precision()
-        note(f"precision: {reason}")
-    own = parse_self_draft(self_draft) if self_draft else None
-    if self_draft == precision:
-        raise ExportError(
-            f"--self-draft {self_draft} is the target's own precision: it would save nothing"
-        )
-    drafted = (own.precision or precision) if own else precision
-    if keep_fp32 is not None and {precision, drafted} == {"fp32"}:
-        raise ExportError(f"--keep-fp32 {keep_fp32!r}: precision fp32 keeps every layer already")
-    if keep_fp32 is not None:
-        KeepMatching(keep_fp32)  # a wrong expression is better told now than after minutes
+    request = Request(source, precision, draft, self_draft, keep_fp32, quality_text)
     how = _How(keep_fp32, Path(quality_text) if quality_text else None, report, note)
     with staged(Path(output), replace=force) as stage:
-        plan = {"target": precision} | ({"draft": drafted} if own and not own.layers else {})
-        components, tokenizer = _export_source(Path(source), plan, stage, how)
-        if own and own.layers:
-            made, _ = _export_source(Path(source), {"draft": drafted}, stage, how, own.layers)
-            components |= made
-        if draft is not None:
-            made, other = _export_source(Path(draft), {"draft": precision}, stage, how)
-            components |= made
-            check_pair(
-                tokenizer, other, components["target"].vocab_size, components["draft"].vocab_size
-            )
+        parts = open_parts(request, report=report, note=note)
+        components: dict[str, Component] = {}
+        for part in parts:
+            components |= _export_part(part, stage, how)
+        tokenizer = parts[0].source.tokenizer
         manifest = Manifest(
             target=components["target"],
             draft=components.get("draft"),
@@ -115,7 +90,7 @@ def export_bundle(
 
 @dataclass(frozen=True, slots=True)
 class _How:
-    """What the user asked for, beside source and precision."""
+    """What the user asked for, beside sources and precisions."""
 
     keep_fp32: str | None
     quality_text: Path | None
@@ -125,39 +100,26 @@ class _How:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What the components of one source share, once the source itself is closed."""
+    """What the components of one source share."""
 
-    path: Path
-    architecture: str
-    parameters: int
-    vocab_size: int
+    source: Source
     max_length: int
     layout: CacheLayout
     """Of the fp32 graph."""
     provenance: Provenance
     reference: measuring.Reference
 
+    @property
+    def vocab_size(self) -> int:
+        return int(self.source.config.vocab_size)
 
-def _export_source(
-    path: Path,
-    plan: dict[str, Precision],
-    stage: Path,
-    how: _How,
-    layers: tuple[int, ...] | None = None,
-) -> tuple[dict[str, Component], SourceTokenizer | None]:
-    """Write each component of ``plan`` (name -> precision) from a source, or some of its layers."""
-    if "gguf" in plan.values():
-        from specplug.export.carried import check_gguf
 
-        check_gguf(path)
+def _export_part(part: Part, stage: Path, how: _How) -> dict[str, Component]:
+    """Write the components of one source."""
     work = stage / "work"
     work.mkdir()
     try:
-        how.report(f"reading {path.name}")
-        source = open_source(path)
-        model, tokenizer = _build(with_layers(source, layers) if layers else source, work, how)
-        del source
-        gc.collect()  # the weights: from here on they are on disk
+        model = _build(part.source, work, how)
         how.report("checking the graph against the source")
         engine = PiecewiseEngine(
             work / "fp32",
@@ -167,48 +129,37 @@ def _export_source(
         )
         parity = measuring.check_parity(engine, model.reference)
         engine.close()
-        components = {
+        return {
             name: _write_component(name, precision, model, parity, work, stage, how)
-            for name, precision in plan.items()
+            for name, precision in part.components.items()
         }
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return components, tokenizer
 
 
-def _build(source: Source, work: Path, how: _How) -> tuple[_Model, SourceTokenizer | None]:
+def _build(source: Source, work: Path, how: _How) -> _Model:
     """Write the source's reference logits and its fp32 graph into ``work``."""
     config = source.config
-    if source.ignored:
-        how.note(
-            f"{source.path.name}: {len(source.ignored)} tensors that {config.model_type} has no "
-            f"place for are left out: {', '.join(source.ignored[:3])}"
-        )
-    # One position less than the model has: a padded attention row takes it.
-    max_length = positions(config) - 1
+    max_length = max_entries(config)
     how.report("running the source for reference")
     sample = take_sample(encoder(source.tokenizer), config.vocab_size, max_length, how.quality_text)
     reference = measuring.write_reference(source.reference(), sample, work / "reference.f32")
     how.report("building the graph")
     graph = graphs.build_fp32(source)
     graphs.save(graph, work / "fp32")
-    model = _Model(
-        path=source.path,
-        architecture=config.model_type,
-        parameters=source.parameters(),
-        vocab_size=config.vocab_size,
+    return _Model(
+        source=source,
         max_length=max_length,
         layout=graphs.cache_layout(graph),
-        provenance=Provenance(
-            source=source.name or source.path.name,
+        provenance=write_provenance(
+            source.name or source.path.name,
+            source.hashes(),
+            _TOOLS,
             revision=source.revision,
-            sha256=source.hashes(),
             licence=source.licence,
-            tools={tool: version(tool) for tool in _TOOLS},
         ),
         reference=reference,
     )
-    return model, source.tokenizer
 
 
 def _write_component(
@@ -221,7 +172,7 @@ def _write_component(
     how: _How,
 ) -> Component:
     how.report(f"writing the {name} in {precision}")
-    graph = graphs.load(work / "fp32")
+    config, graph = model.source.config, graphs.load(work / "fp32")
     rounded_again = _round(graph, precision, model, how)
     layout = graphs.cache_layout(graph)
     graphs.save(graph, stage / name)
@@ -234,11 +185,11 @@ def _write_component(
     quality = measuring.measure_quality(engine, model.reference)
     engine.close()
     return Component(
-        architecture=model.architecture,
+        architecture=config.model_type,
         precision=precision,
         keep_fp32=how.keep_fp32 if precision != "fp32" else None,
         rounded_again=rounded_again,
-        parameters=model.parameters,
+        parameters=model.source.parameters(),
         graph=path,
         files=[describe_file(stage, f"{name}/{file}") for file in (graphs.GRAPH, graphs.DATA)],
         vocab_size=model.vocab_size,
@@ -258,7 +209,7 @@ def _round(graph: Any, precision: Precision, model: _Model, how: _How) -> dict[s
     if precision == "gguf":
         from specplug.export.carried import CarriedBlocks
 
-        carried = CarriedBlocks(model.path)
+        carried = CarriedBlocks(model.source.path)
     apply_precision(graph, precision, keep=keep or keep_none, carried=carried)
     if keep:
         keep.check_matched()

@@ -12,7 +12,6 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,6 @@ import onnx_ir as ir
 from specplug.bundle import (
     Component,
     Manifest,
-    Provenance,
     describe_file,
     file_sha256,
     write_manifest,
@@ -32,6 +30,7 @@ from specplug.engines.ort_concat import OrtConcatEngine
 from specplug.export import graphs, measuring
 from specplug.export.passes import ExplicitLengths, FuseSilu, PackGateUp, PadAttention, ScoresFrom
 from specplug.export.passes.editing import attention_nodes
+from specplug.export.provenance import write_provenance
 from specplug.export.quality_text import Sample, take_sample
 from specplug.export.staging import staged
 from specplug.export.tokenizers import (
@@ -160,14 +159,14 @@ def _write_component(
         cache=layout,
         parity=parity,
         quality=quality,
-        provenance=Provenance(
-            source=folder.name,
-            sha256={
+        provenance=write_provenance(
+            folder.name,
+            {
                 file.name: file_sha256(file)
                 for file in sorted(folder.glob("*.onnx*"))
                 if file.name.startswith(settings.graph)
             },
-            tools={tool: version(tool) for tool in _TOOLS},
+            _TOOLS,
         ),
     )
 

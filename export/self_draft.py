@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, get_args
 
 from specplug.export.precision import Precision
@@ -76,13 +76,4 @@ def with_layers(source: Source, layers: tuple[int, ...]) -> Source:
         elif int(match[2]) in places:
             renamed = f"{match[1]}.{places[int(match[2])]}"
             weights[name[: match.start()] + renamed + name[match.end() :]] = tensor
-    return Source(
-        path=source.path,
-        config=config,
-        weights=weights,
-        tokenizer=source.tokenizer,
-        licence=source.licence,
-        files=source.files,
-        name=source.name,
-        revision=source.revision,
-    )
+    return replace(source, config=config, weights=weights)

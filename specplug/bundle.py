@@ -100,6 +100,8 @@ class Provenance(_Part):
     licence: str | None = None
     tools: dict[str, str]
     """Versions of what wrote the graph."""
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None = None
+    """Of the export, in UTC; None: a bundle older than the field."""
 
 
 class Component(_Part):

@@ -283,10 +283,27 @@ def test_auto_precision_gives_its_reason() -> None:
 
 
 def test_exporting_twice_gives_identical_bytes(
-    tiny_source: Path, tiny_bundles: dict[str, Path], tmp_path: Path
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export_bundle(tiny_source, tmp_path / "again.bundle", precision="w8a8")
-    for path in tiny_bundles["w8a8"].rglob("*"):
-        if path.is_file():
-            again = tmp_path / "again.bundle" / path.relative_to(tiny_bundles["w8a8"])
-            assert again.read_bytes() == path.read_bytes(), path.name
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(20_000 * 24 * 3600))
+    once, again = tmp_path / "once.bundle", tmp_path / "again.bundle"
+    for bundle in (once, again):
+        export_bundle(tiny_source, bundle, precision="w8a8", self_draft="int4")
+    files = [path.relative_to(once) for path in once.rglob("*") if path.is_file()]
+    assert len(files) == 6
+    for path in files:
+        assert (again / path).read_bytes() == (once / path).read_bytes(), path.name
+    assert Bundle.open(once).manifest.target.provenance.date == "2024-10-04"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(ExportError, match="SOURCE_DATE_EPOCH is 'yesterday'"):
+        export_bundle(tiny_source, tmp_path / "other.bundle", precision="w8a8")
+
+
+def test_a_wrong_draft_is_refused_before_anything_is_computed(
+    tiny_source: Path, tmp_path: Path
+) -> None:
+    other = write_checkpoint(tmp_path / "other", tokenizer=byte_tokenizer(("<|extra|>",)))
+    stages: list[str] = []
+    with pytest.raises(ExportError, match="tokenizer differs"):
+        export_bundle(tiny_source, tmp_path / "b", draft=other, report=stages.append)
+    assert stages == [f"reading {tiny_source.name}", "reading other"]

@@ -11,7 +11,7 @@ import torch
 from specplug import EngineOptions, Step
 from specplug.engines.ort import OrtEngine
 from specplug.export import graphs, measuring
-from specplug.export.attention import positions
+from specplug.export.attention import max_entries
 from specplug.export.families import FAMILIES, REFUSED
 from specplug.export.precision import Precision, apply_precision
 from specplug.export.source import Source, open_source
@@ -55,7 +55,7 @@ class Case:
             folder / graphs.GRAPH,
             cache=graphs.cache_layout(graph),
             vocab_size=260,
-            max_length=positions(self.source.config) - 1,
+            max_length=max_entries(self.source.config),
             min_width=1,
             options=EngineOptions(max_batch=max_batch, threads=1),
         )

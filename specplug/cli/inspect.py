@@ -57,6 +57,7 @@ _LABELS = (
     "measured on",
     "source",
     "licence",
+    "exported",
 )
 
 
@@ -84,6 +85,7 @@ def _values(component: Component) -> list[str]:
         component.provenance.source
         + (f" at {component.provenance.revision}" if component.provenance.revision else ""),
         component.provenance.licence or "not stated",
+        component.provenance.date or "at an unknown date",
     ]
 
 

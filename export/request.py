@@ -1,0 +1,110 @@
+"""What is to be exported: a user's words, checked and turned into opened sources and precisions.
+
+Everything that can be refused without computing is refused here, before the first long stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from specplug.export.keeping import KeepMatching
+from specplug.export.pairing import check_pair
+from specplug.export.precision import Precision, choose_precision
+from specplug.export.self_draft import SelfDraft, parse_self_draft, with_layers
+from specplug.export.source import Source, open_source
+from specplug.types import ExportError
+
+Report = Callable[[str], None]
+Open = Callable[[Path], Source]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """See :func:`specplug.export.export_bundle`."""
+
+    source: str | Path
+    precision: Literal["auto"] | Precision = "auto"
+    draft: str | Path | None = None
+    self_draft: str | None = None
+    keep_fp32: str | None = None
+    quality_text: str | Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The components that come of one source."""
+
+    source: Source
+    components: dict[str, Precision]
+    """``"target"`` or ``"draft"``, and what each is rounded to."""
+
+
+def open_parts(
+    request: Request, *, report: Report, note: Report, opening: Open = open_source
+) -> list[Part]:
+    """Open the sources; the target's comes first.
+
+    Args:
+        request: what the user asked for.
+        report: told which source is being read.
+        note: told why a precision was picked, and what a source holds that is not used.
+        opening: what a source is opened with.
+
+    Raises:
+        ExportError: a source cannot be read, two cannot be paired, or options exclude one another.
+    """
+    if request.draft is not None and request.self_draft is not None:
+        raise ExportError("--draft and --self-draft exclude one another: give one")
+    precision = request.precision
+    if precision == "auto":
+        precision, reason = choose_precision()
+        note(f"precision: {reason}")
+    own = parse_self_draft(request.self_draft) if request.self_draft else None
+    _check_options(request, precision, own)
+
+    def opened(path: str | Path) -> Source:
+        report(f"reading {Path(path).name}")
+        source = opening(Path(path))
+        if source.ignored:
+            note(
+                f"{source.path.name}: {len(source.ignored)} tensors that "
+                f"{source.config.model_type} has no place for are left out: "
+                f"{', '.join(source.ignored[:3])}"
+            )
+        return source
+
+    target = opened(request.source)
+    if own and not own.layers:
+        return [Part(target, {"target": precision, "draft": own.precision or precision})]
+    parts = [Part(target, {"target": precision})]
+    if own and own.layers:
+        parts.append(Part(with_layers(target, own.layers), {"draft": own.precision or precision}))
+    if request.draft is not None:
+        draft = opened(request.draft)
+        sizes = target.config.vocab_size, draft.config.vocab_size
+        check_pair(target.tokenizer, draft.tokenizer, *sizes)
+        parts.append(Part(draft, {"draft": precision}))
+    return parts
+
+
+def _check_options(request: Request, precision: Precision, own: SelfDraft | None) -> None:
+    if request.self_draft == precision:
+        raise ExportError(
+            f"--self-draft {precision} is the target's own precision: it would save nothing"
+        )
+    drafted = (own.precision if own else None) or precision
+    if request.keep_fp32 is not None:
+        if {precision, drafted} == {"fp32"}:
+            raise ExportError(
+                f"--keep-fp32 {request.keep_fp32!r}: precision fp32 keeps every layer already"
+            )
+        KeepMatching(request.keep_fp32)  # is it an expression at all?
+    if "gguf" in (precision, drafted):
+        from specplug.export.carried import check_gguf
+
+        check_gguf(Path(request.source))
+        if request.draft is not None:
+            check_gguf(Path(request.draft))
