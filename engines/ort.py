@@ -173,12 +173,17 @@ class OrtEngine:
 _pool_threads: int | None = None  # of ONNX Runtime's pool for the process, once we made one
 
 
-def open_session(graph: Path | bytes, options: EngineOptions) -> Any:
+def open_session(graph: Path | bytes, options: EngineOptions, *, pack_weights: bool = True) -> Any:
     """An ``onnxruntime.InferenceSession`` over a file or a serialized model.
 
     A target and its draft share one thread pool: with one each they would spin against one
     another. ONNX Runtime's only shared pool is the process's, and once it exists every session
     of the process has to use it, so an engine without a draft keeps a pool of its own.
+
+    Args:
+        graph: the file, with its data beside it, or the model itself.
+        options: how it is to run.
+        pack_weights: lay weights out for the kernels, which takes time and as much memory again.
 
     Raises:
         EngineError: a provider is not in this build, the graph cannot be loaded, or the
@@ -198,6 +203,8 @@ def open_session(graph: Path | bytes, options: EngineOptions) -> Any:
         session_options = onnxruntime.SessionOptions()
         session_options.use_per_session_threads = per_session
         session_options.intra_op_num_threads = threads if per_session else 0
+        if not pack_weights:
+            session_options.add_session_config_entry("session.disable_prepacking", "1")
         session_options.log_severity_level = 3  # errors; they reach the caller as exceptions
         return onnxruntime.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph),

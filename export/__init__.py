@@ -21,5 +21,6 @@ except ImportError as error:
     ) from error
 
 from specplug.export.exporter import export_bundle
+from specplug.export.planning import Plan, plan_export
 
-__all__ = ["export_bundle"]
+__all__ = ["Plan", "export_bundle", "plan_export"]

@@ -6,16 +6,17 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
 BLOCK_SIZE = 32  # with 64 and more, MatMulNBits' rows depend on the width of the call by 1e-6
 
-_ROUNDED_AT_ONCE = 1 << 18  # weights; k-quant's temporaries are ten times that
+_ROUNDED_AT_ONCE = 1 << 18  # weights of a core; k-quant's temporaries are ten times that
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +89,9 @@ def split_blocks(weight: Array) -> Array:
 
 def nearest(weight: Array, bits: int) -> Blocks:
     """Round to symmetric integers: the value farthest from 0 sets the scale of its block."""
-    blocks = split_blocks(weight)
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
-    half = 1 << (bits - 1)
-    # In 4 bits the value farthest from 0 sits on -8, the end of the range that has one more.
-    scales = largest / -half if bits == 4 else np.abs(largest) / (half - 1)
-    safe = np.where(scales == 0, 1, scales)
-    rounded = np.clip(np.rint(blocks / safe) + half, 0, 2 * half - 1).astype(np.uint8)
-    return Blocks(bits, rounded, scales[..., 0].astype(np.float32))
+    parts = by_columns(lambda part: _nearest(split_blocks(part), bits), weight)
+    integers, scales = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Blocks(bits, integers, scales)
 
 
 def k_quant(weight: Array, bits: int) -> Blocks:
@@ -105,13 +101,30 @@ def k_quant(weight: Array, bits: int) -> Blocks:
     without a new fit, which spoils blocks whose values all have one sign: those, and any other
     that :func:`nearest` comes closer to, are rounded to nearest.
     """
-    blocks = split_blocks(weight)
-    at_once = max(1, _ROUNDED_AT_ONCE // weight.shape[0])
-    starts = range(0, len(blocks), at_once)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter
-        pieces = list(pool.map(lambda i: _k_quant(blocks[i : i + at_once], bits), starts))
-    integers, scales, zeros = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    parts = by_columns(lambda part: _k_quant(split_blocks(part), bits), weight)
+    integers, scales, zeros = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Blocks(bits, integers, scales, zeros)
+
+
+def by_columns(function: Callable[[Array], T], weight: Array) -> list[T]:
+    """Apply a function to some columns of f32[K, N] after the other, on every core.
+
+    What it needs in between is bounded so: an LM head is a gigabyte by itself.
+    """
+    columns = max(1, _ROUNDED_AT_ONCE // weight.shape[0])
+    parts = [weight[:, i : i + columns] for i in range(0, weight.shape[1], columns)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter
+        return list(pool.map(function, parts))
+
+
+def _nearest(blocks: Array, bits: int) -> tuple[Array, Array]:
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
+    half = 1 << (bits - 1)
+    # In 4 bits the value farthest from 0 sits on -8, the end of the range that has one more.
+    scales = largest / -half if bits == 4 else np.abs(largest) / (half - 1)
+    safe = np.where(scales == 0, 1, scales)
+    rounded = np.clip(np.rint(blocks / safe) + half, 0, 2 * half - 1).astype(np.uint8)
+    return rounded, scales[..., 0].astype(np.float32)
 
 
 def _k_quant(blocks: Array, bits: int) -> tuple[Array, Array, Array]:
@@ -125,7 +138,7 @@ def _k_quant(blocks: Array, bits: int) -> tuple[Array, Array, Array]:
         scales.astype(np.float32).reshape(shape[:2]),
         zeros,
     )
-    plain = nearest(blocks.reshape(shape[0], -1).T, bits)
+    plain = Blocks(bits, *_nearest(blocks, bits))
 
     def error(made: Blocks) -> Array:
         return np.asarray(((made.values().reshape(shape) - blocks) ** 2).sum(axis=-1))

@@ -47,6 +47,25 @@ def check_gguf(path: Path) -> None:
         )
 
 
+def carried_bytes_a_weight(path: Path) -> float:
+    """Bytes that a weight of the file's matrices takes once carried over, on average."""
+    sizes: Counter[str] = Counter()
+    for tensor in gguf.GGUFReader(path).tensors:
+        if len(tensor.shape) == 2:
+            sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+    return sum(n * _bytes_a_weight(Kind[name]) for name, n in sizes.items()) / sizes.total()
+
+
+def _bytes_a_weight(kind: Kind) -> float:
+    if kind in _UNQUANTIZED:
+        return 4
+    scale = 4 / BLOCK_SIZE
+    if kind not in _IN_4_BITS:
+        return 1 + scale
+    with_zeros = (4 + 4 / BLOCK_SIZE) / 8 + scale if kind in _WITH_MINIMUM else 0.5 + scale
+    return with_zeros * (1 + 1 / BLOCK_SIZE) if kind in _WITH_MINIMUM else with_zeros
+
+
 class CarriedBlocks:
     """What a GGUF file's own quantization gives for a matrix.
 

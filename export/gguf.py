@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 import transformers
 from mobius.integrations.gguf._tensor_mapping import map_gguf_to_hf_names
@@ -29,6 +30,8 @@ ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 # Of the tensors llama.cpp adds beside the weights; our graphs compute what they hold.
 _NOT_WEIGHTS = ("rope_freqs.weight",)
+
+_ROWS = 512  # dequantized at once: what comes in between stays in the cache
 
 
 def open_gguf(path: Path) -> Source:
@@ -123,9 +126,10 @@ def _lazy(tensor: gguf.ReaderTensor) -> LazyTensor:
     shape = [int(size) for size in reversed(tensor.shape)]
 
     def make() -> torch.Tensor:
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        if values.base is not None:  # of the file itself, which cannot be written to
-            values = values.copy()
+        values = np.empty((*tensor.data.shape[:-1], shape[-1]), dtype=np.float32)
+        for start in range(0, len(values), _ROWS):
+            part = slice(start, start + _ROWS)
+            values[part] = gguf.dequantize(tensor.data[part], tensor.tensor_type)
         return torch.from_numpy(values).reshape(shape)
 
     return LazyTensor(torch.empty(shape, device="meta"), make)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing phones home
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,7 +25,7 @@ from huggingface_hub.errors import (
 from specplug.types import ExportError
 
 _ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_FILES = ("*.json", "*.safetensors", "*.jinja")  # weights as data; nothing pickled, no code
+_TEXTS, _WEIGHTS = ("*.json", "*.jinja"), ("*.safetensors",)  # nothing pickled, no code
 
 
 def is_hub_id(source: str) -> bool:
@@ -42,12 +45,67 @@ def fetch_snapshot(source: str) -> tuple[Path, str]:
     Raises:
         ExportError: no such repository or revision, no permission, or no network.
     """
+    repo, revision = _parse(source)
+    with _told(repo, revision):
+        folder = snapshot_download(repo, revision=revision, allow_patterns=[*_TEXTS, *_WEIGHTS])
+    return Path(folder), Path(folder).name
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What is known of a repository before its weights are here."""
+
+    folder: Path
+    """Of the Hub's cache, named by the commit: configuration and tokenizer."""
+    shapes: dict[str, list[int]]
+    """Of the tensors, by name."""
+    download_bytes: int
+
+
+def preview_snapshot(source: str) -> Preview | None:
+    """Fetch the small files of a repository and its tensors' names and shapes.
+
+    Args:
+        source: as for :func:`fetch_snapshot`.
+
+    Returns:
+        None if the weights are in the cache, or the Hub is not to be asked.
+
+    Raises:
+        ExportError: as for :func:`fetch_snapshot`.
+    """
+    repo, revision = _parse(source)
+    if constants.is_offline_mode():
+        return None
+    with _told(repo, revision):
+        weights = snapshot_download(
+            repo, revision=revision, allow_patterns=list(_WEIGHTS), dry_run=True
+        )
+        missing = [file for file in weights if file.will_download]
+        if not missing:
+            return None
+        commit = missing[0].commit_hash
+        folder = snapshot_download(repo, revision=commit, allow_patterns=list(_TEXTS))
+        found = HfApi().get_safetensors_metadata(repo, revision=commit).files_metadata.values()
+    return Preview(
+        folder=Path(folder),
+        shapes={name: t.shape for file in found for name, t in file.tensors.items()},
+        download_bytes=sum(file.file_size or 0 for file in missing),
+    )
+
+
+def _parse(source: str) -> tuple[str, str | None]:
     match = _ID.fullmatch(source)
     if match is None:
         raise ExportError(f"{source!r} is no Hub id: give org/name or org/name@revision")
-    repo, revision = match["repo"], match["revision"]
+    return match["repo"], match["revision"]
+
+
+@contextmanager
+def _told(repo: str, revision: str | None) -> Iterator[None]:
+    """Say what the Hub's errors mean, and what to do."""
     try:
-        folder = snapshot_download(repo, revision=revision, allow_patterns=list(_FILES))
+        yield
     except GatedRepoError as error:
         raise ExportError(
             f"{repo} is gated: accept its conditions on the Hub, then log in with `hf auth login`"
@@ -68,4 +126,3 @@ def fetch_snapshot(source: str) -> tuple[Path, str]:
         raise ExportError(
             f"{repo} could not be downloaded: {error}; run it again to resume"
         ) from error
-    return Path(folder), Path(folder).name

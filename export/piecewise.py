@@ -1,7 +1,7 @@
 """An fp32 graph that is run piece by piece, so that it needs the memory of one piece alone.
 
-ONNX Runtime packs the weights of a graph when it loads it: in fp32 that is the source's size twice
-over. The exporter runs its fp32 graph a few times only, so it loads the pieces one after the other.
+In fp32 the weights may be larger than memory, and ONNX Runtime packs them into a copy besides. The
+exporter runs its fp32 graph a few times only, so it loads the pieces one after the other, unpacked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from specplug.export import graphs
 from specplug.opening import EngineOptions
 from specplug.types import EngineSpec, Step
 
-_PIECE_BYTES = 1 << 30
+PIECE_BYTES = 1 << 30
 """Of weights; a single larger matrix is a piece of its own."""
 
 _KINDS = ("key", "value")
@@ -44,7 +44,7 @@ class PiecewiseEngine:
         cache: CacheLayout,
         vocab_size: int,
         max_length: int,
-        piece_bytes: int = _PIECE_BYTES,
+        piece_bytes: int = PIECE_BYTES,
     ) -> None:
         self.spec = EngineSpec(name="piecewise", vocab_size=vocab_size, max_length=max_length)
         self._folder = folder
@@ -87,7 +87,7 @@ class PiecewiseEngine:
             path = self._folder / f"piece-{number}.onnx"
             if not path.exists():
                 _write(self._model, inputs, outputs, values, path)
-            session = open_session(path, EngineOptions())
+            session = open_session(path, EngineOptions(), pack_weights=False)
         found = session.run(outputs, {name: values[name] for name in inputs})
         values.update(zip(outputs, found, strict=True))
         if len(self._pieces) == 1:

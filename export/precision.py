@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from specplug.export.blocks import Array, Blocks, k_quant, nearest
+from specplug.export.blocks import BLOCK_SIZE, Array, Blocks, k_quant, nearest
 from specplug.export.keeping import Keep, keep_none
 from specplug.export.passes import (
     GatherFromHead,
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from specplug.export.carried import CarriedBlocks
 
 Precision = Literal["fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"]
+
+_IN_BLOCKS = ("int8", "int4", "gguf")
 
 # Instructions that multiply int8 and add up in int32, by the names the kernel reports.
 _INT8_PRODUCTS = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
@@ -65,6 +67,24 @@ def _passes(precision: Precision, keep: Keep, carried: CarriedBlocks | None) -> 
                 raise ValueError("precision gguf needs the file's blocks: give carried")
             blocks = QuantizeNBits(rounding=carried.rounding, keep=keep)
     return (blocks, GatherFromHead(), PadAttention())
+
+
+def fits_kernel(precision: Precision, shape: tuple[int, int]) -> bool:
+    """Whether a matrix [K, N] can be rounded; blocks have to fill its columns."""
+    return precision not in _IN_BLOCKS or shape[0] % BLOCK_SIZE == 0
+
+
+def bytes_a_weight(precision: Precision, shape: tuple[int, int], *, is_head: bool) -> float:
+    """Bytes that each weight of a matrix [K, N] takes in an integer precision, scales included."""
+    scale = 4 / BLOCK_SIZE
+    match precision:
+        case "w8a8":
+            return 1 + 4 / shape[0]
+        case "int8":
+            return 1 + scale
+        case "int4":
+            return 1 + scale if is_head else (4 + 4 / BLOCK_SIZE) / 8 + scale
+    raise ValueError(f"{precision} is no precision of integers of one size")
 
 
 def _searched_in_4_bits(weight: Array, bits: int) -> Blocks:

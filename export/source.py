@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from specplug.bundle import file_sha256
 from specplug.export.families import check_family
+from specplug.export.hub import fetch_snapshot, is_hub_id, preview_snapshot
 from specplug.export.lazy import LazyTensor
 from specplug.export.tokenizers import SourceTokenizer, folder_tokenizer
 from specplug.types import ExportError
@@ -37,6 +38,9 @@ class Source:
     """What the provenance calls it; the file's or folder's name if empty."""
     revision: str | None = None
     """The commit, for sources that have one."""
+
+    download_bytes: int = 0
+    """Of the Hub's files that are still to be fetched; its weights cannot be read before."""
 
     ignored: tuple[str, ...] = ()
     """Tensors of the checkpoint that the transformers model has no place for."""
@@ -74,9 +78,31 @@ def open_source(path: Path) -> Source:
     raise ExportError(f"{path} is neither a .gguf file nor a folder with a config.json")
 
 
-def _open_hub(source: str) -> Source:
-    from specplug.export.hub import fetch_snapshot, is_hub_id
+def preview_source(path: Path) -> Source:
+    """Read a checkpoint as :func:`open_source` does, without downloading weights.
 
+    The tensors of a Hub id that is not in the cache have names and shapes, and no values.
+    """
+    if path.exists() or not is_hub_id(str(path)):
+        return open_source(path)
+    preview = preview_snapshot(str(path))
+    if preview is None:
+        return open_source(path)
+    stored = {name: _shape_only(shape) for name, shape in preview.shapes.items()}
+    opened = _read_folder(preview.folder, stored)
+    opened.name, opened.revision = str(path).partition("@")[0], preview.folder.name
+    opened.download_bytes = preview.download_bytes
+    return opened
+
+
+def _shape_only(shape: Sequence[int]) -> LazyTensor:
+    def make() -> torch.Tensor:
+        raise ExportError("weights that were not downloaded have no values")
+
+    return LazyTensor(torch.empty(tuple(shape), device="meta"), make)
+
+
+def _open_hub(source: str) -> Source:
     if not is_hub_id(source):
         raise ExportError(
             f"{source} does not exist: give a .gguf file, a Hugging Face folder, or a Hub id "
@@ -96,21 +122,30 @@ def _open_folder(folder: Path) -> Source:
             "loading them runs their code: convert them with transformers' save_pretrained"
         )
     try:
+        stored = dict(item for shard in shards for item in _lazy_tensors(shard))
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{folder} cannot be read: {error}") from error
+    opened = _read_folder(folder, stored)
+    opened.files = (folder / "config.json", *shards)
+    return opened
+
+
+def _read_folder(folder: Path, stored: Mapping[str, LazyTensor]) -> Source:
+    """A source whose tensors are known already."""
+    try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         check_family(config)
-        stored = dict(item for shard in shards for item in _lazy_tensors(shard))
         model, ignored = load_model(config, stored, folder.name)
         generation = folder / "generation_config.json"
         settings = json.loads(generation.read_bytes()) if generation.is_file() else {}
         eos = settings.get("eos_token_id", config.eos_token_id)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ExportError(f"transformers cannot load {folder}: {error}") from error
     return Source(
         path=folder,
         config=config,
         weights=model_weights(model),
         tokenizer=folder_tokenizer(folder, [eos] if isinstance(eos, int) else eos or []),
-        files=(folder / "config.json", *shards),
         ignored=ignored,
     )
 

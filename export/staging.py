@@ -12,6 +12,20 @@ from specplug.processes import running
 from specplug.types import ExportError
 
 
+def check_place(final: Path, *, replace: bool) -> None:
+    """Refuse a place where :func:`staged` cannot put its result.
+
+    Raises:
+        ExportError: ``final`` exists and ``replace`` is false, or it is not a bundle.
+    """
+    if final.exists() and not replace:
+        raise ExportError(f"{final} exists: choose another name, or replace it with --force")
+    if final.exists() and not (final / "specplug.json").is_file():
+        raise ExportError(f"{final} exists and is no bundle: it is not replaced")
+    if not final.parent.is_dir():
+        raise ExportError(f"{final.parent} is not a folder: make it first")
+
+
 @contextmanager
 def staged(final: Path, *, replace: bool) -> Iterator[Path]:
     """Give a folder to write into, and rename it to ``final`` when the block ends well.
@@ -27,12 +41,7 @@ def staged(final: Path, *, replace: bool) -> Iterator[Path]:
         ExportError: ``final`` exists and ``replace`` is false, or it is not a bundle.
     """
     final = final.absolute()
-    if final.exists() and not replace:
-        raise ExportError(f"{final} exists: choose another name, or replace it with --force")
-    if final.exists() and not (final / "specplug.json").is_file():
-        raise ExportError(f"{final} exists and is no bundle: it is not replaced")
-    if not final.parent.is_dir():
-        raise ExportError(f"{final.parent} is not a folder: make it first")
+    check_place(final, replace=replace)
     _remove_abandoned(final)
     stage = final.parent / f".{final.name}.partial-{os.getpid()}"
     stage.mkdir()

@@ -78,16 +78,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _send_file(self, file: Path, *, body: bool) -> None:
-        data, wanted = file.read_bytes(), self.headers.get("Range")
-        start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+        whole, wanted = file.read_bytes(), self.headers.get("Range")
+        first, _, last = (wanted or "bytes=0-").removeprefix("bytes=").partition("-")
+        start = int(first)
+        data = whole[: int(last) + 1] if last else whole
         if body:
             self.server.served.append((file.name, wanted))
         self.send_response(206 if wanted else 200)
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("ETag", f'"{hashlib.sha256(whole).hexdigest()}"')
         self.send_header("Accept-Ranges", "bytes")
         if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(whole)}")
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
         if not body:
@@ -113,11 +115,11 @@ def hub(tiny_source: Path) -> Iterator[Hub]:
 
 
 def export(
-    source: str, bundle: Path, hub: Hub | None, **environment: str
+    source: str, bundle: Path, hub: Hub | None, *options: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     endpoint = f"http://127.0.0.1:{hub.server_port}" if hub else "http://127.0.0.1:9"
     return subprocess.run(
-        [sys.executable, "-m", "specplug", "export", source, "-o", str(bundle)],
+        [sys.executable, "-m", "specplug", "export", source, "-o", str(bundle), *options],
         capture_output=True,
         text=True,
         env=os.environ
@@ -143,6 +145,25 @@ def test_a_snapshot_is_pinned_and_pickles_stay_there(hub: Hub, tmp_path: Path) -
     # Once there, it needs no network.
     again = export(f"{REPOSITORY}@{COMMIT}", tmp_path / "again.bundle", None, HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
+
+
+def test_a_plan_downloads_no_weights(hub: Hub, tmp_path: Path) -> None:
+    place = tmp_path / "made.bundle"
+    planned = export(REPOSITORY, place, hub, "--plan", "--precision", "int4")
+    assert planned.returncode == 0, planned.stderr
+    weights = hub.folder / "model.safetensors"
+    assert f"download {weights.stat().st_size / 1e3:.1f} kB" in " ".join(planned.stdout.split())
+    assert all(asked for name, asked in hub.served if name == weights.name)  # its header alone
+    here = export(str(hub.folder), place, hub, "--plan", "--precision", "int4")
+    sizes = [
+        [line for line in run.stdout.splitlines() if "model." in line] for run in (planned, here)
+    ]
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) == 2
+    assert not place.exists()
+    assert export(REPOSITORY, place, hub, "--precision", "int4").returncode == 0
+    again = export(REPOSITORY, tmp_path / "other.bundle", hub, "--plan", "--precision", "int4")
+    assert "\ndownload " not in again.stdout  # it is in the cache
 
 
 def test_an_interrupted_download_does_no_harm(hub: Hub, tmp_path: Path) -> None:

@@ -36,19 +36,10 @@ class HalfWeights(ir.passes.InPlacePass):  # type: ignore[misc]
         Raises:
             ExportError: a weight is beyond the range of fp16.
         """
-        graph = model.graph
-        layers = [(layer.name, self._keep(layer)) for layer in linear_layers(graph)]
-        kept = {name for name, keep in layers if keep}
-        rounded = {name for name, _ in layers} | {n for n in graph.initializers if ".weight" in n}
-        modified = False
-        for value in list(graph.initializers.values()):
-            tensor = value.const_value
-            if value.name in kept or value.name not in rounded:
-                continue
-            if tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) >= 2:
-                self._round(graph, value)
-                modified = True
-        return ir.passes.PassResult(model, modified=modified)
+        values = matrices(model.graph, self._keep)
+        for value in values:
+            self._round(model.graph, value)
+        return ir.passes.PassResult(model, modified=bool(values))
 
     def _round(self, graph: Any, value: Any) -> None:
         name = f"{value.name}_{self._to}"
@@ -65,3 +56,19 @@ class HalfWeights(ir.passes.InPlacePass):  # type: ignore[misc]
         graph.insert_before(graph[0], cast)
         ir.convenience.replace_all_uses_with(value, cast.outputs[0])
         graph.initializers.pop(value.name)
+
+
+def matrices(graph: Any, keep: Keep) -> list[Any]:
+    """The weights that can be stored in 16 bits: of linear layers, and tables."""
+    layers = [(layer.name, keep(layer)) for layer in linear_layers(graph)]
+    kept = {name for name, is_kept in layers if is_kept}
+    names = {name for name, _ in layers} | {
+        name for name in graph.initializers if ".weight" in name
+    }
+    return [
+        value
+        for value in graph.initializers.values()
+        if value.name in names - kept
+        and value.const_value.dtype == ir.DataType.FLOAT
+        and len(value.const_value.shape) >= 2
+    ]

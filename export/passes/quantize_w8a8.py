@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from specplug.export.blocks import Array, by_columns
 from specplug.export.keeping import Keep, keep_none
 from specplug.export.passes.editing import MICROSOFT, constant, linear_layers, replace
 
@@ -78,10 +79,14 @@ def _round_rows(graph: Any, before: Any, value: Any, step: Any, zero: Any) -> tu
     return integers.outputs[0], peak.outputs[0]
 
 
-def quantize_columns(
-    weight: np.ndarray[Any, Any],
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def quantize_columns(weight: Array) -> tuple[Array, Array]:
     """Round f32[K, N] to i8[K, N] and one scale a column, f32[N]; 0 where a column is all 0."""
+    parts = by_columns(_quantize_columns, weight)
+    integers, scales = zip(*parts, strict=True)
+    return np.concatenate(integers, axis=1), np.concatenate(scales)
+
+
+def _quantize_columns(weight: Array) -> tuple[Array, Array]:
     scales = (np.abs(weight).max(axis=0) / _LEVELS).astype(np.float32)
     safe = np.where(scales == 0, 1, scales)
     return np.rint(weight / safe).astype(np.int8), scales

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from specplug.bundle import Component
 from specplug.cli import console
+from specplug.types import ExportError
+
+if TYPE_CHECKING:
+    from specplug.export import Plan
 
 _STAGES_A_SOURCE, _STAGES_A_COMPONENT, _STAGES_FROM_ONNX = 4, 2, 5
 
@@ -76,6 +81,12 @@ def export(
         typer.Option(metavar="TEXT", help="Measure quality on this text file of your own."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Only check, and say what would be written, what it takes and needs."
+        ),
+    ] = False,
 ) -> None:
     """Turn a checkpoint into a bundle, checked against its source."""
     if (source is None) == (from_onnx is None):
@@ -86,8 +97,10 @@ def export(
             "--from-onnx takes the graph as it is: leave --precision, --draft, --self-draft and "
             "--keep-fp32 out"
         )
+    if from_onnx is not None and plan:
+        raise ValueError("--plan is for SOURCE: a graph from --from-onnx keeps its size")
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console.stderr) as bar:
+    with Progress(*columns, console=console.stderr, transient=plan) as bar:
         task = bar.add_task("starting")
 
         def report(stage: str) -> None:
@@ -97,37 +110,66 @@ def export(
                 advance=0 if bar.tasks[task].description == "starting" else 1,
             )
 
+        told: dict[str, Any] = {"quality_text": quality, "force": force, "report": report}
         if from_onnx is not None:
             from specplug.export.from_onnx import export_onnx
 
             bar.update(task, total=_STAGES_FROM_ONNX)
-            manifest = export_onnx(
-                from_onnx, output, quality_text=quality, force=force, report=report
-            )
-        elif source is not None:
-            from specplug.export import export_bundle
+            manifest = export_onnx(from_onnx, output, **told)
+        else:
+            from specplug.export import export_bundle, plan_export
 
+            what: dict[str, Any] = {
+                "source": source,
+                "precision": precision.value,
+                "draft": draft,
+                "self_draft": self_draft,
+                "keep_fp32": keep_fp32,
+                "note": console.note,
+            }
+            if plan:
+                planned = plan_export(output=output, **what, **told)
+                bar.stop()
+                _show(planned, output)
+                return
             sources = 1 + bool(draft or "layers=" in (self_draft or ""))
             components = 1 + bool(draft or self_draft)
-            stages = _STAGES_A_SOURCE * sources + _STAGES_A_COMPONENT * components + 1
-            bar.update(task, total=stages)
-            manifest = export_bundle(
-                source,
-                output,
-                precision=precision.value,
-                draft=draft,
-                self_draft=self_draft,
-                keep_fp32=keep_fp32,
-                quality_text=quality,
-                force=force,
-                report=report,
-                note=console.note,
+            bar.update(
+                task, total=_STAGES_A_SOURCE * sources + _STAGES_A_COMPONENT * components + 1
             )
+            manifest = export_bundle(output=output, **what, **told)
         bar.update(task, description="done", completed=bar.tasks[task].total)
     for name, component in (("target", manifest.target), ("draft", manifest.draft)):
         if component:
             console.note(f"{name}: {summary(component)}")
     print(output)
+
+
+def _show(plan: Plan, output: Path) -> None:
+    """Print a plan, and fail if the disk is too small for it."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for path, size in plan.files.items():
+        table.add_row(path, _size(size))
+    table.add_row(f"all of {output.name}", _size(plan.bundle_bytes), style="bold")
+    table.add_row("more disk while it is made", _size(plan.scratch_bytes))
+    table.add_row("disk that is free", _size(plan.free_bytes))
+    if plan.download_bytes:
+        table.add_row("download", _size(plan.download_bytes))
+    table.add_row("memory, roughly", _size(plan.memory_bytes))
+    table.add_row("time on two cores, roughly", f"{plan.seconds:.0f} s")
+    console.stdout.print(table)
+    if not plan.fits:
+        raise ExportError(
+            f"{output.absolute().parent} has {_size(plan.free_bytes)} free and the export needs "
+            f"{_size(plan.bundle_bytes + plan.scratch_bytes)}: make room, or choose another disk"
+        )
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 def summary(component: Component) -> str:

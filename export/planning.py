@@ -1,0 +1,187 @@
+"""What an export would write, take and need, without doing it: ``specplug export --plan``.
+
+Sources are opened, paired and turned into graphs as for an export, by the names and shapes of their
+tensors alone. Sizes follow from the shapes; memory and time were measured on smaller exports
+(benchmarks/results/export.json) and scale with what the stages work on.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from specplug.bundle import MANIFEST
+from specplug.export import graphs, piecewise
+from specplug.export.attention import max_entries
+from specplug.export.carried import carried_bytes_a_weight
+from specplug.export.keeping import Keep, KeepMatching, keep_none
+from specplug.export.passes.editing import linear_layers
+from specplug.export.passes.half_weights import matrices
+from specplug.export.precision import Precision, bytes_a_weight, fits_kernel
+from specplug.export.quality_text import take_sample
+from specplug.export.request import Part, Report, Request, open_parts
+from specplug.export.source import preview_source
+from specplug.export.staging import check_place
+from specplug.export.tokenizers import encoder
+
+_GRAPH_BYTES_A_LAYER = 8_000
+
+# Seconds of an export on two cores (EPYC with AVX-512 VNNI), for each million parameters.
+_START_SECONDS, _SECONDS_A_SOURCE = 8.0, 0.07
+_SECONDS_A_COMPONENT: Mapping[Precision, float] = {
+    "fp32": 0.02,
+    "fp16": 0.03,
+    "bf16": 0.03,
+    "w8a8": 0.03,
+    "int8": 0.05,
+    "int4": 0.09,
+    "gguf": 0.09,
+}
+
+_START_BYTES = 600e6  # Python with torch, transformers, mobius and ONNX Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an export would come to. Sizes in bytes, good to a few per cent."""
+
+    files: dict[str, int]
+    """Of the bundle, by path inside it."""
+    scratch_bytes: int
+    """Of disk beside the bundle's, while it is made."""
+    free_bytes: int
+    """Of disk, there now."""
+    download_bytes: int
+    """From the Hub."""
+    memory_bytes: int
+    """At the peak; roughly."""
+    seconds: float
+    """Without the download; roughly."""
+
+    @property
+    def bundle_bytes(self) -> int:
+        """The bundle's size."""
+        return sum(self.files.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk has room for the bundle and what is made on the way."""
+        return self.bundle_bytes + self.scratch_bytes <= self.free_bytes
+
+
+def plan_export(
+    source: str | Path,
+    output: str | Path,
+    *,
+    precision: Literal["auto"] | Precision = "auto",
+    draft: str | Path | None = None,
+    self_draft: str | None = None,
+    keep_fp32: str | None = None,
+    quality_text: str | Path | None = None,
+    force: bool = False,
+    report: Report = lambda stage: None,
+    note: Report = lambda text: None,
+) -> Plan:
+    """Check an export and say what it would write, without writing it or downloading weights.
+
+    Args and errors are those of :func:`specplug.export.export_bundle`.
+    """
+    request = Request(source, precision, draft, self_draft, keep_fp32, quality_text)
+    output = Path(output).absolute()
+    check_place(output, replace=force)
+    parts = open_parts(request, report=report, note=note, opening=preview_source)
+    files: dict[str, int] = {}
+    scratch, memory, seconds = [0], [0.0], _START_SECONDS
+    for part in parts:
+        report(f"planning {', '.join(part.components)}")
+        made = _plan_part(part, request)
+        files |= made.files
+        scratch.append(made.scratch_bytes)
+        memory.append(made.memory_bytes)
+        seconds += made.seconds
+    tokenizer = parts[0].source.tokenizer
+    if tokenizer:
+        files["tokenizer.json"] = len(tokenizer.json.encode())
+    files[MANIFEST] = 4_000 + len((tokenizer.chat_template or "") if tokenizer else "")
+    return Plan(
+        files=files,
+        scratch_bytes=max(scratch),
+        free_bytes=shutil.disk_usage(output.parent).free,
+        download_bytes=sum({id(p.source): p.source.download_bytes for p in parts}.values()),
+        memory_bytes=round(_START_BYTES + max(memory)),
+        seconds=seconds,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _PartPlan:
+    files: dict[str, int]
+    scratch_bytes: int
+    memory_bytes: float
+    seconds: float
+
+
+def _plan_part(part: Part, request: Request) -> _PartPlan:
+    source = part.source
+    longest = max_entries(source.config)
+    text = Path(request.quality_text) if request.quality_text else None
+    sample = take_sample(encoder(source.tokenizer), source.config.vocab_size, longest, text)
+    graph = graphs.build_fp32(source).graph
+    fp32 = [value.const_value.nbytes for value in graph.initializers.values()]
+    logits = 4 * len(sample.tokens) * int(source.config.vocab_size)
+    millions = source.parameters() / 1e6
+    files: dict[str, int] = {}
+    seconds = _SECONDS_A_SOURCE * millions
+    written = 0
+    for name, precision in part.components.items():
+        carried = carried_bytes_a_weight(source.path) if precision == "gguf" else None
+        size = _weight_bytes(graph, precision, request.keep_fp32, carried)
+        files[f"{name}/{graphs.GRAPH}"] = _GRAPH_BYTES_A_LAYER * source.config.num_hidden_layers
+        files[f"{name}/{graphs.DATA}"] = size
+        seconds += _SECONDS_A_COMPONENT[precision] * millions
+        written = max(written, size)
+    # Held at once: a piece of the graph, packed; or the weights that are written, and one tensor
+    # in fp32, on its way.
+    piece = min(sum(fp32), max(piecewise.PIECE_BYTES, max(fp32)))
+    return _PartPlan(
+        files=files,
+        scratch_bytes=sum(fp32) + logits,
+        memory_bytes=max(2.2 * piece, 1.5 * written + 3 * max(fp32)),
+        seconds=seconds,
+    )
+
+
+def _weight_bytes(
+    graph: Any, precision: Precision, keep_fp32: str | None, carried: float | None
+) -> int:
+    """Of the graph's weights in that precision; ``carried`` for each, in precision gguf."""
+    size: int = sum(value.const_value.nbytes for value in graph.initializers.values())
+    if precision == "fp32":
+        return size
+    keep = KeepMatching(keep_fp32) if keep_fp32 else None
+    if precision in ("fp16", "bf16"):
+        size -= sum(value.const_value.nbytes // 2 for value in matrices(graph, keep or keep_none))
+    else:
+        size += _change_of_layers(graph, precision, keep or keep_none, carried)
+    if keep:
+        keep.check_matched()
+    return size
+
+
+def _change_of_layers(graph: Any, precision: Precision, keep: Keep, carried: float | None) -> int:
+    change = 0
+    replaced: dict[str, int] = {}
+    for layer in linear_layers(graph):
+        if keep(layer) or not fits_kernel(precision, layer.shape):
+            continue
+        each = carried or bytes_a_weight(precision, layer.shape, is_head=layer.is_head)
+        change += round(math.prod(layer.shape) * each)
+        users = {node.op_type for node, _ in layer.factor.uses()}
+        # A tied head's table is looked up in its blocks, but as it is beside 8-bit integers.
+        if precision != "w8a8" or users <= {"MatMul", "Transpose"}:
+            replaced[layer.factor.name] = layer.factor.const_value.nbytes
+    return change - sum(replaced.values())
