@@ -267,7 +267,7 @@ def _write_reference(engine: OrtConcatEngine, sample: Sample, path: Path) -> mea
         for start in range(0, len(tokens), piece):
             step = Step(tokens=tokens[None, start : start + piece], past=np.array([start]))
             logits: Float32Array = engine.forward(step).logits()
-            logits.tofile(out)
+            out.write(logits.tobytes())
     engine.close()
     return measuring.Reference(tokens, path, engine.spec.vocab_size, sample.text_sha256)
 

@@ -56,7 +56,7 @@ def write_reference(model: Any, sample: Sample, path: Path) -> Reference:
             piece = torch.from_numpy(tokens[start : start + _REFERENCE_PIECE])[None]
             output = model(piece, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
-            output.logits[0].numpy().tofile(out)
+            out.write(output.logits[0].numpy())
     return Reference(tokens, path, vocab_size, sample.text_sha256)
 
 

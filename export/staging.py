@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from specplug.processes import running
 from specplug.types import ExportError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # numpy's own errors have no number
 
 
 def check_place(final: Path, *, replace: bool) -> None:
@@ -38,7 +41,8 @@ def staged(final: Path, *, replace: bool) -> Iterator[Path]:
         replace: put it in the place of an existing one, which stays whole until then.
 
     Raises:
-        ExportError: ``final`` exists and ``replace`` is false, or it is not a bundle.
+        ExportError: ``final`` exists and ``replace`` is false, or it is not a bundle; or the disk
+            is full.
     """
     final = final.absolute()
     check_place(final, replace=replace)
@@ -53,6 +57,14 @@ def staged(final: Path, *, replace: bool) -> Iterator[Path]:
             final.rename(old)
         stage.rename(final)
         shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise ExportError(
+            f"{final} cannot be written: {error.strerror or error} (the disk had "
+            f"{shutil.disk_usage(stage).free / 1e6:.0f} MB free when it stopped); nothing is left "
+            "of it: make room, or choose another disk (--plan says what is needed)"
+        ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

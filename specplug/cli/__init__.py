@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -16,6 +19,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+_CANCELLED, _TERMINATED = (
+    128 + signal.SIGINT,
+    128 + signal.SIGTERM,
+)  # exit codes, as shells have them
+
 app.command(name="pull")(pull.pull)
 app.command(name="export")(export.export)
 app.command(name="inspect")(inspect.inspect)
@@ -25,6 +34,7 @@ app.command(name="chat")(chat.chat)
 
 def main() -> None:
     """Entry point: one line for an error that a user can mend, exit code 1."""
+    signal.signal(signal.SIGTERM, _terminate)  # so that it, too, leaves nothing half-made
     try:
         app()
     except (SpecplugError, ValueError) as error:
@@ -33,9 +43,14 @@ def main() -> None:
     except OSError as error:  # disk full, no permission, …
         console.fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.note("interrupted")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code in (_CANCELLED, _TERMINATED):
+            console.note("interrupted")
+        raise
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(_TERMINATED)
 
 
 @app.callback()
