@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import tokenizers
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers.decoders import DecodeStream
 
+from specplug.templates import compile_template, render_template
 from specplug.types import BundleError
 
 Messages = Sequence[Mapping[str, str]]
@@ -46,9 +44,9 @@ class Tokenizer:
         self._template = None
         if chat_template is not None:
             try:
-                self._template = _environment().from_string(chat_template)
-            except TemplateError as error:
-                raise BundleError(f"the chat template does not parse: {error}") from error
+                self._template = compile_template(chat_template)
+            except ValueError as error:
+                raise BundleError(str(error)) from error
 
     @property
     def has_chat_template(self) -> bool:
@@ -63,12 +61,8 @@ class Tokenizer:
         """
         if self._template is None:
             raise ValueError("this bundle has no chat template: pass text with chat=False (--raw)")
-        try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=True, **self._special_tokens
-            )
-        except Exception as error:  # a template can raise anything
-            raise ValueError(f"the chat template refuses these messages: {error}") from error
+        variables = {"add_generation_prompt": True, **self._special_tokens}
+        return render_template(self._template, messages, variables)
 
     def encode_prompt(self, prompt: str | Messages, *, chat: bool | None = None) -> list[int]:
         """Token ids of text or messages; see :meth:`SpeculativeDecoder.encode`."""
@@ -110,17 +104,3 @@ class TextStream:
             # Only bytes that never became a character are left, so this cannot reword the rest.
             text += self._tokenizer.decode(self._tokens)[self._sent :]
         return text
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as transformers sets it up for chat templates, sandboxed."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-
-    def raise_exception(message: str) -> NoReturn:
-        raise ValueError(message)
-
-    functions: dict[str, Any] = {"raise_exception": raise_exception}
-    environment.globals.update(functions)
-    return environment

@@ -54,22 +54,6 @@ def test_chat_prompt(path: Path) -> None:
         Tokenizer(path).encode_prompt("hi", chat=True)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ raise_exception('roles must alternate') }}",
-        "{{ messages[7].content.x }}",
-        "{{ 1 / 0 }}",
-    ],
-)
-def test_templates_that_reach_out_or_fail_are_refused(path: Path, template: str) -> None:
-    tokenizer = Tokenizer(path, chat_template=template)
-    with pytest.raises(ValueError, match="the chat template refuses these messages"):
-        tokenizer.render([{"role": "user", "content": "hi"}])
-
-
 def test_not_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer"):
