@@ -1,8 +1,9 @@
 """Size and quality of every precision of one source, as docs/PRECISIONS.md lists them.
 
-.venv/bin/python benchmarks/precisions.py SOURCE [--only PRECISION ...]
+.venv/bin/python benchmarks/precisions.py SOURCE [--only PRECISION ...] [--name NAME] [--keep DIR]
 
-``--only`` measures some again, and leaves the others' figures in the result as they were.
+``--only`` measures some again, and leaves the others' figures in the result NAME as they were.
+``--keep`` leaves the bundles in a folder, for the scripts that take bundles.
 ``gguf`` only where the source is a GGUF file. Cost is what benchmarks/speculation.py measures.
 """
 
@@ -25,14 +26,17 @@ def main() -> None:
     )
     parser.add_argument("source", type=Path)
     parser.add_argument("--only", nargs="+", choices=get_args(Precision))
+    parser.add_argument("--name", default="precisions", help="of the result file")
+    parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
-    source = arguments.source
-    runs = json.loads((RESULTS / "precisions.json").read_text())["runs"] if arguments.only else {}
+    source, result = arguments.source, RESULTS / f"{arguments.name}.json"
+    runs = json.loads(result.read_text())["runs"] if arguments.only and result.exists() else {}
     for precision in arguments.only or get_args(Precision):
         if precision == "gguf" and source.suffix != ".gguf":
             continue
         with tempfile.TemporaryDirectory() as folder:
-            target = export_bundle(source, Path(folder) / "made.bundle", precision=precision).target
+            bundle = (arguments.keep or Path(folder)) / f"{precision}.bundle"
+            target = export_bundle(source, bundle, precision=precision, force=True).target
         if target.quality is None:
             raise SystemExit(f"{precision}: no quality in the manifest")
         runs[precision] = {
@@ -48,7 +52,7 @@ def main() -> None:
             f"| {target.min_width} |",
             flush=True,
         )
-    print(write_result("precisions", {"source": source.name, "runs": runs}))
+    print(write_result(arguments.name, {"source": source.name, "runs": runs}))
 
 
 if __name__ == "__main__":
