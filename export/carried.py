@@ -95,11 +95,15 @@ class CarriedBlocks:
             for at in range(0, tensor.rows, step):
                 yield i, at, tensor.values(np.arange(at, min(at + step, tensor.rows)))
 
-    def blocks(self, weight: Array) -> Blocks | None:
+    def blocks(self, weight: Array, *, with_offsets: bool = True) -> Blocks | None:
         """The blocks of f32[K, N]; None if the file has all of it in floating point.
 
         In 4 bits if all columns are of 4-bit types, else in 8; what cannot be kept, or is not a
         row of the file, is rounded to the nearest.
+
+        Args:
+            weight: the matrix.
+            with_offsets: whether blocks may have offsets, which Q4_1 and Q4_K in 4 bits need.
         """
         columns = np.ascontiguousarray(weight.T)
         tensors, rows = self._find(columns)
@@ -107,7 +111,8 @@ class CarriedBlocks:
         kinds = {self._tensors[i].kind for i in telling - {-1}}
         if -1 not in telling and kinds <= set(_UNQUANTIZED):
             return None
-        bits = 4 if -1 not in telling and kinds <= set(_IN_4_BITS) else 8
+        in_4_bits = set(_IN_4_BITS) if with_offsets else set(_IN_4_BITS) - set(_WITH_MINIMUM)
+        bits = 4 if -1 not in telling and kinds <= in_4_bits else 8
         holds = _IN_4_BITS if bits == 4 else _IN_8_BITS
         kept = {i for i in telling if i >= 0 and self._tensors[i].kind in holds}
         self._kept |= kept
@@ -128,6 +133,10 @@ class CarriedBlocks:
     def rounding(self, weight: Array, bits: int) -> Blocks | None:
         """:meth:`blocks` for the quantization pass: the file decides how many bits."""
         return self.blocks(weight)
+
+    def table_rounding(self, weight: Array, bits: int) -> Blocks | None:
+        """:meth:`blocks` for embedding tables: lookups have no offsets."""
+        return self.blocks(weight, with_offsets=False)
 
     def _find(self, columns: Array) -> tuple[Array, Array]:
         """Tensor and row of each column, i64[N]; tensor -1 where the file does not have it."""

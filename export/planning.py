@@ -20,6 +20,7 @@ from specplug.export.attention import max_entries
 from specplug.export.carried import carried_bytes_a_weight
 from specplug.export.keeping import Keep, KeepMatching, keep_none
 from specplug.export.passes.editing import linear_layers
+from specplug.export.passes.gather_blocks import token_lookups
 from specplug.export.passes.half_weights import matrices
 from specplug.export.precision import Precision, bytes_a_weight, fits_kernel
 from specplug.export.quality_text import take_sample
@@ -175,13 +176,22 @@ def _weight_bytes(
 def _change_of_layers(graph: Any, precision: Precision, keep: Keep, carried: float | None) -> int:
     change = 0
     replaced: dict[str, int] = {}
+    heads = set()
     for layer in linear_layers(graph):
         if keep(layer) or not fits_kernel(precision, layer.shape):
             continue
         each = carried or bytes_a_weight(precision, layer.shape, is_head=layer.is_head)
         change += round(math.prod(layer.shape) * each)
-        users = {node.op_type for node, _ in layer.factor.uses()}
-        # A tied head's table is looked up in its blocks, but as it is beside 8-bit integers.
-        if precision != "w8a8" or users <= {"MatMul", "Transpose"}:
-            replaced[layer.factor.name] = layer.factor.const_value.nbytes
+        replaced[layer.factor.name] = layer.factor.const_value.nbytes
+        if layer.is_head and precision != "w8a8":
+            heads.add(layer.factor.name)
+    for table in token_lookups(graph):
+        shared = len(table.factor.uses()) > 1
+        if keep(table) or (shared and table.name not in replaced):
+            replaced.pop(table.name, None)
+            continue
+        replaced[table.name] = table.factor.const_value.nbytes
+        if table.name not in heads:  # else it is looked up in the head's blocks
+            each = bytes_a_weight("int8", table.shape, is_head=False)
+            change += round(math.prod(table.shape) * each)
     return change - sum(replaced.values())

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from specplug.export.blocks import BLOCK_SIZE, Array, Blocks, k_quant, nearest
+from specplug.export.blocks import BLOCK_SIZE, Array, Blocks, Rounding, k_quant, nearest
 from specplug.export.keeping import Keep, keep_none
 from specplug.export.passes import (
-    GatherFromHead,
+    GatherBlocks,
     HalfWeights,
     PadAttention,
     QuantizeNBits,
@@ -51,22 +51,24 @@ def apply_precision(
 
 def _passes(precision: Precision, keep: Keep, carried: CarriedBlocks | None) -> tuple[Any, ...]:
     # Kernels that round activations amplify the last bit of a one-row attention: it is padded.
+    tables: Rounding = nearest
     match precision:
         case "fp32":
             return ()
         case "fp16" | "bf16":
             return (HalfWeights(precision, keep=keep),)
         case "w8a8":
-            return (QuantizeW8A8(keep=keep), PadAttention())
+            layers = QuantizeW8A8(keep=keep)
         case "int8":
-            blocks = QuantizeNBits(bits=8, rounding=nearest, keep=keep)
+            layers = QuantizeNBits(bits=8, rounding=nearest, keep=keep)
         case "int4":
-            blocks = QuantizeNBits(bits=4, rounding=_searched_in_4_bits, keep=keep)
+            layers = QuantizeNBits(bits=4, rounding=_searched_in_4_bits, keep=keep)
         case "gguf":
             if carried is None:
                 raise ValueError("precision gguf needs the file's blocks: give carried")
-            blocks = QuantizeNBits(rounding=carried.rounding, keep=keep)
-    return (blocks, GatherFromHead(), PadAttention())
+            layers = QuantizeNBits(rounding=carried.rounding, keep=keep)
+            tables = carried.table_rounding
+    return (layers, GatherBlocks(rounding=tables, keep=keep), PadAttention())
 
 
 def fits_kernel(precision: Precision, shape: tuple[int, int]) -> bool:

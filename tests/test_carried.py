@@ -183,11 +183,11 @@ def test_export_tells_what_became_of_the_blocks(tiny_source: Path, tmp_path: Pat
     bundle = tmp_path / "b.bundle"
     target = export_bundle(path, bundle, precision="gguf", note=notes.append).target
     assert target.precision == "gguf"
-    assert target.rounded_again == {"Q4_1": 2}
+    assert target.rounded_again == {"Q4_1": 3}  # gate beside up, twice, and the table
     assert target.min_width == 1
     assert target.quality is not None
     assert target.quality.mean_kl < 0.05
     assert "kept for 11 of type Q4_1, 2 of type Q8_0; rounded again" in notes[-1]
-    assert "2 of type Q4_1" in notes[-1].partition(";")[2]
+    assert "3 of type Q4_1" in notes[-1].partition(";")[2]
     with SpeculativeDecoder.from_bundle(bundle, drafter="ngram", draft_tokens=4) as decoder:
         assert decoder.generate(PROMPT, max_tokens=8).token_ids

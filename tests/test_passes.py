@@ -19,7 +19,7 @@ from specplug.export.keeping import KeepMatching
 from specplug.export.passes import (
     ExplicitLengths,
     FuseSilu,
-    GatherFromHead,
+    GatherBlocks,
     HalfWeights,
     PackGateUp,
     PadAttention,
@@ -241,21 +241,36 @@ def test_tokens_are_looked_up_in_the_heads_blocks(bits: int, rounding: Any) -> N
     model = embedded(tied=True)
     table = model.graph.initializers["embed.weight"].const_value.numpy()
     QuantizeNBits(head_bits=bits, rounding=rounding)(model)
-    assert GatherFromHead()(model).modified
+    assert GatherBlocks()(model).modified
     assert ops(model) == {"Reshape": 1, "GatherBlockQuantized": 1, "MatMulNBits": 1, "Identity": 1}
     assert "embed.weight" not in model.graph.initializers
     tokens = np.array([[3, 49, 0, 3]])
     np.testing.assert_array_equal(
         run(model, input_ids=tokens)[1], rounding(table.T, bits).values()[tokens]
     )
-    assert not GatherFromHead()(model).modified
+    assert not GatherBlocks()(model).modified
 
 
-def test_a_table_without_blocks_is_left_alone() -> None:
-    model = embedded(tied=False)
-    QuantizeNBits()(model)
-    assert not GatherFromHead()(model).modified
-    assert "embed.weight" in model.graph.initializers
+@pytest.mark.parametrize("layers", [QuantizeNBits(), QuantizeW8A8()])
+def test_other_tables_get_blocks_of_their_own(layers: Any) -> None:
+    model = embedded(tied=isinstance(layers, QuantizeW8A8))
+    table = model.graph.initializers["embed.weight"].const_value.numpy()
+    layers(model)
+    assert GatherBlocks()(model).modified
+    assert "embed.weight" not in model.graph.initializers
+    tokens = np.array([[3, 49, 0, 3]])
+    np.testing.assert_array_equal(
+        run(model, input_ids=tokens)[1], nearest(table.T, 8).values()[tokens]
+    )
+
+
+def test_tables_that_stay() -> None:
+    head_in_fp32 = embedded(tied=True)
+    assert not GatherBlocks()(head_in_fp32).modified
+    kept = embedded(tied=False)
+    assert not GatherBlocks(keep=lambda layer: layer.name == "embed.weight")(kept).modified
+    unfit = embedded(tied=False)
+    assert not GatherBlocks(rounding=lambda weight, bits: None)(unfit).modified
 
 
 def test_half_weights() -> None:

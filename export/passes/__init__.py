@@ -5,7 +5,7 @@ A pass is called with a model and returns ``PassResult(model, modified)``.
 
 from specplug.export.passes.explicit_lengths import ExplicitLengths
 from specplug.export.passes.fuse_silu import FuseSilu
-from specplug.export.passes.gather_from_head import GatherFromHead
+from specplug.export.passes.gather_blocks import GatherBlocks
 from specplug.export.passes.half_weights import HalfWeights
 from specplug.export.passes.pack_gate_up import PackGateUp
 from specplug.export.passes.pad_attention import PadAttention
@@ -18,7 +18,7 @@ from specplug.export.passes.source_attention import SourceAttention
 __all__ = [
     "ExplicitLengths",
     "FuseSilu",
-    "GatherFromHead",
+    "GatherBlocks",
     "HalfWeights",
     "PackGateUp",
     "PadAttention",
