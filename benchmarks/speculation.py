@@ -109,7 +109,7 @@ def print_costs(precision: str, costs: dict[str, dict[str, float]]) -> None:
     print(f"{precision}: {line} ms; 8 over 1: {costs['8']['median'] / costs['1']['median']:.2f}")
 
 
-def write_costs(bundles: list[str], repeats: int) -> None:
+def write_costs(bundles: list[str], repeats: int, name: str) -> None:
     """Cost by width alone, the bundles in turn so that a slow moment hits all of them."""
     parts: dict[str, list[dict[str, dict[str, float]]]] = {}
     for _ in range(repeats):
@@ -125,7 +125,7 @@ def write_costs(bundles: list[str], repeats: int) -> None:
     }
     for precision, costs in runs.items():
         print_costs(precision, costs)
-    print(write_result("costs", {"call_milliseconds": runs}))
+    print(write_result(name, {"call_milliseconds": runs}))
 
 
 def main() -> None:
@@ -136,9 +136,10 @@ def main() -> None:
     parser.add_argument("--workload", default="quoting")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--costs-only", action="store_true", help="calls by width, no decoding")
+    parser.add_argument("--name", default="costs", help="of the result file of --costs-only")
     arguments = parser.parse_args()
     if arguments.costs_only:
-        write_costs(arguments.bundles, arguments.repeats)
+        write_costs(arguments.bundles, arguments.repeats, arguments.name)
         return
     runs = []
     for path in arguments.bundles:
