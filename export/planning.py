@@ -32,15 +32,15 @@ from specplug.export.tokenizers import encoder
 _GRAPH_BYTES_A_LAYER = 8_000
 
 # Seconds of an export on two cores (EPYC with AVX-512 VNNI), for each million parameters.
-_START_SECONDS, _SECONDS_A_SOURCE = 8.0, 0.07
+_START_SECONDS, _SECONDS_A_SOURCE = 8.0, 0.06
 _SECONDS_A_COMPONENT: Mapping[Precision, float] = {
-    "fp32": 0.02,
-    "fp16": 0.03,
-    "bf16": 0.03,
-    "w8a8": 0.03,
+    "fp32": 0.04,
+    "fp16": 0.05,
+    "bf16": 0.05,
+    "w8a8": 0.02,
     "int8": 0.05,
-    "int4": 0.09,
-    "gguf": 0.09,
+    "int4": 0.08,
+    "gguf": 0.08,
 }
 
 _START_BYTES = 600e6  # Python with torch, transformers, mobius and ONNX Runtime
@@ -137,21 +137,20 @@ def _plan_part(part: Part, request: Request) -> _PartPlan:
     millions = source.parameters() / 1e6
     files: dict[str, int] = {}
     seconds = _SECONDS_A_SOURCE * millions
-    written = 0
+    memory = 1.1 * min(sum(fp32), max(piecewise.PIECE_BYTES, max(fp32))) + 3 * logits
     for name, precision in part.components.items():
         carried = carried_bytes_a_weight(source.path) if precision == "gguf" else None
         size = _weight_bytes(graph, precision, request.keep_fp32, carried)
         files[f"{name}/{graphs.GRAPH}"] = _GRAPH_BYTES_A_LAYER * source.config.num_hidden_layers
         files[f"{name}/{graphs.DATA}"] = size
         seconds += _SECONDS_A_COMPONENT[precision] * millions
-        written = max(written, size)
-    # Held at once: a piece of the graph, packed; or the weights that are written, and one tensor
-    # in fp32, on its way.
-    piece = min(sum(fp32), max(piecewise.PIECE_BYTES, max(fp32)))
+        # At once: what is written and a tensor on its way; all of it where it runs in fp32.
+        computed = 1.15 * sum(fp32) if precision in ("fp32", "fp16", "bf16") else 0.0
+        memory = max(memory, size + max(fp32), computed)
     return _PartPlan(
         files=files,
         scratch_bytes=sum(fp32) + logits,
-        memory_bytes=max(2.2 * piece, 1.5 * written + 3 * max(fp32)),
+        memory_bytes=memory,
         seconds=seconds,
     )
 
