@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Int64Array = NDArray[np.int64]
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+UInt64Array = NDArray[np.uint64]
 
 
 class SpecplugError(Exception):

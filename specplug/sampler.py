@@ -1,0 +1,158 @@
+"""The choice of tokens in one generation: how a row becomes a token, and a proposal a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from specplug.acceptance import accept_greedy, block_chances, race, residual
+from specplug.noise import Noise, Purpose
+from specplug.sampling import Distribution, SamplingParams, distribution, shape_logits
+from specplug.types import (
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    Proposal,
+    Scores,
+    Verdict,
+)
+
+
+class Sampler:
+    """Target and draft of one generation choose through the same sampler.
+
+    Args:
+        params: what is asked for.
+        vocab_size: V of the target.
+        prompt_tokens: length of the prompt.
+        sample: which of several answers to the prompt.
+
+    Raises:
+        ValueError: a token id is outside the vocabulary.
+    """
+
+    def __init__(
+        self, params: SamplingParams, *, vocab_size: int, prompt_tokens: int, sample: int = 0
+    ) -> None:
+        params.check_tokens(vocab_size)
+        self.params = params
+        self._vocab_size = vocab_size
+        self._prompt_tokens = prompt_tokens
+        self._noise = Noise(params.seed, sample)
+
+    # --- the draft's choice -----------------------------------------------------------------------
+
+    def draft(
+        self, scores: Scores, history: Int64Array, start: int
+    ) -> tuple[int, Float64Array | None]:
+        """A drafted token, and the probabilities it was drawn from if the rule needs them.
+
+        Args:
+            scores: of the draft model; the first row is looked at.
+            history: the tokens so far, i64[n], earlier drafts included.
+            start: how many of them are committed.
+        """
+        if self.params.plain and scores.argmax()[0, 0] < self._vocab_size:
+            return int(scores.argmax()[0, 0]), None
+        logits = scores.logits()[0, 0, : self._vocab_size]
+        if self.params.temperature == 0 or self.params.acceptance == "coupled":
+            return self._choose(logits, history), None
+        probabilities = self._distribution(logits, history).probabilities()
+        noise = self._noise.exponentials(
+            len(history), Purpose.draft, len(probabilities), attempt=start
+        )
+        return race(probabilities, noise), probabilities
+
+    # --- the target's verdict ---------------------------------------------------------------------
+
+    def judge(self, scores: Scores, history: Int64Array, proposal: Proposal) -> Verdict:
+        """Accept what the rule allows of a proposal, and choose the token after it.
+
+        Args:
+            scores: of the target, at the last committed token and after each drafted one.
+            history: the committed tokens, i64[n].
+            proposal: a chain of k tokens, possibly empty.
+        """
+        if self.params.plain:
+            return accept_greedy(scores.argmax()[0], proposal)
+        rows = scores.logits()[0]
+        with_drafts = np.concatenate([history, np.array(proposal.tokens, dtype=np.int64)])
+        if self.params.temperature == 0 or self.params.acceptance == "coupled":
+            return self._judge_matching(rows, len(history), with_drafts, proposal)
+        judge = self._judge_block if self.params.acceptance == "block" else self._judge_rejection
+        return judge(rows, len(history), with_drafts, proposal)
+
+    def _judge_matching(
+        self, rows: Float32Array, start: int, tokens: Int64Array, proposal: Proposal
+    ) -> Verdict:
+        """Accept drafts for as long as they are what the target itself chooses."""
+        for accepted, drafted in enumerate(proposal.tokens):
+            own = self._choose(rows[accepted], tokens[: start + accepted])
+            if own != drafted:
+                return Verdict(accepted, own)
+        return Verdict(len(proposal), self._choose(rows[len(proposal)], tokens))
+
+    def _judge_rejection(
+        self, rows: Float32Array, start: int, tokens: Int64Array, proposal: Proposal
+    ) -> Verdict:
+        for accepted, drafted in enumerate(proposal.tokens):
+            target = self._distribution(rows[accepted], tokens[: start + accepted]).probabilities()
+            draft = _draft_row(proposal, accepted, len(target))
+            chance = target[drafted] / draft[drafted]
+            if self._noise.uniform(start + accepted, Purpose.accept, attempt=start) >= chance:
+                return Verdict(accepted, self._own(residual(target, draft), start, accepted))
+        last = self._distribution(rows[len(proposal)], tokens).probabilities()
+        return Verdict(len(proposal), self._own(last, start, len(proposal)))
+
+    def _judge_block(
+        self, rows: Float32Array, start: int, tokens: Int64Array, proposal: Proposal
+    ) -> Verdict:
+        k = len(proposal)
+        target = [
+            self._distribution(rows[i], tokens[: start + i]).probabilities() for i in range(k + 1)
+        ]
+        draft = [_draft_row(proposal, i, len(target[0])) for i in range(k)]
+        chances, scales = block_chances(target, draft, proposal.tokens)
+        passing = [
+            i
+            for i in range(1, k + 1)
+            if self._noise.uniform(start + i - 1, Purpose.accept, attempt=start) < chances[i]
+        ]
+        accepted = max(passing, default=0)
+        own = target[k] if accepted == k else residual(
+            target[accepted], draft[accepted], scales[accepted]
+        )
+        return Verdict(accepted, self._own(own, start, accepted))
+
+    def _own(self, weights: Float64Array, start: int, accepted: int) -> int:
+        noise = self._noise.exponentials(
+            start + accepted, Purpose.residual, len(weights), attempt=start
+        )
+        return race(weights, noise)
+
+    # --- both -------------------------------------------------------------------------------------
+
+    def _choose(self, logits: Float32Array, history: Int64Array) -> int:
+        """The token that row, history and noise determine, whoever asks."""
+        if self.params.temperature == 0:
+            shaped = shape_logits(logits, self.params, history, self._prompt_tokens)
+            return int(shaped.argmax())
+        found = self._distribution(logits, history)
+        noise = self._noise.exponentials(
+            len(history), Purpose.token, self._vocab_size, found.tokens
+        )
+        return found.token(race(found.weights, noise))
+
+    def _distribution(self, logits: Float32Array, history: Int64Array) -> Distribution:
+        shaped = shape_logits(logits, self.params, history, self._prompt_tokens)
+        return distribution(shaped, self.params)
+
+
+def _draft_row(proposal: Proposal, index: int, vocab_size: int) -> Float64Array:
+    """What a drafted token was drawn from; all on itself if it was not drawn."""
+    if proposal.probabilities is not None:
+        return proposal.probabilities[index]
+    row = np.zeros(vocab_size)
+    row[proposal.tokens[index]] = 1.0
+    return row

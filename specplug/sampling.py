@@ -1,0 +1,270 @@
+"""From a row of logits to the distribution that the next token is drawn from.
+
+The order is that of transformers: bias, penalties, bans, custom processors; then temperature,
+top-k, top-p, min-p, typical-p. Penalties look at the tokens before, so a drafted position sees the
+drafts before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specplug.types import Float32Array, Float64Array, Int64Array
+
+Acceptance = Literal["coupled", "rejection", "block"]
+Processor = Callable[[Int64Array, Float32Array], Float32Array]
+"""A custom processor: tokens so far i64[n], prompt included, and logits f32[V] to new logits f32[V].
+
+It is called for drafted positions, too, with the drafts before them among the tokens, in any order
+and perhaps more than once for a position: the result may depend on its arguments alone."""
+
+_CHUNK = 128  # of the vocabulary; bounds the search for the k-th largest
+_FIRST_GUESS = 1024  # tokens that top-p usually needs no more than
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen; the default is greedy decoding.
+
+    Raises:
+        ValueError: a value outside its range, with the range.
+    """
+
+    temperature: float = 0.0
+    """0: the likeliest token; else logits are divided by it."""
+    top_k: int = 0
+    """Only the k likeliest tokens, and those as likely as the last of them; 0: all."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have at least this probability."""
+    min_p: float = 0.0
+    """Only tokens with at least this share of the likeliest one's probability."""
+    typical_p: float = 1.0
+    """Only the tokens whose surprise is nearest to the row's entropy (arXiv:2202.00666)."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits, and multiplies negative ones, of tokens that occurred."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that the answer has already."""
+    frequency_penalty: float = 0.0
+    """As presence_penalty, for each time."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to logits, by token id."""
+    no_repeat_ngram: int = 0
+    """No n tokens in a row occur twice, the prompt included; 0: no such rule."""
+    banned_tokens: Sequence[int] = ()
+    """Never chosen."""
+    forced_tokens: Mapping[int, int] = field(default_factory=dict)
+    """What the answer has at a position, its first token being 0."""
+    processors: Sequence[Processor] = ()
+    """Custom ones, called after the bans and before the temperature."""
+    seed: int = 0
+    """0 <= seed < 2**64. The coupled rule's text depends on it alone."""
+    acceptance: Acceptance = "coupled"
+    """The rule by which drafts are accepted when temperature > 0."""
+
+    def __post_init__(self) -> None:
+        for name, allowed, good in (
+            ("temperature", ">= 0", 0 <= self.temperature < math.inf),
+            ("top_k", ">= 0", self.top_k >= 0),
+            ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
+            ("min_p", "in [0, 1]", 0 <= self.min_p <= 1),
+            ("typical_p", "in (0, 1]", 0 < self.typical_p <= 1),
+            ("repetition_penalty", "> 0", 0 < self.repetition_penalty < math.inf),
+            ("presence_penalty", "finite", math.isfinite(self.presence_penalty)),
+            ("frequency_penalty", "finite", math.isfinite(self.frequency_penalty)),
+            ("no_repeat_ngram", ">= 0", self.no_repeat_ngram >= 0),
+            ("seed", "in [0, 2**64)", 0 <= self.seed < 1 << 64),
+            ("acceptance", "coupled, rejection or block", self.acceptance in _RULES),
+        ):
+            if not good:
+                raise ValueError(f"{name} {getattr(self, name)!r}: it must be {allowed}")
+
+    def check_tokens(self, vocab_size: int) -> None:
+        """Refuse token ids that the vocabulary does not have.
+
+        Raises:
+            ValueError: naming the parameter and the id.
+        """
+        for name, tokens in (
+            ("logit_bias", self.logit_bias),
+            ("banned_tokens", self.banned_tokens),
+            ("forced_tokens", self.forced_tokens.values()),
+        ):
+            for token in tokens:
+                if not 0 <= token < vocab_size:
+                    raise ValueError(f"{name}: token id {token} is not in [0, {vocab_size})")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the choice is the largest of the logits as they come."""
+        return self.temperature == 0 and not self.shapes_logits
+
+    @property
+    def shapes_logits(self) -> bool:
+        """Whether anything but the temperature and the truncations is at work."""
+        return bool(
+            self.repetition_penalty != 1
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+            or self.no_repeat_ngram
+            or len(self.banned_tokens)
+            or self.forced_tokens
+            or self.processors
+        )
+
+
+_RULES = ("coupled", "rejection", "block")
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Of the next token; only tokens that it can be are listed."""
+
+    weights: Float64Array  # [n], unnormalised
+    tokens: Int64Array | None  # [n] ascending; None: all of the vocabulary
+    vocab_size: int
+
+    def token(self, index: int) -> int:
+        """The id of an entry."""
+        return index if self.tokens is None else int(self.tokens[index])
+
+    def probabilities(self) -> Float64Array:
+        """f64[V], adding up to 1."""
+        shares = self.weights / self.weights.sum()
+        if self.tokens is None:
+            return shares
+        dense = np.zeros(self.vocab_size)
+        dense[self.tokens] = shares
+        return dense
+
+
+# --- what looks at the tokens so far ----------------------------------------------------------
+
+
+def shape_logits(
+    logits: Float32Array, params: SamplingParams, history: Int64Array, prompt_tokens: int
+) -> Float32Array:
+    """Bias, penalties, bans, forced tokens and custom processors, in transformers' order.
+
+    Args:
+        logits: f32[V]; not written to.
+        params: what is asked for.
+        history: the tokens so far, i64[n], drafts before this position included.
+        prompt_tokens: how many of them are the prompt's.
+
+    Returns:
+        f32[V], -inf for what cannot be.
+    """
+    if not params.shapes_logits:
+        return logits
+    logits = logits.copy()
+    for token, bias in params.logit_bias.items():
+        logits[token] += np.float32(bias)
+    if params.repetition_penalty != 1:
+        seen = np.unique(history)
+        penalty = np.float32(params.repetition_penalty)
+        logits[seen] = np.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
+    if params.presence_penalty or params.frequency_penalty:
+        tokens, counts = np.unique(history[prompt_tokens:], return_counts=True)
+        taken = params.presence_penalty + params.frequency_penalty * counts
+        logits[tokens] -= taken.astype(np.float32)
+    if params.no_repeat_ngram:
+        logits[_completing(history, params.no_repeat_ngram)] = -np.inf
+    if len(params.banned_tokens):
+        logits[np.asarray(params.banned_tokens)] = -np.inf
+    forced = params.forced_tokens.get(len(history) - prompt_tokens)
+    if forced is not None:
+        logits[:] = -np.inf
+        logits[forced] = 0
+    for processor in params.processors:
+        logits = np.asarray(processor(history, logits), dtype=np.float32)
+    return logits
+
+
+def _completing(history: Int64Array, size: int) -> Int64Array:
+    """Tokens that would complete an n-gram that occurred, i64[n]."""
+    if len(history) < size:
+        return np.empty(0, dtype=np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(history, size)
+    matches = (windows[:, :-1] == history[len(history) + 1 - size :]).all(axis=1)
+    return np.asarray(windows[matches, -1])
+
+
+# --- temperature and truncation -----------------------------------------------------------------
+
+
+def distribution(logits: Float32Array, params: SamplingParams) -> Distribution:
+    """What temperature (above 0) and truncations make of logits f32[V], each of what is left.
+
+    Raises:
+        ValueError: no token is left.
+    """
+    scaled = logits / np.float32(params.temperature)
+    tokens: Int64Array | None = None
+    if params.top_k and params.top_k < len(scaled):
+        tokens = _largest(scaled, params.top_k)
+        scaled = scaled[tokens]
+    largest = scaled.max(initial=-np.inf)
+    if not np.isfinite(largest):
+        raise ValueError(
+            f"no token is left to choose from (largest logit {largest}): bans, forced tokens or "
+            "processors exclude them all, or the engine's logits are not finite"
+        )
+    weights = np.exp(scaled.astype(np.float64) - np.float64(largest))
+    for bound, off, keep in (
+        (params.top_p, 1, _top_p),
+        (params.min_p, 0, _min_p),
+        (params.typical_p, 1, _typical_p),
+    ):
+        if bound != off:
+            kept = keep(weights, bound)
+            weights = weights[kept]
+            tokens = kept if tokens is None else tokens[kept]
+    return Distribution(weights, tokens, len(logits))
+
+
+def _largest(values: NDArray[Any], k: int) -> Int64Array:
+    """Where the k largest are, ties with the last of them included, -inf left out; ascending."""
+    chunks = len(values) // _CHUNK
+    candidates = np.arange(len(values))
+    if chunks > k:
+        peaks = values[: chunks * _CHUNK].reshape(chunks, _CHUNK).max(axis=1)
+        # At least k values are as large as the k-th largest peak.
+        candidates = np.flatnonzero(values >= np.partition(peaks, chunks - k)[chunks - k])
+    found = values[candidates]
+    if len(found) > k:
+        kth = np.partition(found, len(found) - k)[len(found) - k]
+        candidates, found = candidates[found >= kth], found[found >= kth]
+    return np.asarray(candidates[found > -np.inf])
+
+
+def _top_p(weights: Float64Array, bound: float) -> Int64Array:
+    """Tokens that are reached, likeliest first, before their mass is ``bound``."""
+    wanted = bound * weights.sum()
+    for size in (_FIRST_GUESS, len(weights)):
+        among = _largest(weights, min(size, len(weights)))
+        order = among[np.argsort(-weights[among], kind="stable")]
+        mass = np.cumsum(weights[order])
+        if mass[-1] >= wanted:
+            break
+    return np.sort(order[: np.searchsorted(mass, wanted) + 1])
+
+
+def _min_p(weights: Float64Array, bound: float) -> Int64Array:
+    return np.flatnonzero(weights >= bound * weights.max())
+
+
+def _typical_p(weights: Float64Array, bound: float) -> Int64Array:
+    shares = weights / weights.sum()
+    possible = np.flatnonzero(shares)
+    surprise = -np.log(shares[possible])
+    distance = np.abs(surprise - (shares[possible] * surprise).sum())
+    order = np.argsort(distance, kind="stable")
+    last = np.searchsorted(np.cumsum(shares[possible][order]), bound)
+    return possible[distance <= distance[order[min(last, len(order) - 1)]]]
