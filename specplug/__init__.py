@@ -9,6 +9,7 @@ from specplug.bundle import Bundle
 from specplug.decoder import Result, SpeculativeDecoder, Token
 from specplug.drafters import ModelDrafter, NgramDrafter, NoDrafter
 from specplug.opening import EngineOptions
+from specplug.sampling import SamplingParams
 from specplug.stats import SpeculationStats
 from specplug.text import Tokenizer
 from specplug.types import (
@@ -47,6 +48,7 @@ __all__ = [
     "ParityError",
     "Proposal",
     "Result",
+    "SamplingParams",
     "Scores",
     "SpecplugError",
     "SpeculationStats",

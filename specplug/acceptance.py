@@ -1,7 +1,7 @@
 """Acceptance rules: pure functions from the target's scores and a proposal to a verdict.
 
-Whatever is drafted, what they commit has the target's distribution. ``p_target`` and ``p_draft`` are
-probabilities after the same temperature, penalties and truncations.
+Whatever is drafted, what they commit has the target's distribution. ``p_target`` and ``p_draft``
+are probabilities after the same temperature, penalties and truncations.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The loop: propose, verify, accept, commit.
 
-A round feeds the target the tokens it has not seen together with the drafted ones, and keeps
-drafted tokens for as long as they are what the target would have said. Plain decoding is the
-same loop with nothing drafted, so a comparison of the two compares nothing else.
+A round feeds the target the tokens it has not seen together with the drafted ones, and keeps as
+many of these as the acceptance rule allows. Plain decoding is the same loop with nothing drafted,
+so a comparison of the two compares nothing else.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, TypedDict, Unpack, cast
 
 import numpy as np
 
-from specplug.acceptance import accept_greedy
 from specplug.drafters import NoDrafter
 from specplug.feeding import PREFILL_WIDTH, feed
+from specplug.sampler import Sampler
+from specplug.sampling import SamplingParams
 from specplug.stats import SpeculationStats
 from specplug.text import Messages, TextStream, Tokenizer
 from specplug.types import ContextLimitError, Drafter, Engine, Int64Array, Proposal, Verdict
+
+GREEDY = SamplingParams()
+_MAX_TOKENS = 256
 
 Prompt = str | Sequence[int] | Messages
 """Text, token ids, or chat messages (``{"role": …, "content": …}``)."""
@@ -49,6 +53,19 @@ class Result:
     finish_reason: str
     """``"stop"``, ``"length"`` (max_tokens), ``"context"`` (the model's limit), ``"cancelled"``."""
     stats: SpeculationStats
+
+
+class GenerationOptions(TypedDict, total=False):
+    """What may be asked of one generation."""
+
+    max_tokens: int
+    """New tokens at most, a final stop token included; 256 unless given."""
+    sampling: SamplingParams
+    """How tokens are chosen; greedily unless given."""
+    sample: int
+    """Which of several answers to the prompt: each has its own noise."""
+    cancelled: Callable[[], bool]
+    """Asked before every round; True ends the generation."""
 
 
 class _Context:
@@ -89,7 +106,7 @@ class _Context:
 
 
 class SpeculativeDecoder:
-    """Decodes greedily with a target engine, as many tokens a call as a drafter guesses right.
+    """Decodes with a target engine, as many tokens a call as a drafter guesses right.
 
     Args:
         target: the engine whose text is wanted.
@@ -152,10 +169,12 @@ class SpeculativeDecoder:
         prompt: Sequence[int],
         *,
         max_tokens: int,
+        sampling: SamplingParams = GREEDY,
+        sample: int = 0,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[list[int], int]]:
         """Yield each round's new tokens and how many of them, from the first, were drafted."""
-        context = self._begin(prompt, max_tokens)
+        context = self._begin(prompt, max_tokens, sampling, sample)
         while context.finish_reason is None:
             if cancelled():
                 self.finish_reason = "cancelled"
@@ -182,15 +201,16 @@ class SpeculativeDecoder:
         pending = [*context.tokens[context.cached :].tolist(), *proposal.tokens]
         started = time.perf_counter()
         scores = feed(self.target, pending, past=context.cached, scored=len(proposal) + 1)
-        best = scores.argmax()[0]
+        verdict = self._sampler.judge(scores, context.tokens, proposal)
         self.stats.target_seconds += time.perf_counter() - started
-        verdict = accept_greedy(best, proposal)
         context.cached = context.length + verdict.accepted
         return verdict
 
     # --- around the loop ----------------------------------------------------------------------
 
-    def _begin(self, prompt: Sequence[int], max_tokens: int) -> _Context:
+    def _begin(
+        self, prompt: Sequence[int], max_tokens: int, sampling: SamplingParams, sample: int
+    ) -> _Context:
         spec = self.target.spec
         if max_tokens < 1:
             raise ValueError(f"max_tokens {max_tokens}: need at least 1")
@@ -206,7 +226,10 @@ class SpeculativeDecoder:
                 f"the prompt has {len(prompt)} tokens and the context ends at "
                 f"{spec.context_limit}: shorten the prompt"
             )
-        self.drafter.reset()
+        self._sampler = Sampler(
+            sampling, vocab_size=spec.vocab_size, prompt_tokens=len(prompt), sample=sample
+        )
+        self.drafter.reset(self._sampler)
         self.finish_reason = None
         self.stats = SpeculationStats(prompt_tokens=len(prompt), draft_length=self.draft_tokens)
         self._clock = time.perf_counter()
@@ -246,26 +269,25 @@ class SpeculativeDecoder:
         self,
         prompt: Prompt,
         *,
-        max_tokens: int = 256,
         chat: bool | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[Token]:
         """Yield the answer's tokens as they are accepted; none is ever retracted.
 
         Args:
             prompt: see :meth:`encode`.
-            max_tokens: new tokens at most, a final stop token included.
             chat: see :meth:`encode`.
-            cancelled: asked before every round; True ends the generation.
+            options: see :class:`GenerationOptions`.
 
         Raises:
-            ValueError: empty prompt, unknown token id, or max_tokens < 1; before any work.
+            ValueError: empty prompt, unknown token id, or an option out of range; before any work.
             ContextLimitError: the prompt fills the context.
             EngineError: a backend failed.
         """
         text = TextStream(self.tokenizer)
         token_ids = self.encode(prompt, chat=chat)
-        for tokens, accepted in self.rounds(token_ids, max_tokens=max_tokens, cancelled=cancelled):
+        options.setdefault("max_tokens", _MAX_TOKENS)
+        for tokens, accepted in self.rounds(token_ids, **options):
             for position, token in enumerate(tokens):
                 last = self.finish_reason is not None and position == len(tokens) - 1
                 yield Token(token, text.push(token, last=last), position < accepted)
@@ -274,12 +296,11 @@ class SpeculativeDecoder:
         self,
         prompt: Prompt,
         *,
-        max_tokens: int = 256,
         chat: bool | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
+        **options: Unpack[GenerationOptions],
     ) -> Result:
         """The whole answer at once; arguments and errors as in :meth:`stream`."""
-        tokens = list(self.stream(prompt, max_tokens=max_tokens, chat=chat, cancelled=cancelled))
+        tokens = list(self.stream(prompt, chat=chat, **options))
         return Result(
             text="".join(token.text for token in tokens),
             token_ids=tuple(token.id for token in tokens),

@@ -1,8 +1,8 @@
-"""Noise that is looked up, not drawn: the same (seed, position, purpose, token) gives the same number.
+"""Noise that is looked up: the same seed, position, purpose and token give the same number.
 
-Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a key and
-a counter of four words into four words. ``docs/FORMAT.md`` has the layout, so that another language
-can draw the same; ``tests/golden/noise.json`` has values to compare with.
+Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a key of
+two words and a counter of four into four words. ``docs/FORMAT.md`` has the layout, so that another
+language can draw the same; ``tests/golden/noise.json`` has values to compare with.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ class Noise:
         first = (position * _WORD + purpose * _WORD**2 + attempt * _WORD**3 - 1) % _WORD**4
         return np.random.Generator(np.random.Philox(counter=first, key=self._key)).random(count)
 
-    def _some(
-        self, position: int, purpose: int, tokens: Int64Array, attempt: int
-    ) -> UInt64Array:
+    def _some(self, position: int, purpose: int, tokens: Int64Array, attempt: int) -> UInt64Array:
         counter = np.empty((4, len(tokens)), dtype=np.uint64)
         counter[0] = tokens // 4
         counter[1:] = np.array([[position], [purpose], [attempt]], dtype=np.uint64)
@@ -116,4 +114,4 @@ def _multiply(values: UInt64Array) -> tuple[UInt64Array, UInt64Array]:
 
 def _unit(words: UInt64Array) -> Float64Array:
     """The upper 53 bits as a fraction, in [0, 1)."""
-    return (words >> np.uint64(11)) * 2.0**-53
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -55,8 +55,7 @@ def open_parts(
     made: Drafter = NgramDrafter(**lookup) if drafter == "ngram" else NoDrafter()
     if draft is not None and drafter == "draft":
         try:
-            engine = engines.load(bundle.path, draft, options)
-            made = ModelDrafter(engine, vocab_size=target.spec.vocab_size)
+            made = ModelDrafter(engines.load(bundle.path, draft, options))
         except SpecplugError:
             target.close()
             raise

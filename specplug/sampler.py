@@ -40,27 +40,35 @@ class Sampler:
         self._vocab_size = vocab_size
         self._prompt_tokens = prompt_tokens
         self._noise = Noise(params.seed, sample)
+        # Whether target and draft choose by the same function of their rows.
+        self._matching = params.temperature == 0 or params.acceptance == "coupled"
 
     # --- the draft's choice -----------------------------------------------------------------------
 
     def draft(
-        self, scores: Scores, history: Int64Array, start: int
+        self, scores: Scores, context: Int64Array, drafted: Sequence[int]
     ) -> tuple[int, Float64Array | None]:
-        """A drafted token, and the probabilities it was drawn from if the rule needs them.
+        """The next drafted token, and what it was drawn from, f64[V], if the rule needs that.
 
         Args:
             scores: of the draft model; the first row is looked at.
-            history: the tokens so far, i64[n], earlier drafts included.
-            start: how many of them are committed.
+            context: the committed tokens, i64[n].
+            drafted: those drafted so far this round.
         """
-        if self.params.plain and scores.argmax()[0, 0] < self._vocab_size:
-            return int(scores.argmax()[0, 0]), None
+        if self.params.plain:
+            best = int(scores.argmax()[0, 0])
+            if best < self._vocab_size:
+                return best, None
         logits = scores.logits()[0, 0, : self._vocab_size]
-        if self.params.temperature == 0 or self.params.acceptance == "coupled":
+        if len(logits) < self._vocab_size:
+            missing = self._vocab_size - len(logits)
+            logits = np.pad(logits, (0, missing), constant_values=-np.inf)
+        history = _joined(context, drafted)
+        if self._matching:
             return self._choose(logits, history), None
         probabilities = self._distribution(logits, history).probabilities()
         noise = self._noise.exponentials(
-            len(history), Purpose.draft, len(probabilities), attempt=start
+            len(history), Purpose.draft, self._vocab_size, attempt=len(context)
         )
         return race(probabilities, noise), probabilities
 
@@ -77,11 +85,13 @@ class Sampler:
         if self.params.plain:
             return accept_greedy(scores.argmax()[0], proposal)
         rows = scores.logits()[0]
-        with_drafts = np.concatenate([history, np.array(proposal.tokens, dtype=np.int64)])
-        if self.params.temperature == 0 or self.params.acceptance == "coupled":
-            return self._judge_matching(rows, len(history), with_drafts, proposal)
-        judge = self._judge_block if self.params.acceptance == "block" else self._judge_rejection
-        return judge(rows, len(history), with_drafts, proposal)
+        if self._matching:
+            judge = self._judge_matching
+        elif self.params.acceptance == "block":
+            judge = self._judge_block
+        else:
+            judge = self._judge_rejection
+        return judge(rows, len(history), _joined(history, proposal.tokens), proposal)
 
     def _judge_matching(
         self, rows: Float32Array, start: int, tokens: Int64Array, proposal: Proposal
@@ -120,8 +130,10 @@ class Sampler:
             if self._noise.uniform(start + i - 1, Purpose.accept, attempt=start) < chances[i]
         ]
         accepted = max(passing, default=0)
-        own = target[k] if accepted == k else residual(
-            target[accepted], draft[accepted], scales[accepted]
+        own = (
+            target[k]
+            if accepted == k
+            else residual(target[accepted], draft[accepted], scales[accepted])
         )
         return Verdict(accepted, self._own(own, start, accepted))
 
@@ -147,6 +159,10 @@ class Sampler:
     def _distribution(self, logits: Float32Array, history: Int64Array) -> Distribution:
         shaped = shape_logits(logits, self.params, history, self._prompt_tokens)
         return distribution(shaped, self.params)
+
+
+def _joined(context: Int64Array, tokens: Sequence[int]) -> Int64Array:
+    return np.concatenate([context, np.array(tokens, dtype=np.int64)])
 
 
 def _draft_row(proposal: Proposal, index: int, vocab_size: int) -> Float64Array:

@@ -19,7 +19,7 @@ from specplug.types import Float32Array, Float64Array, Int64Array
 
 Acceptance = Literal["coupled", "rejection", "block"]
 Processor = Callable[[Int64Array, Float32Array], Float32Array]
-"""A custom processor: tokens so far i64[n], prompt included, and logits f32[V] to new logits f32[V].
+"""A custom processor: tokens so far i64[n], prompt included, and logits f32[V] to other logits.
 
 It is called for drafted positions, too, with the drafts before them among the tokens, in any order
 and perhaps more than once for a position: the result may depend on its arguments alone."""
@@ -136,7 +136,7 @@ class Distribution:
 
     def probabilities(self) -> Float64Array:
         """f64[V], adding up to 1."""
-        shares = self.weights / self.weights.sum()
+        shares: Float64Array = self.weights / self.weights.sum()
         if self.tokens is None:
             return shares
         dense = np.zeros(self.vocab_size)
@@ -266,5 +266,6 @@ def _typical_p(weights: Float64Array, bound: float) -> Int64Array:
     surprise = -np.log(shares[possible])
     distance = np.abs(surprise - (shares[possible] * surprise).sum())
     order = np.argsort(distance, kind="stable")
-    last = np.searchsorted(np.cumsum(shares[possible][order]), bound)
-    return possible[distance <= distance[order[min(last, len(order) - 1)]]]
+    last = int(np.searchsorted(np.cumsum(shares[possible][order]), bound))
+    farthest = distance[order[min(last, len(order) - 1)]]
+    return np.asarray(possible[distance <= farthest])

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from specplug.sampler import Sampler
 
 Int64Array = NDArray[np.int64]
 Int32Array = NDArray[np.int32]
@@ -130,7 +133,8 @@ class Proposal:
     """What a drafter proposes for one round."""
 
     tokens: tuple[int, ...] = ()
-    probabilities: Float32Array | None = None  # [k, V], None: deterministic drafts
+    probabilities: Sequence[Float64Array] | None = None
+    """What each token was drawn from, k times f64[V]; None: the tokens were not drawn."""
     parents: Int32Array | None = None  # [k], None: a chain
 
     def __len__(self) -> int:
@@ -160,8 +164,8 @@ class Drafter(Protocol):
         """``tokens`` were appended to the context since the last proposal."""
         ...
 
-    def reset(self) -> None:
-        """Forget the sequence; the next proposal is for a new one."""
+    def reset(self, sampler: Sampler) -> None:
+        """Forget the sequence; the next proposal is for a new one, with tokens chosen so."""
         ...
 
     def close(self) -> None:

@@ -59,7 +59,7 @@ class Scripted:
         if self.context is not None:
             self.committed += tokens
 
-    def reset(self):
+    def reset(self, sampler):
         self.context, self.committed = None, []
 
     def close(self):

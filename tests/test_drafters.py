@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug import ModelDrafter, NgramDrafter
+from specplug import ModelDrafter, NgramDrafter, SamplingParams
 from specplug.engines.fake import FakeEngine
+from specplug.sampler import Sampler
 
 CONTEXT = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 
@@ -26,6 +27,12 @@ def reference(context: list[int], k: int, shortest: int, longest: int) -> tuple[
         if length >= max(best, shortest):
             best, start = length, end
     return tuple(context[start : start + k]) if start is not None else ()
+
+
+def greedy_drafter(engine: FakeEngine, vocab_size: int) -> ModelDrafter:
+    drafter = ModelDrafter(engine)
+    drafter.reset(Sampler(SamplingParams(), vocab_size=vocab_size, prompt_tokens=1))
+    return drafter
 
 
 @given(CONTEXT, st.integers(1, 6), st.integers(1, 4), st.integers(0, 6))
@@ -50,7 +57,7 @@ def test_model_drafter_reads_each_context_right(data, k) -> None:
         return np.random.default_rng(prefix).normal(size=4)
 
     engine = FakeEngine(row, vocab_size=4)
-    drafter = ModelDrafter(engine)
+    drafter = greedy_drafter(engine, 4)
     context = data.draw(CONTEXT)
     for _ in range(6):
         proposal = drafter.propose(np.array(context, dtype=np.int64), k)
@@ -74,7 +81,7 @@ def test_model_drafter_never_drafts_padding(seed: int, k: int) -> None:
     def row(prefix: tuple[int, ...]) -> np.ndarray:
         return np.random.default_rng((seed, *prefix)).normal(size=7)
 
-    drafter = ModelDrafter(FakeEngine(row, vocab_size=7), vocab_size=4)
+    drafter = greedy_drafter(FakeEngine(row, vocab_size=7), 4)
     context = [1, 2]
     for token in drafter.propose(np.array(context, dtype=np.int64), k).tokens:
         assert token == int(np.argmax(row(tuple(context)).astype(np.float32)[:4]))
@@ -84,7 +91,7 @@ def test_model_drafter_never_drafts_padding(seed: int, k: int) -> None:
 def test_model_drafter_stays_out_of_text_it_cannot_read() -> None:
     """A draft with fewer embeddings: a token beyond them ends its drafting, not the decoding."""
     engine = FakeEngine(lambda prefix: np.arange(4.0), vocab_size=4)
-    drafter = ModelDrafter(engine, vocab_size=6)
+    drafter = greedy_drafter(engine, 6)
     assert len(drafter.propose(np.array([1, 2], dtype=np.int64), 3)) == 3
     drafter.commit([3, 3, 3, 5])
     assert len(drafter.propose(np.array([1, 2, 3, 3, 3, 5], dtype=np.int64), 3)) == 0

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specplug.feeding import feed
-from specplug.types import Engine, Int64Array, Proposal, Scores
+from specplug.sampler import Sampler
+from specplug.types import Engine, Float64Array, Int64Array, Proposal
 
 
 class ModelDrafter:
-    """Drafts greedily with a draft model, one call a token; each call reads one cache.
+    """Drafts with a draft model, one call a token; each call reads one cache.
+
+    Tokens are chosen as the target chooses its own, by the generation's sampler. The vocabularies
+    may differ by padding, rows of the embedding table that no token has: ids that the target does
+    not have are never drafted.
 
     Args:
         engine: the draft model.
-        vocab_size: of the target. The two may differ by padding: rows of the embedding table that
-            no token has. Ids from there on are never drafted.
 
     The drafter only remembers how many of the context's tokens its cache holds. Rejected drafts
     need no undoing: the next call names the length up to which cache and context agree.
@@ -22,9 +25,8 @@ class ModelDrafter:
 
     name = "draft"
 
-    def __init__(self, engine: Engine, *, vocab_size: int | None = None) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._vocab_size = vocab_size or engine.spec.vocab_size
         self._cached = 0  # entries of the cache that belong to the context
         self._drafted: list[int] = []  # what the cache holds after them
 
@@ -33,6 +35,7 @@ class ModelDrafter:
         limit = self.engine.spec.context_limit
         self._cached = min(self._cached, len(context) - 1)  # the last token is always fed
         drafted: list[int] = []
+        probabilities: list[Float64Array] = []
         pending: Sequence[int] = context[self._cached :].tolist()
         past = self._cached
         if max(pending) >= self.engine.spec.vocab_size:
@@ -40,17 +43,15 @@ class ModelDrafter:
         while len(drafted) < k and past + len(pending) <= limit:
             scores = feed(self.engine, pending, past=past, scored=1)
             past += len(pending)
-            pending = [self._best(scores)]
-            drafted += pending
+            token, drawn_from = self._sampler.draft(scores, context, drafted)
+            pending = [token]
+            drafted.append(token)
+            if drawn_from is not None:
+                probabilities.append(drawn_from)
         if drafted:
             self._cached = len(context)
             self._drafted = drafted[:-1]  # the last was never fed
-        return Proposal(tuple(drafted))
-
-    def _best(self, scores: Scores) -> int:
-        if self._vocab_size >= self.engine.spec.vocab_size:
-            return int(scores.argmax()[0, 0])
-        return int(scores.logits()[0, 0, : self._vocab_size].argmax())
+        return Proposal(tuple(drafted), probabilities or None)
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Keep the cache entries of the drafted tokens that became text."""
@@ -60,8 +61,9 @@ class ModelDrafter:
             self._cached += 1
         self._drafted = []
 
-    def reset(self) -> None:
+    def reset(self, sampler: Sampler) -> None:
         """The next proposal starts a new sequence."""
+        self._sampler = sampler
         self._cached = 0
         self._drafted = []
 

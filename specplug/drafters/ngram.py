@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from specplug.sampler import Sampler
 from specplug.types import Int64Array, Proposal
 
 
@@ -50,7 +51,7 @@ class NgramDrafter:
     def commit(self, tokens: Sequence[int]) -> None:
         """Nothing to note: every proposal looks at the whole context."""
 
-    def reset(self) -> None:
+    def reset(self, sampler: Sampler) -> None:
         """Nothing to forget."""
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from specplug.sampler import Sampler
 from specplug.types import Int64Array, Proposal
 
 
@@ -19,7 +20,7 @@ class NoDrafter:
     def commit(self, tokens: Sequence[int]) -> None:
         """Nothing to note."""
 
-    def reset(self) -> None:
+    def reset(self, sampler: Sampler) -> None:
         """Nothing to forget."""
 
     def close(self) -> None:
