@@ -73,7 +73,7 @@ class Noise:
 
     def uniform(self, position: int, purpose: Purpose, *, attempt: int = 0) -> float:
         """A number in [0, 1)."""
-        return float(_unit(self._some(position, purpose, np.zeros(1, np.int64), attempt))[0])
+        return float(self._all(position, purpose, 1, attempt)[0])
 
     def _all(self, position: int, purpose: int, count: int, attempt: int) -> Float64Array:
         # numpy counts before it draws, and takes the upper 53 bits as we do.

@@ -91,7 +91,9 @@ def emitted(target: Rows, draft: Rows, rule: Rule, k: int, horizon: int, vocab: 
         for drafted in itertools.product(range(vocab), repeat=k):
             prefixes = [prefix + drafted[:i] for i in range(k + 1)]
             drawn_from = [draft(p) for p in prefixes[:-1]]
-            drawn = chance * np.prod([row[token] for row, token in zip(drawn_from, drafted, strict=True)])
+            drawn = chance * np.prod(
+                [row[token] for row, token in zip(drawn_from, drafted, strict=True)]
+            )
             if not drawn:
                 continue
             for taken, (accepted, own) in rule([target(p) for p in prefixes], drawn_from, drafted):
@@ -213,7 +215,7 @@ def test_law_of_many_races() -> None:
     noise = random.exponential(size=(400_000, len(weights)))
     with np.errstate(divide="ignore"):
         winners = (noise / weights).argmin(axis=1)
-    for row, winner in zip(noise[:2000], winners[:2000], strict=False):
+    for row, winner in zip(noise[:2000], winners[:2000], strict=True):
         assert race(weights, row) == winner
     counts = np.bincount(winners, minlength=len(weights))
     expected = weights / weights.sum() * len(noise)

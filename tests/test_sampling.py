@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -156,9 +158,9 @@ def test_nothing_left_is_an_error() -> None:
     ],
 )
 def test_values_out_of_range(name: str, value: object, allowed: str) -> None:
-    with pytest.raises(ValueError) as told:
+    told = re.escape(f"{name} {value!r}: it must be {allowed}")
+    with pytest.raises(ValueError, match=told):
         SamplingParams(**{name: value})
-    assert str(told.value) == f"{name} {value!r}: it must be {allowed}"
 
 
 @pytest.mark.parametrize(
