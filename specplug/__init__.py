@@ -6,8 +6,10 @@
 """
 
 from specplug.bundle import Bundle
-from specplug.decoder import Result, SpeculativeDecoder, Token
+from specplug.context import Token
+from specplug.decoder import Result, SpeculativeDecoder
 from specplug.drafters import ModelDrafter, NgramDrafter, NoDrafter
+from specplug.logprobs import TokenLogprobs
 from specplug.opening import EngineOptions
 from specplug.sampling import SamplingParams
 from specplug.stats import SpeculationStats
@@ -55,6 +57,7 @@ __all__ = [
     "SpeculativeDecoder",
     "Step",
     "Token",
+    "TokenLogprobs",
     "Tokenizer",
     "Verdict",
 ]

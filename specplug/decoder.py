@@ -15,32 +15,22 @@ from typing import Any, Self, TypedDict, Unpack, cast
 
 import numpy as np
 
+from specplug.context import Context, Token
 from specplug.drafters import NoDrafter
 from specplug.feeding import PREFILL_WIDTH, feed
+from specplug.grammar import Grammar
+from specplug.logprobs import LogprobsMode, TokenLogprobs
 from specplug.sampler import Sampler
 from specplug.sampling import SamplingParams
 from specplug.stats import SpeculationStats
 from specplug.text import Messages, TextStream, Tokenizer
-from specplug.types import ContextLimitError, Drafter, Engine, Int64Array, Proposal, Verdict
+from specplug.types import ContextLimitError, Drafter, Engine, Proposal, Verdict
 
 GREEDY = SamplingParams()
-_MAX_TOKENS = 256
+_ECHOED_WIDTH = 64  # tokens of a prompt that are scored at once; bounds the memory of logits
 
 Prompt = str | Sequence[int] | Messages
 """Text, token ids, or chat messages (``{"role": …, "content": …}``)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token of the answer; ``str(token)`` is the text it completes, possibly empty."""
-
-    id: int
-    text: str
-    from_draft: bool
-    """Whether a drafter proposed it; else it is the target's own."""
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +38,17 @@ class Result:
     """A finished generation."""
 
     text: str
-    token_ids: tuple[int, ...]
-    """New tokens, a final stop token included."""
+    tokens: tuple[Token, ...]
+    """New tokens, a final stop token included; the prompt's before them if echoed."""
     finish_reason: str
-    """``"stop"``, ``"length"`` (max_tokens), ``"context"`` (the model's limit), ``"cancelled"``."""
+    """``"stop"`` (token or string), ``"length"`` (max_tokens), ``"context"`` (the model's limit),
+    ``"cancelled"``."""
     stats: SpeculationStats
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens' ids."""
+        return tuple(token.id for token in self.tokens)
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -64,45 +60,16 @@ class GenerationOptions(TypedDict, total=False):
     """How tokens are chosen; greedily unless given."""
     sample: int
     """Which of several answers to the prompt: each has its own noise."""
+    stop: str | Sequence[str]
+    """Strings that end the answer; nothing of them is in its text."""
+    logprobs: int | None
+    """Give each token's log-probability, and this many of the likeliest (0 or more)."""
+    logprobs_mode: LogprobsMode
+    """Those of the target as it is (``"raw"``), or after penalties and truncations."""
+    echo: bool
+    """Begin with the prompt's tokens; their log-probabilities are raw, and the first has none."""
     cancelled: Callable[[], bool]
     """Asked before every round; True ends the generation."""
-
-
-class _Context:
-    """The committed tokens of one generation, and whether it is finished."""
-
-    def __init__(
-        self, prompt: Sequence[int], *, max_tokens: int, limit: int, stop: frozenset[int]
-    ) -> None:
-        self._tokens = np.empty(min(len(prompt) + max_tokens, limit), dtype=np.int64)
-        self._tokens[: len(prompt)] = prompt
-        self.length = len(prompt)
-        self.cached = 0  # tokens whose cache entries the target holds
-        self._end = len(self._tokens)
-        self._stop = stop
-        self._limit_name = "length" if len(prompt) + max_tokens <= limit else "context"
-        self.finish_reason: str | None = None
-
-    @property
-    def tokens(self) -> Int64Array:
-        return self._tokens[: self.length]
-
-    @property
-    def room(self) -> int:
-        return self._end - self.length
-
-    def commit(self, tokens: list[int]) -> list[int]:
-        """Append up to and including the first stop token; returns what was appended."""
-        for position, token in enumerate(tokens):
-            if token in self._stop:
-                tokens = tokens[: position + 1]
-                self.finish_reason = "stop"
-                break
-        self._tokens[self.length : self.length + len(tokens)] = tokens
-        self.length += len(tokens)
-        if self.finish_reason is None and not self.room:
-            self.finish_reason = self._limit_name
-        return tokens
 
 
 class SpeculativeDecoder:
@@ -165,30 +132,26 @@ class SpeculativeDecoder:
     # --- the loop -----------------------------------------------------------------------------
 
     def rounds(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_tokens: int,
-        sampling: SamplingParams = GREEDY,
-        sample: int = 0,
-        cancelled: Callable[[], bool] = lambda: False,
-    ) -> Iterator[tuple[list[int], int]]:
-        """Yield each round's new tokens and how many of them, from the first, were drafted."""
-        context = self._begin(prompt, max_tokens, sampling, sample)
+        self, prompt: Sequence[int], **options: Unpack[GenerationOptions]
+    ) -> Iterator[list[Token]]:
+        """Yield each round's new tokens; arguments and errors as in :meth:`stream`."""
+        context = self._begin(prompt, **options)
+        if options.get("echo"):
+            yield self._echo(prompt, context)
         while context.finish_reason is None:
-            if cancelled():
+            if self._cancelled():
                 self.finish_reason = "cancelled"
                 return
             proposal = self._propose(context)
-            verdict = self._verify(context, proposal)
-            tokens = context.commit([*proposal.tokens[: verdict.accepted], verdict.bonus])
-            self.drafter.commit(tokens)
-            accepted = min(verdict.accepted, len(tokens))
-            self._count(len(proposal), accepted, len(tokens))
+            verdict, logprobs = self._verify(context, proposal)
+            drafted = proposal.tokens[: verdict.accepted]
+            made = context.commit([*drafted, verdict.bonus], verdict.accepted, logprobs)
+            self.drafter.commit([token.id for token in made])
+            self._count(len(proposal), made)
             self.finish_reason = context.finish_reason
-            yield tokens, accepted
+            yield made
 
-    def _propose(self, context: _Context) -> Proposal:
+    def _propose(self, context: Context) -> Proposal:
         k = min(self.draft_tokens, context.room - 1)
         if k < 1 or not context.cached:  # the prompt's own call gives the first token alone
             return Proposal()
@@ -197,23 +160,83 @@ class SpeculativeDecoder:
         self.stats.draft_seconds += time.perf_counter() - started
         return proposal
 
-    def _verify(self, context: _Context, proposal: Proposal) -> Verdict:
+    def _verify(
+        self, context: Context, proposal: Proposal
+    ) -> tuple[Verdict, list[TokenLogprobs] | None]:
         pending = [*context.tokens[context.cached :].tolist(), *proposal.tokens]
         started = time.perf_counter()
         scores = feed(self.target, pending, past=context.cached, scored=len(proposal) + 1)
         verdict = self._sampler.judge(scores, context.tokens, proposal)
+        logprobs = None
+        if self._top is not None:
+            tokens = [*proposal.tokens[: verdict.accepted], verdict.bonus]
+            logprobs = self._sampler.logprobs(
+                scores, context.tokens, tokens, top=self._top, mode=self._logprobs_mode
+            )
         self.stats.target_seconds += time.perf_counter() - started
         context.cached = context.length + verdict.accepted
-        return verdict
+        return verdict, logprobs
 
     # --- around the loop ----------------------------------------------------------------------
 
     def _begin(
-        self, prompt: Sequence[int], max_tokens: int, sampling: SamplingParams, sample: int
-    ) -> _Context:
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int = 256,
+        sampling: SamplingParams = GREEDY,
+        sample: int = 0,
+        stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
+        logprobs_mode: LogprobsMode = "raw",
+        echo: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Context:
+        spec = self.target.spec
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        self._check(prompt, max_tokens, sample, stop, logprobs, logprobs_mode)
+        self._top, self._logprobs_mode, self._cancelled = logprobs, logprobs_mode, cancelled
+        self._sampler = Sampler(
+            sampling,
+            vocab_size=spec.vocab_size,
+            prompt_tokens=len(prompt),
+            sample=sample,
+            grammar=self._grammar(sampling),
+        )
+        self.drafter.reset(self._sampler)
+        self.finish_reason = None
+        self.stats = SpeculationStats(prompt_tokens=len(prompt), draft_length=self.draft_tokens)
+        self._clock = time.perf_counter()
+        return Context(
+            prompt,
+            TextStream(self.tokenizer, stop, shown=prompt if echo else ()),
+            max_tokens=max_tokens,
+            limit=spec.context_limit,
+            stop_token_ids=self.stop_token_ids,
+        )
+
+    def _check(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sample: int,
+        stop: Sequence[str],
+        logprobs: int | None,
+        logprobs_mode: str,
+    ) -> None:
         spec = self.target.spec
         if max_tokens < 1:
             raise ValueError(f"max_tokens {max_tokens}: need at least 1")
+        if not 0 <= sample < 1 << 64:
+            raise ValueError(f"sample {sample}: it must be in [0, 2**64)")
+        if "" in stop:
+            raise ValueError("stop '': a stop string has at least one character")
+        if stop and self.tokenizer is None:
+            raise ValueError(f"stop {stop[0]!r}: stop strings need a tokenizer")
+        if logprobs is not None and not 0 <= logprobs <= spec.vocab_size:
+            raise ValueError(f"logprobs {logprobs}: it must be in [0, {spec.vocab_size}]")
+        if logprobs_mode not in ("raw", "processed"):
+            raise ValueError(f"logprobs_mode {logprobs_mode!r}: it must be raw or processed")
         if not len(prompt):
             raise ValueError("the prompt is empty: at least one token is needed")
         outside = [token for token in prompt if not 0 <= token < spec.vocab_size]
@@ -226,27 +249,44 @@ class SpeculativeDecoder:
                 f"the prompt has {len(prompt)} tokens and the context ends at "
                 f"{spec.context_limit}: shorten the prompt"
             )
-        self._sampler = Sampler(
-            sampling, vocab_size=spec.vocab_size, prompt_tokens=len(prompt), sample=sample
-        )
-        self.drafter.reset(self._sampler)
-        self.finish_reason = None
-        self.stats = SpeculationStats(prompt_tokens=len(prompt), draft_length=self.draft_tokens)
-        self._clock = time.perf_counter()
-        return _Context(
-            prompt, max_tokens=max_tokens, limit=spec.context_limit, stop=self.stop_token_ids
+
+    def _grammar(self, sampling: SamplingParams) -> Grammar | None:
+        if not sampling.structured:
+            return None
+        return Grammar(
+            sampling,
+            self.tokenizer,
+            vocab_size=self.target.spec.vocab_size,
+            stop_token_ids=tuple(self.stop_token_ids),
         )
 
-    def _count(self, drafted: int, accepted: int, new: int) -> None:
+    def _echo(self, prompt: Sequence[int], context: Context) -> list[Token]:
+        """The prompt's tokens. Their scores take a pass of their own, left to be overwritten."""
+        details: list[TokenLogprobs | None] = [None] * len(prompt)
+        if self._top is not None:
+            for start in range(0, len(prompt) - 1, _ECHOED_WIDTH):
+                piece = prompt[start : start + _ECHOED_WIDTH]
+                following = prompt[start + 1 : start + 1 + _ECHOED_WIDTH]
+                scores = feed(self.target, piece, past=start, scored=len(piece))
+                found = self._sampler.logprobs(
+                    scores, context.tokens[: start + 1], following, top=self._top
+                )
+                details[start + 1 : start + 1 + len(found)] = found
+        return [
+            Token(token, text, from_draft=False, logprobs=one)
+            for token, text, one in zip(prompt, context.text.shown, details, strict=True)
+        ]
+
+    def _count(self, drafted: int, made: Sequence[Token]) -> None:
         now = time.perf_counter()
         stats = self.stats
         if stats.new_tokens:
             stats.drafted_per_round.append(drafted)
-            stats.accepted_per_round.append(accepted)
+            stats.accepted_per_round.append(sum(token.from_draft for token in made))
             stats.decode_seconds += now - self._clock
         else:
             stats.prefill_seconds = now - self._clock
-        stats.new_tokens += new
+        stats.new_tokens += len(made)
         self._clock = now
 
     def encode(self, prompt: Prompt, *, chat: bool | None = None) -> list[int]:
@@ -280,17 +320,14 @@ class SpeculativeDecoder:
             options: see :class:`GenerationOptions`.
 
         Raises:
-            ValueError: empty prompt, unknown token id, or an option out of range; before any work.
+            ValueError: empty prompt, unknown token id, an option out of range, a schema or
+                expression that cannot be satisfied; before any work.
+            MissingExtraError: structured output is asked for and its library is not installed.
             ContextLimitError: the prompt fills the context.
             EngineError: a backend failed.
         """
-        text = TextStream(self.tokenizer)
-        token_ids = self.encode(prompt, chat=chat)
-        options.setdefault("max_tokens", _MAX_TOKENS)
-        for tokens, accepted in self.rounds(token_ids, **options):
-            for position, token in enumerate(tokens):
-                last = self.finish_reason is not None and position == len(tokens) - 1
-                yield Token(token, text.push(token, last=last), position < accepted)
+        for tokens in self.rounds(self.encode(prompt, chat=chat), **options):
+            yield from tokens
 
     def generate(
         self,
@@ -300,10 +337,10 @@ class SpeculativeDecoder:
         **options: Unpack[GenerationOptions],
     ) -> Result:
         """The whole answer at once; arguments and errors as in :meth:`stream`."""
-        tokens = list(self.stream(prompt, chat=chat, **options))
+        tokens = tuple(self.stream(prompt, chat=chat, **options))
         return Result(
             text="".join(token.text for token in tokens),
-            token_ids=tuple(token.id for token in tokens),
+            tokens=tokens,
             finish_reason=str(self.finish_reason),
             stats=self.stats,
         )

@@ -7,8 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from specplug.acceptance import accept_greedy, block_chances, race, residual
+from specplug.grammar import Grammar
+from specplug.logprobs import LogprobsMode, TokenLogprobs, log_softmax, token_logprobs
 from specplug.noise import Noise, Purpose
-from specplug.sampling import Distribution, SamplingParams, distribution, shape_logits
+from specplug.sampling import (
+    Distribution,
+    SamplingParams,
+    distribution,
+    nothing_left,
+    shape_logits,
+)
 from specplug.types import (
     Float32Array,
     Float64Array,
@@ -27,19 +35,27 @@ class Sampler:
         vocab_size: V of the target.
         prompt_tokens: length of the prompt.
         sample: which of several answers to the prompt.
+        grammar: what the answer must look like, if anything.
 
     Raises:
         ValueError: a token id is outside the vocabulary.
     """
 
     def __init__(
-        self, params: SamplingParams, *, vocab_size: int, prompt_tokens: int, sample: int = 0
+        self,
+        params: SamplingParams,
+        *,
+        vocab_size: int,
+        prompt_tokens: int,
+        sample: int = 0,
+        grammar: Grammar | None = None,
     ) -> None:
         params.check_tokens(vocab_size)
         self.params = params
         self._vocab_size = vocab_size
         self._prompt_tokens = prompt_tokens
         self._noise = Noise(params.seed, sample)
+        self._grammar = grammar
         # Whether target and draft choose by the same function of their rows.
         self._matching = params.temperature == 0 or params.acceptance == "coupled"
 
@@ -148,8 +164,11 @@ class Sampler:
     def _choose(self, logits: Float32Array, history: Int64Array) -> int:
         """The token that row, history and noise determine, whoever asks."""
         if self.params.temperature == 0:
-            shaped = shape_logits(logits, self.params, history, self._prompt_tokens)
-            return int(shaped.argmax())
+            shaped = self._shaped(logits, history)
+            best = int(shaped.argmax())
+            if not np.isfinite(shaped[best]):
+                raise nothing_left(shaped[best])
+            return best
         found = self._distribution(logits, history)
         noise = self._noise.exponentials(
             len(history), Purpose.token, self._vocab_size, found.tokens
@@ -157,8 +176,51 @@ class Sampler:
         return found.token(race(found.weights, noise))
 
     def _distribution(self, logits: Float32Array, history: Int64Array) -> Distribution:
+        return distribution(self._shaped(logits, history), self.params)
+
+    def _shaped(self, logits: Float32Array, history: Int64Array) -> Float32Array:
         shaped = shape_logits(logits, self.params, history, self._prompt_tokens)
-        return distribution(shaped, self.params)
+        if self._grammar is not None:
+            allowed = self._grammar.allowed(history[self._prompt_tokens :])
+            if allowed is not None:
+                shaped = np.where(allowed, shaped, np.float32(-np.inf))
+        return shaped
+
+    # --- what was chosen --------------------------------------------------------------------------
+
+    def logprobs(
+        self,
+        scores: Scores,
+        history: Int64Array,
+        tokens: Sequence[int],
+        *,
+        top: int,
+        mode: LogprobsMode = "raw",
+    ) -> list[TokenLogprobs]:
+        """Log-probabilities of the tokens that the target's scores judged or gave.
+
+        Args:
+            scores: of the target, at the last committed token and after each of ``tokens``.
+            history: the committed tokens, i64[n].
+            tokens: those that follow.
+            top: how many of the likeliest to name, too.
+            mode: see :data:`specplug.logprobs.LogprobsMode`.
+        """
+        found = []
+        for row, position in zip(scores.logits()[0], range(len(tokens)), strict=False):
+            values = (
+                log_softmax(row)
+                if mode == "raw"
+                else self._processed(row, _joined(history, tokens[:position]))
+            )
+            found.append(token_logprobs(values, tokens[position], top))
+        return found
+
+    def _processed(self, row: Float32Array, history: Int64Array) -> Float64Array:
+        if self.params.temperature == 0:
+            return log_softmax(self._shaped(row, history))
+        with np.errstate(divide="ignore"):
+            return np.log(self._distribution(row, history).probabilities())
 
 
 def _joined(context: Int64Array, tokens: Sequence[int]) -> Int64Array:

@@ -62,6 +62,10 @@ class SamplingParams:
     """What the answer has at a position, its first token being 0."""
     processors: Sequence[Processor] = ()
     """Custom ones, called after the bans and before the temperature."""
+    json_schema: Mapping[str, Any] | bool | str | None = None
+    """The answer is JSON of this schema (a string is the schema's own JSON)."""
+    regex: str | None = None
+    """The answer as a whole matches this expression."""
     seed: int = 0
     """0 <= seed < 2**64. The coupled rule's text depends on it alone."""
     acceptance: Acceptance = "coupled"
@@ -83,6 +87,8 @@ class SamplingParams:
         ):
             if not good:
                 raise ValueError(f"{name} {getattr(self, name)!r}: it must be {allowed}")
+        if self.json_schema is not None and self.regex is not None:
+            raise ValueError("json_schema and regex exclude one another: give one of them")
 
     def check_tokens(self, vocab_size: int) -> None:
         """Refuse token ids that the vocabulary does not have.
@@ -102,7 +108,12 @@ class SamplingParams:
     @property
     def plain(self) -> bool:
         """Whether the choice is the largest of the logits as they come."""
-        return self.temperature == 0 and not self.shapes_logits
+        return self.temperature == 0 and not self.shapes_logits and not self.structured
+
+    @property
+    def structured(self) -> bool:
+        """Whether a grammar has a say."""
+        return self.json_schema is not None or self.regex is not None
 
     @property
     def shapes_logits(self) -> bool:
@@ -212,10 +223,7 @@ def distribution(logits: Float32Array, params: SamplingParams) -> Distribution:
         scaled = scaled[tokens]
     largest = scaled.max(initial=-np.inf)
     if not np.isfinite(largest):
-        raise ValueError(
-            f"no token is left to choose from (largest logit {largest}): bans, forced tokens or "
-            "processors exclude them all, or the engine's logits are not finite"
-        )
+        raise nothing_left(largest)
     weights = np.exp(scaled.astype(np.float64) - np.float64(largest))
     for bound, off, keep in (
         (params.top_p, 1, _top_p),
@@ -227,6 +235,14 @@ def distribution(logits: Float32Array, params: SamplingParams) -> Distribution:
             weights = weights[kept]
             tokens = kept if tokens is None else tokens[kept]
     return Distribution(weights, tokens, len(logits))
+
+
+def nothing_left(largest: np.floating[Any]) -> ValueError:
+    """The error for a row whose largest logit is not finite."""
+    return ValueError(
+        f"no token is left to choose from (largest logit {largest}): bans, forced tokens, the "
+        "grammar or processors exclude them all, or the engine's logits are not finite"
+    )
 
 
 def _largest(values: NDArray[Any], k: int) -> Int64Array:

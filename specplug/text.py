@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
@@ -40,6 +41,7 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
         self.stop_token_ids = tuple(stop_token_ids)
+        self._for_grammars: dict[tuple[int, tuple[int, ...]], Any] = {}
         self._special_tokens = dict(special_tokens or {})
         self._template = None
         if chat_template is not None:
@@ -78,6 +80,29 @@ class Tokenizer:
         ids: list[int] = self.backend.encode(text, add_special_tokens=special_tokens).ids
         return ids
 
+    def for_grammars(self, vocab_size: int, stop_token_ids: tuple[int, ...]) -> Any:
+        """An ``llguidance.LLTokenizer`` of these tokens, made once.
+
+        Raises:
+            ValueError: the library does not understand this kind of tokenizer.
+        """
+        key = vocab_size, stop_token_ids
+        if key not in self._for_grammars:
+            from llguidance import LLTokenizer
+
+            try:
+                self._for_grammars[key] = LLTokenizer(
+                    self.backend.to_str(), n_vocab=vocab_size, eos_token=list(stop_token_ids)
+                )
+            except Exception as error:  # the library raises bare Exception
+                raise ValueError(f"no structured output with this tokenizer: {error}") from error
+        return self._for_grammars[key]
+
+    def name(self, token: int) -> str:
+        """A token as text, special tokens by their names; "" for a row that no token has."""
+        text: str = self.backend.decode([token], skip_special_tokens=False)
+        return text
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
         text: str = self.backend.decode(list(token_ids), skip_special_tokens=True)
@@ -85,13 +110,30 @@ class Tokenizer:
 
 
 class TextStream:
-    """Turns tokens into text one at a time, holding back bytes that are not yet a character."""
+    """Turns tokens into text one at a time, holding back what cannot be shown yet.
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
+    That is bytes which are not yet a character, and what may be the beginning of a stop string.
+
+    Args:
+        tokenizer: None: there is no text.
+        stop: strings that end the text; nothing of the one that comes to its end first is shown.
+        shown: tokens that come before, whose text is not watched for stop strings.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, stop: Sequence[str] = (), shown: Sequence[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._tokens: list[int] = []
         self._sent = 0
+        self._stop: Sequence[str] = ()
+        self._held = ""
+        self.stopped = False
+        """Whether a stop string was found."""
+        self.shown = [self.push(token) for token in shown]
+        """The pieces of text of those tokens."""
+        self._stop = stop
 
     def push(self, token: int, *, last: bool = False) -> str:
         """The text that ``token`` completes; ``last``: with whatever is still held back."""
@@ -103,4 +145,20 @@ class TextStream:
         if last:
             # Only bytes that never became a character are left, so this cannot reword the rest.
             text += self._tokenizer.decode(self._tokens)[self._sent :]
-        return text
+        return self._watched(text, last) if self._stop else text
+
+    def _watched(self, text: str, last: bool) -> str:
+        text = self._held + text
+        ends = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            return text[: min(ends)[1]]
+        kept = 0 if last else max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How much of the end of ``text`` is the beginning of ``stop``."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -12,7 +12,8 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from specplug.decoder import SpeculativeDecoder, Token
+from specplug.context import Token
+from specplug.decoder import SpeculativeDecoder
 from specplug.drafters import DRAFTERS
 from specplug.types import Engine, Step
 

@@ -1,0 +1,94 @@
+"""The state of one generation: its tokens, their text, and whether it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from specplug.logprobs import TokenLogprobs
+from specplug.text import TextStream
+from specplug.types import Int64Array
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token; ``str(token)`` is the text that it completes, possibly empty."""
+
+    id: int
+    text: str
+    from_draft: bool
+    """Whether a drafter proposed it; else it is the target's own."""
+    logprobs: TokenLogprobs | None = None
+    """If asked for."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Context:
+    """The committed tokens of one generation.
+
+    Args:
+        prompt: token ids, at least one.
+        text: where the answer's text comes from.
+        max_tokens: of the answer.
+        limit: tokens that a sequence can have.
+        stop_token_ids: what ends an answer.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        text: TextStream,
+        *,
+        max_tokens: int,
+        limit: int,
+        stop_token_ids: frozenset[int],
+    ) -> None:
+        self._tokens = np.empty(min(len(prompt) + max_tokens, limit), dtype=np.int64)
+        self._tokens[: len(prompt)] = prompt
+        self.length = len(prompt)
+        self.cached = 0  # tokens whose cache entries the target holds
+        self.text = text
+        self._stop = stop_token_ids
+        self._limit_name = "length" if len(prompt) + max_tokens <= limit else "context"
+        self.finish_reason: str | None = None
+
+    @property
+    def tokens(self) -> Int64Array:
+        """The prompt's and the answer's so far, i64[length]."""
+        return self._tokens[: self.length]
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still come."""
+        return len(self._tokens) - self.length
+
+    def commit(
+        self, tokens: Sequence[int], accepted: int, logprobs: Sequence[TokenLogprobs] | None
+    ) -> list[Token]:
+        """Append up to and including the token that ends the answer; returns what was appended.
+
+        Args:
+            tokens: the first ``accepted`` of them drafted.
+            accepted: as said.
+            logprobs: theirs, if asked for.
+        """
+        made: list[Token] = []
+        for position, token in enumerate(tokens):
+            self._tokens[self.length] = token
+            self.length += 1
+            if token in self._stop:
+                self.finish_reason = "stop"
+            elif not self.room:
+                self.finish_reason = self._limit_name
+            text = self.text.push(token, last=self.finish_reason is not None)
+            if self.text.stopped:
+                self.finish_reason = "stop"
+            details = logprobs[position] if logprobs else None
+            made.append(Token(token, text, position < accepted, details))
+            if self.finish_reason is not None:
+                break
+        return made

@@ -1,0 +1,116 @@
+"""Structured output: which tokens may come next so that the answer fits a schema or an expression.
+
+The grammar engine is llguidance (MIT, Rust): it needs numpy alone, reads ``tokenizer.json`` as it
+is, finds a mask in microseconds, and takes tokens back, which drafts need. (xgrammar's Python
+package brings torch, transformers and triton into a service that may have none of them.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specplug.types import Int64Array, MissingExtraError
+
+if TYPE_CHECKING:
+    from specplug.sampling import SamplingParams
+    from specplug.text import Tokenizer
+
+
+class Grammar:
+    """A compiled schema or expression, and the tokens of an answer that it has read.
+
+    Args:
+        params: with ``json_schema`` or ``regex``.
+        tokenizer: of the target.
+        vocab_size: V of the target.
+        stop_token_ids: what ends an answer: allowed where the grammar is satisfied.
+
+    Raises:
+        ValueError: the schema or expression is wrong, uses what the library does not know, or
+            cannot be satisfied.
+        MissingExtraError: llguidance is not installed.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+        *,
+        vocab_size: int,
+        stop_token_ids: Sequence[int],
+    ) -> None:
+        try:
+            from llguidance import LLMatcher
+        except ImportError:
+            raise MissingExtraError(
+                "structured output needs llguidance: pip install 'specplug[structured]'"
+            ) from None
+        if tokenizer is None or not stop_token_ids:
+            raise ValueError(
+                "structured output needs a tokenizer and a token that ends the answer: this "
+                "decoder has " + ("no tokenizer" if tokenizer is None else "no stop token")
+            )
+        self._vocab_size = vocab_size
+        name = "regex" if params.json_schema is None else "json_schema"
+        source = _text(params.json_schema) if params.regex is None else params.regex
+        compiled = (
+            LLMatcher.grammar_from_regex(source)
+            if name == "regex"
+            else LLMatcher.grammar_from_json_schema(source)
+        )
+        tokens = tokenizer.for_grammars(vocab_size, tuple(sorted(stop_token_ids)))
+        self._matcher = LLMatcher(tokens, compiled, log_level=0)
+        self._read: list[int] = []  # of the answer, what the matcher has consumed
+        if self._matcher.is_error():
+            raise ValueError(f"{name} {_short(source)}: {self._reason()}")
+        self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise ValueError(f"{name} {_short(source)}: nothing satisfies it")
+
+    def allowed(self, answer: Int64Array) -> NDArray[np.bool_] | None:
+        """Which tokens may follow an answer's tokens i64[n], bool[V].
+
+        None: the answer itself does not fit, as with a wrong draft; no token after it counts.
+        """
+        wanted = answer.tolist()
+        kept = 0
+        for ours, theirs in zip(self._read, wanted, strict=False):
+            if ours != theirs:
+                break
+            kept += 1
+        if kept < len(self._read):
+            self._matcher.rollback(len(self._read) - kept)
+        more = wanted[kept:]
+        taken = self._matcher.try_consume_tokens(more) if more else 0
+        self._read = wanted[: kept + taken]
+        if taken < len(more):
+            return None
+        return self._mask()
+
+    def _mask(self) -> NDArray[np.bool_]:
+        packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        if self._matcher.is_error():
+            raise ValueError(f"the grammar cannot be followed: {self._reason()}")
+        return np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
+
+    def _reason(self) -> str:
+        return str(self._matcher.get_error()).split("<state>")[0].strip()
+
+
+def _text(schema: Mapping[str, Any] | bool | str | None) -> str:
+    if not isinstance(schema, str):
+        return json.dumps(schema)
+    try:
+        json.loads(schema)
+    except ValueError as error:
+        raise ValueError(f"json_schema {_short(schema)} is not JSON: {error}") from error
+    return schema
+
+
+def _short(source: str) -> str:
+    return source if len(source) <= 80 else f"{source[:77]}..."
