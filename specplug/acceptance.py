@@ -70,7 +70,8 @@ def residual(p_target: Float64Array, p_draft: Float64Array, scale: float = 1.0) 
 
     f64[V], unnormalised. All 0 only where a rejection cannot happen.
     """
-    return np.maximum(scale * p_target - p_draft, 0.0)
+    left = (p_target if scale == 1 else scale * p_target) - p_draft
+    return np.maximum(left, 0.0, out=left)
 
 
 def block_chances(

@@ -123,21 +123,21 @@ class Sampler:
         self, rows: Float32Array, start: int, tokens: Int64Array, proposal: Proposal
     ) -> Verdict:
         for accepted, drafted in enumerate(proposal.tokens):
-            target = self._distribution(rows[accepted], tokens[: start + accepted]).probabilities()
-            draft = _draft_row(proposal, accepted, len(target))
-            chance = target[drafted] / draft[drafted]
+            target = self._distribution(rows[accepted], tokens[: start + accepted])
+            draft = _draft_row(proposal, accepted, target.vocab_size)
+            chance = target.probability(drafted) / draft[drafted]
             if self._noise.uniform(start + accepted, Purpose.accept, attempt=start) >= chance:
-                return Verdict(accepted, self._own(residual(target, draft), start, accepted))
-        last = self._distribution(rows[len(proposal)], tokens).probabilities()
-        return Verdict(len(proposal), self._own(last, start, len(proposal)))
+                left = residual(target.weights, target.weights.sum() * target.of(draft))
+                return Verdict(accepted, self._own(left, start, accepted, target))
+        last = self._distribution(rows[len(proposal)], tokens)
+        return Verdict(len(proposal), self._own(last.weights, start, len(proposal), last))
 
     def _judge_block(
         self, rows: Float32Array, start: int, tokens: Int64Array, proposal: Proposal
     ) -> Verdict:
         k = len(proposal)
-        target = [
-            self._distribution(rows[i], tokens[: start + i]).probabilities() for i in range(k + 1)
-        ]
+        found = [self._distribution(rows[i], tokens[: start + i]) for i in range(k + 1)]
+        target = [one.probabilities() for one in found]
         draft = [_draft_row(proposal, i, len(target[0])) for i in range(k)]
         chances, scales = block_chances(target, draft, proposal.tokens)
         passing = [
@@ -146,18 +146,19 @@ class Sampler:
             if self._noise.uniform(start + i - 1, Purpose.accept, attempt=start) < chances[i]
         ]
         accepted = max(passing, default=0)
-        own = (
+        own = found[accepted].of(
             target[k]
             if accepted == k
             else residual(target[accepted], draft[accepted], scales[accepted])
         )
-        return Verdict(accepted, self._own(own, start, accepted))
+        return Verdict(accepted, self._own(own, start, accepted, found[accepted]))
 
-    def _own(self, weights: Float64Array, start: int, accepted: int) -> int:
+    def _own(self, weights: Float64Array, start: int, accepted: int, of: Distribution) -> int:
+        """The target's own token: drawn by weights of a distribution's entries."""
         noise = self._noise.exponentials(
-            start + accepted, Purpose.residual, len(weights), attempt=start
+            start + accepted, Purpose.residual, of.vocab_size, of.tokens, attempt=start
         )
-        return race(weights, noise)
+        return of.token(race(weights, noise))
 
     # --- both -------------------------------------------------------------------------------------
 

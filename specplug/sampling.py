@@ -25,7 +25,7 @@ It is called for drafted positions, too, with the drafts before them among the t
 and perhaps more than once for a position: the result may depend on its arguments alone."""
 
 _CHUNK = 128  # of the vocabulary; bounds the search for the k-th largest
-_FIRST_GUESS = 1024  # tokens that top-p usually needs no more than
+_FLOORS = (2**-4, 2**-8, 2**-12, 2**-16, 0.0)  # of what top-p sorts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +145,27 @@ class Distribution:
         """The id of an entry."""
         return index if self.tokens is None else int(self.tokens[index])
 
+    def shares(self) -> Float64Array:
+        """Probabilities of the entries, f64[n]."""
+        found: Float64Array = self.weights / self.weights.sum()
+        return found
+
+    def of(self, row: Float64Array) -> Float64Array:
+        """A row's values f64[V] for the entries, f64[n]."""
+        return row if self.tokens is None else row[self.tokens]
+
+    def probability(self, token: int) -> float:
+        """Of one token, listed or not."""
+        if self.tokens is None:
+            return float(self.weights[token] / self.weights.sum())
+        index = int(np.searchsorted(self.tokens, token))
+        if index == len(self.tokens) or self.tokens[index] != token:
+            return 0.0
+        return float(self.weights[index] / self.weights.sum())
+
     def probabilities(self) -> Float64Array:
-        """f64[V], adding up to 1."""
-        shares: Float64Array = self.weights / self.weights.sum()
+        """Of all tokens, f64[V]."""
+        shares = self.shares()
         if self.tokens is None:
             return shares
         dense = np.zeros(self.vocab_size)
@@ -263,12 +281,13 @@ def _largest(values: NDArray[Any], k: int) -> Int64Array:
 def _top_p(weights: Float64Array, bound: float) -> Int64Array:
     """Tokens that are reached, likeliest first, before their mass is ``bound``."""
     wanted = bound * weights.sum()
-    for size in (_FIRST_GUESS, len(weights)):
-        among = _largest(weights, min(size, len(weights)))
-        order = among[np.argsort(-weights[among], kind="stable")]
-        mass = np.cumsum(weights[order])
-        if mass[-1] >= wanted:
+    largest = weights.max()
+    for floor in _FLOORS:  # few tokens are usually enough, and sorting all takes milliseconds
+        among = np.flatnonzero(weights >= floor * largest)
+        if weights[among].sum() >= wanted:
             break
+    order = among[np.argsort(-weights[among], kind="stable")]
+    mass = np.cumsum(weights[order])
     return np.sort(order[: np.searchsorted(mass, wanted) + 1])
 
 

@@ -5,25 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from specplug import SpeculativeDecoder
+from specplug import SamplingParams, SpeculativeDecoder
+from tests_support.command import specplug
 
 PROMPT = "one two three one two"
-
-
-def specplug(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "specplug", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        input=text,
-        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"},
-    )
 
 
 def test_export_inspect_generate(tiny_source: Path, tmp_path: Path) -> None:
@@ -80,6 +72,67 @@ def test_json_is_one_object_with_everything(tiny_bundle: Path) -> None:
     assert answer["speculative_decoding"]["num_draft_tokens"] > 0
 
 
+SAMPLED = ("--temperature", "0.8", "--top-p", "0.95", "--max-tokens", "20")
+
+
+def test_a_seed_names_the_text(tiny_bundle: Path) -> None:
+    def generate(*arguments: str) -> tuple[list[int], str]:
+        done = specplug("generate", tiny_bundle, PROMPT, *SAMPLED, "--json", *arguments)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["token_ids"], done.stderr
+
+    drawn, notes = generate("--drafter", "draft")
+    seed = re.search(r"--seed (\d+) gives this text again", notes)[1]
+    assert generate("--drafter", "none", "--seed", seed)[0] == drawn
+    assert generate("--drafter", "draft", "--draft-tokens", "2", "--seed", seed)[0] == drawn
+    with SpeculativeDecoder.from_bundle(tiny_bundle) as decoder:
+        sampling = SamplingParams(temperature=0.8, top_p=0.95, seed=int(seed))
+        expected = decoder.generate(PROMPT, max_tokens=20, sampling=sampling)
+    assert drawn == list(expected.token_ids)
+    assert generate("--seed", str(int(seed) + 1))[0] != drawn
+
+
+@pytest.mark.parametrize("rule", ["rejection", "block"])
+def test_other_rules_and_several_answers(tiny_bundle: Path, rule: str) -> None:
+    done = specplug(
+        "generate", tiny_bundle, PROMPT, *SAMPLED, "--acceptance", rule, "--drafter", "draft",
+        "--seed", "1", "-n", "3", "--json",
+    )  # fmt: skip
+    answers = json.loads(done.stdout)
+    assert answers["seed"] == 1
+    assert len({tuple(answer["token_ids"]) for answer in answers["samples"]}) == 3
+
+
+def test_stop_logprobs_and_echo(tiny_bundle: Path) -> None:
+    plain = specplug("generate", tiny_bundle, PROMPT, "--raw", "--max-tokens", "30", "--json")
+    whole = json.loads(plain.stdout)
+    stop = whole["text"][5:8]
+    done = specplug(
+        "generate", tiny_bundle, PROMPT, "--raw", "--max-tokens", "30", "--json", "--stop", stop,
+        "--logprobs", "2", "--echo",
+    )  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert answer["finish_reason"] == "stop"
+    assert answer["text"] == PROMPT + whole["text"][: whole["text"].index(stop)]
+    assert answer["logprobs"][0] is None  # nothing comes before the first token
+    for entry in answer["logprobs"][len(PROMPT) :]:
+        assert entry["logprob"] == entry["top"][0]["logprob"]
+        assert len(entry["top"]) == 2
+    shown = specplug("generate", tiny_bundle, PROMPT, "--max-tokens", "5", "--logprobs", "1")
+    assert len(re.findall(r"^ *-\d+\.\d{4} '", shown.stdout, re.M)) == 5
+
+
+def test_structured_output(tiny_bundle: Path, tmp_path: Path) -> None:
+    done = specplug(
+        "generate", tiny_bundle, PROMPT, "--regex", "[ab]{3}-[0-9]{2}", "--drafter", "draft"
+    )
+    assert re.fullmatch("[ab]{3}-[0-9]{2}\n", done.stdout), done.stderr
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["one", "two"]}')
+    made = specplug("generate", tiny_bundle, PROMPT, "--json-schema", schema, *SAMPLED)
+    assert made.stdout in ('"one"\n', '"two"\n')
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -90,6 +143,32 @@ def test_json_is_one_object_with_everything(tiny_bundle: Path) -> None:
         (["generate", "{bundle}", "", "--raw"], 1, "the prompt is empty"),
         (["generate", "{bundle}", "x" * 2000], 1, "context ends at 1198: shorten the prompt"),
         (["generate", "{missing}", "hi"], 1, "is not a bundle"),
+        (["generate", "{bundle}", "hi", "--temperature", "-1"], 1, "temperature -1.0: it must be"),
+        (["generate", "{missing}", "hi", "--top-p", "0"], 1, "top_p 0.0: it must be in (0, 1]"),
+        (["generate", "{bundle}", "hi", "--top-k", "-1"], 1, "top_k -1: it must be >= 0"),
+        (["generate", "{bundle}", "hi", "--min-p", "1.5"], 1, "min_p 1.5: it must be in [0, 1]"),
+        (["generate", "{bundle}", "hi", "--seed", "-1"], 1, "seed -1: it must be in [0, 2**64)"),
+        (["generate", "{bundle}", "hi", "--acceptance", "hope"], 2, "'hope' is not one of"),
+        (["generate", "{bundle}", "hi", "-n", "2"], 1, "greedy answers are all the same"),
+        (["generate", "{bundle}", "hi", "-n", "0"], 2, "-n"),
+        (["generate", "{bundle}", "hi", "--logprobs", "-1"], 1, "logprobs -1: it must be in [0"),
+        (["generate", "{bundle}", "hi", "--stop", ""], 1, "a stop string has at least one"),
+        (["generate", "{bundle}", "hi", "--json-schema", "x"], 1, "x: neither JSON nor a file"),
+        (["generate", "{bundle}", "hi", "--json-schema", '{{"type": 3}}'], 1, "json_schema"),
+        (
+            [
+                "generate",
+                "{bundle}",
+                "hi",
+                "--json-schema",
+                '{{"allOf": [{{"type": "null"}}, {{"type": "string"}}]}}',
+            ],
+            1,
+            "json_schema",
+        ),
+        (["generate", "{bundle}", "hi", "--regex", "(a"], 1, "regex"),
+        (["generate", "{bundle}", "hi", "--regex", "a", "--json-schema", "{{}}"], 1, "exclude"),
+        (["chat", "{missing}", "--temperature", "-1"], 1, "temperature -1.0: it must be"),
         (["export", "-o", "{missing}"], 1, "give either SOURCE or --from-onnx DIR"),
         (["export", "-o", "{missing}", "--from-onnx", "x", "--precision", "int4"], 1, "as it is"),
         (["inspect", "{missing}"], 1, "is not a bundle"),
@@ -126,6 +205,14 @@ def test_chat_keeps_the_conversation(tiny_bundle: Path) -> None:
         ]
         second = decoder.generate(talk, max_tokens=8).text
     assert done.stdout == f"{first}\n{first}\n{second}\n"
+
+
+def test_chat_samples(tiny_bundle: Path) -> None:
+    done = specplug("chat", tiny_bundle, *SAMPLED, "--seed", "7", text="hello\n")
+    with SpeculativeDecoder.from_bundle(tiny_bundle) as decoder:
+        sampling = SamplingParams(temperature=0.8, top_p=0.95, seed=7)
+        expected = decoder.generate("hello", max_tokens=20, sampling=sampling)
+    assert done.stdout == expected.text + "\n"
 
 
 def test_accepted_drafts_are_coloured_in_a_terminal(tiny_bundle: Path) -> None:

@@ -54,18 +54,12 @@ def plant(bug: str | None) -> None:
     """Change the sampler of this process."""
     right = Sampler._own
 
-    def bonus_from_the_draft(self, weights, start, accepted):
-        return right(self, self.last_draft if accepted == 2 else weights, start, accepted)
+    def bonus_from_the_draft(self, weights, start, accepted, of):
+        wrong = of.of(self.last_draft) if accepted == 2 else weights
+        return right(self, wrong, start, accepted, of)
 
-    def not_the_residual(self, weights, start, accepted):
-        return right(self, weights if accepted == 2 else self.last_target, start, accepted)
-
-    distribution_of = Sampler._distribution
-
-    def remember(self, logits, history):
-        found = distribution_of(self, logits, history)
-        self.last_target = found.probabilities()
-        return found
+    def not_the_residual(self, weights, start, accepted, of):
+        return right(self, of.weights, start, accepted, of)
 
     drafted = Sampler.draft
 
@@ -82,7 +76,7 @@ def plant(bug: str | None) -> None:
     if bug == "bonus from the draft":
         Sampler._own, Sampler.draft = bonus_from_the_draft, remember_draft
     elif bug == "target instead of residual":
-        Sampler._own, Sampler._distribution = not_the_residual, remember
+        Sampler._own = not_the_residual
     elif bug == "filters on one side":
         Sampler.draft = unfiltered_draft
     else:

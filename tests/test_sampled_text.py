@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from functools import partial
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specplug import ModelDrafter, NgramDrafter, NoDrafter, SamplingParams, SpeculativeDecoder
 from specplug.engines.fake import FakeEngine
+from tests_support.languages import language
 
 VOCAB = 6
 
 
-def table(seed: int, order: int = 2) -> Callable[[tuple[int, ...]], np.ndarray]:
-    """A random language: logits that depend on the last ``order`` tokens."""
-
-    def row(prefix: tuple[int, ...]) -> np.ndarray:
-        key = [seed, *(token + 1 for token in prefix[-order:])]
-        return np.random.default_rng(key).normal(size=VOCAB)
-
-    return row
+table = partial(language, vocab_size=VOCAB)
 
 
 def decoder(seed: int, drafter: str, k: int, min_width: int = 1) -> SpeculativeDecoder:

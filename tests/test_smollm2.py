@@ -9,11 +9,12 @@ import pytest
 
 from identity import against_plain, against_source
 from measuring import workload
-from specplug import Bundle, EngineOptions, Step
+from specplug import Bundle, EngineOptions, SamplingParams, Step
 from specplug.bundle import Manifest
 from specplug.engines import load
 from specplug.export import export_bundle
 from specplug.export.source import open_source
+from specplug.verification import VerifyOptions, verify
 from specplug.weights import MODELS, default_folder
 
 pytestmark = pytest.mark.weights
@@ -71,7 +72,7 @@ def test_rows_do_not_depend_on_width(exported: tuple[Path, Manifest]) -> None:
 
 def test_speculative_text_is_plain_text(exported: tuple[Path, Manifest], weights: Path) -> None:
     bundle, manifest = exported
-    plain, compared = against_plain(bundle, PROMPTS, TOKENS)
+    plain, compared = against_plain(bundle, PROMPTS, {"max_tokens": TOKENS})
     assert len(compared) == (6 if manifest.draft else 3)
     assert not any(found["differing"] for found in compared)
     assert sum(map(len, plain)) > TOKENS
@@ -81,3 +82,21 @@ def test_speculative_text_is_plain_text(exported: tuple[Path, Manifest], weights
         found = against_source(open_source(weights).reference(), encoded, plain)
         assert found["tokens"] == sum(map(len, plain))
         assert found["differing_beyond_margin"] == 0
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_sampled_text_is_plain_text(exported: tuple[Path, Manifest], temperature: float) -> None:
+    sampling = SamplingParams(
+        temperature=temperature, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.2, seed=1
+    )
+    plain, compared = against_plain(
+        exported[0], PROMPTS[:1], {"max_tokens": TOKENS, "sampling": sampling}
+    )
+    assert not any(found["differing"] for found in compared)
+    assert len(plain[0]) > TOKENS // 4
+
+
+def test_verify(exported: tuple[Path, Manifest], weights: Path) -> None:
+    options = VerifyOptions(sequences=300, source=weights)
+    checks = list(verify(exported[0], options, lambda name, share: None))
+    assert [check.passed for check in checks] == [True] * 6, checks

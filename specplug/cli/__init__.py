@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from specplug.cli import chat, console, export, generate, inspect, pull
+from specplug.cli import chat, console, export, generate, inspect, pull, verify
 from specplug.types import SpecplugError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command(name="export")(export.export)
 app.command(name="inspect")(inspect.inspect)
 app.command(name="generate")(generate.generate)
 app.command(name="chat")(chat.chat)
+app.command(name="verify")(verify.verify)
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from specplug.cli import console
+from specplug.cli import choosing, console
+from specplug.cli.choosing import MinP, Seed, Temperature, TopK, TopP
 from specplug.cli.console import (
     AllowNarrow,
     BundlePath,
@@ -19,10 +20,18 @@ def chat(
     drafter: DrafterName = "ngram",
     draft_tokens: DraftTokens = 8,
     max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    seed: Seed = None,
     threads: Threads = None,
     allow_narrow: AllowNarrow = False,
 ) -> None:
     """Talk to the model. /reset forgets the conversation, /exit or Ctrl-D ends it."""
+    sampling = choosing.choice(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+    )
     with console.open_decoder(bundle, drafter, draft_tokens, threads, allow_narrow) as decoder:
         if decoder.tokenizer is None or not decoder.tokenizer.has_chat_template:
             raise ValueError(f"{bundle} has no chat template: use specplug generate --raw")
@@ -35,7 +44,7 @@ def chat(
             messages.append({"role": "user", "content": line})
             parts = []
             try:
-                for token in decoder.stream(messages, max_tokens=max_tokens):
+                for token in decoder.stream(messages, max_tokens=max_tokens, sampling=sampling):
                     parts.append(token.text)
                     console.show(token)
             except ContextLimitError as error:
