@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from specplug.engines.ort import physical_cores
+from specplug.engines.ort_session import physical_cores
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
