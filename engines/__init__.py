@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,29 +14,55 @@ if TYPE_CHECKING:
     from specplug.bundle import Component
     from specplug.opening import EngineOptions
 
-# name -> module and class, imported only when asked for; all are made as OrtEngine is.
-_ENGINES = {
-    "onnxruntime": ("specplug.engines.ort", "OrtEngine"),
-    "onnxruntime-concat": ("specplug.engines.ort_concat", "OrtConcatEngine"),
+GROUP = "specplug.engines"
+"""The entry points by which other packages add engines: name = "package.module:factory"."""
+
+Factory = Callable[[Path, "Component", "EngineOptions"], Engine]
+"""From a bundle's folder, a component of it and options to an engine; may raise EngineError."""
+
+# name -> module with a factory ``open_component``, imported only when asked for.
+_BUILT_IN = {
+    "onnxruntime": "specplug.engines.ort_dialects",
+    "pytorch": "specplug.engines.pytorch",
 }
+_registered: dict[str, Factory] = {}
+
+
+def register(name: str, factory: Factory) -> None:
+    """Make an engine known under a name, in this process; an entry point does it in every one.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in names():
+        raise ValueError(f"an engine named {name!r} is there already: choose another name")
+    _registered[name] = factory
+
+
+def names() -> list[str]:
+    """The engines that are known, whether or not what they need is installed."""
+    return [*_BUILT_IN, *sorted({*_registered, *entry_points(group=GROUP).names})]
 
 
 def load(folder: Path, component: Component, options: EngineOptions) -> Engine:
-    """Open a bundle's component with the engine it was exported for.
+    """Open a bundle's component, with the engine that is asked for or its own.
 
     Raises:
-        BundleError: no adapter of that name.
-        EngineError: the backend refuses the graph.
+        BundleError: no engine of that name.
+        EngineError: the engine refuses the component.
+        MissingExtraError: its library is not installed.
     """
-    if component.engine not in _ENGINES:
-        raise BundleError(f"no engine named {component.engine!r}: have {', '.join(_ENGINES)}")
-    module, name = _ENGINES[component.engine]
-    engine: Engine = getattr(import_module(module), name)(
-        folder / component.graph,
-        cache=component.cache,
-        vocab_size=component.vocab_size,
-        max_length=component.max_length,
-        min_width=component.min_width,
-        options=options,
-    )
-    return engine
+    return _factory(options.engine or component.engine)(folder, component, options)
+
+
+def _factory(name: str) -> Factory:
+    if name in _registered:
+        return _registered[name]
+    if name in _BUILT_IN:
+        factory: Factory = import_module(_BUILT_IN[name]).open_component
+        return factory
+    found = [*entry_points(group=GROUP, name=name)]
+    if not found:
+        raise BundleError(f"no engine named {name!r}: have {', '.join(names())}")
+    made: Factory = found[0].load()
+    return made

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specplug.engines.host import HostScores, check_step
-from specplug.engines.ort import check_vocabulary, mapped_errors, open_session
+from specplug.engines.ort_session import check_vocabulary, mapped_errors, open_session
 from specplug.types import EngineError, EngineSpec, Float32Array, Step
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class OrtConcatEngine:
         if options.max_batch != 1:
             raise EngineError(f"max_batch {options.max_batch}: appending graphs take one row here")
         self.spec = EngineSpec(
-            name="onnxruntime-concat",
+            name="onnxruntime",
             vocab_size=vocab_size,
             max_length=max_length,
             min_width=1 if options.allow_narrow else min_width,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from specplug.bundle import (
     CacheLayout,
     Component,
+    Dialect,
     Manifest,
     Parity,
     Provenance,
@@ -20,6 +21,7 @@ from specplug.bundle import (
 from specplug.export import graphs, measuring
 from specplug.export.attention import max_entries
 from specplug.export.keeping import KeepMatching, keep_none
+from specplug.export.passes import HalfWeights
 from specplug.export.piecewise import PiecewiseEngine
 from specplug.export.precision import Precision, apply_precision
 from specplug.export.provenance import write_provenance
@@ -41,6 +43,7 @@ def export_bundle(
     self_draft: str | None = None,
     keep_fp32: str | None = None,
     quality_text: str | Path | None = None,
+    dialect: Dialect = "ort",
     force: bool = False,
     report: Report = lambda stage: None,
     note: Report = lambda text: None,
@@ -59,6 +62,7 @@ def export_bundle(
         keep_fp32: regular expression; layers with a weight whose name it matches are left in fp32
             in every component that is not fp32 anyway.
         quality_text: a UTF-8 file to measure quality on, in place of the built-in text.
+        dialect: ``"ort"`` for ONNX Runtime, or ``"standard"``: operators of ONNX alone.
         force: replace an existing bundle.
         report: told the name of each stage as it begins.
         note: told what the user should know, such as why a precision was picked.
@@ -70,8 +74,8 @@ def export_bundle(
         ExportError: a source cannot be read or paired, or ``output`` is in the way.
         ParityError: a graph does not reproduce its source.
     """
-    request = Request(source, precision, draft, self_draft, keep_fp32, quality_text)
-    how = _How(keep_fp32, Path(quality_text) if quality_text else None, report, note)
+    request = Request(source, precision, draft, self_draft, keep_fp32, quality_text, dialect)
+    how = _How(keep_fp32, dialect, Path(quality_text) if quality_text else None, report, note)
     with staged(Path(output), replace=force) as stage:
         parts = open_parts(request, report=report, note=note)
         components: dict[str, Component] = {}
@@ -93,6 +97,7 @@ class _How:
     """What the user asked for, beside sources and precisions."""
 
     keep_fp32: str | None
+    dialect: Dialect
     quality_text: Path | None
     report: Report
     note: Report
@@ -123,6 +128,7 @@ def _export_part(part: Part, stage: Path, how: _How) -> dict[str, Component]:
         how.report("checking the graph against the source")
         engine = PiecewiseEngine(
             work / "fp32",
+            dialect=how.dialect,
             cache=model.layout,
             vocab_size=model.vocab_size,
             max_length=model.max_length,
@@ -145,7 +151,7 @@ def _build(source: Source, work: Path, how: _How) -> _Model:
     sample = take_sample(encoder(source.tokenizer), config.vocab_size, max_length, how.quality_text)
     reference = measuring.write_reference(source.reference(), sample, work / "reference.f32")
     how.report("building the graph")
-    graph = graphs.build_fp32(source)
+    graph = graphs.build_fp32(source, how.dialect)
     graphs.save(graph, work / "fp32")
     return _Model(
         source=source,
@@ -179,18 +185,26 @@ def _write_component(
     del graph
     gc.collect()
     how.report(f"measuring the {name}")
-    path = f"{name}/{graphs.GRAPH}"
-    engine = measuring.open_graph(stage / path, layout, model.vocab_size, model.max_length)
+    runnable, its_layout = stage / name, layout
+    if how.dialect == "standard" and precision == "bf16":
+        runnable, its_layout = _write_stand_in(work), model.layout
+    engine = measuring.open_graph(
+        runnable / graphs.GRAPH, how.dialect, its_layout, model.vocab_size, model.max_length
+    )
     min_width = measuring.measure_min_width(engine, model.reference.tokens)
+    if layout.dtype != "float32":
+        # Products of one row take another kernel, and rounding hides that from most samples.
+        min_width = max(min_width, 2)
     quality = measuring.measure_quality(engine, model.reference)
     engine.close()
     return Component(
+        dialect=how.dialect,
         architecture=config.model_type,
         precision=precision,
         keep_fp32=how.keep_fp32 if precision != "fp32" else None,
         rounded_again=rounded_again,
         parameters=model.source.parameters(),
-        graph=path,
+        graph=f"{name}/{graphs.GRAPH}",
         files=[describe_file(stage, f"{name}/{file}") for file in (graphs.GRAPH, graphs.DATA)],
         vocab_size=model.vocab_size,
         max_length=model.max_length,
@@ -202,6 +216,14 @@ def _write_component(
     )
 
 
+def _write_stand_in(work: Path) -> Path:
+    """A graph with the weights of bf16 that computes in fp32: ONNX Runtime does not in bf16."""
+    graph = graphs.load(work / "fp32")
+    HalfWeights("bf16")(graph)
+    graphs.save(graph, work / "stand-in")
+    return work / "stand-in"
+
+
 def _round(graph: Any, precision: Precision, model: _Model, how: _How) -> dict[str, int]:
     """Apply the precision; the GGUF tensors, by type, that could not keep their blocks."""
     keep = KeepMatching(how.keep_fp32) if how.keep_fp32 and precision != "fp32" else None
@@ -210,7 +232,7 @@ def _round(graph: Any, precision: Precision, model: _Model, how: _How) -> dict[s
         from specplug.export.carried import CarriedBlocks
 
         carried = CarriedBlocks(model.source.path)
-    apply_precision(graph, precision, keep=keep or keep_none, carried=carried)
+    apply_precision(graph, precision, dialect=how.dialect, keep=keep or keep_none, carried=carried)
     if keep:
         keep.check_matched()
     if carried is None:

@@ -143,7 +143,6 @@ def _write_component(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Component(
-        engine="onnxruntime-concat" if appending else "onnxruntime",
         dialect="concat" if appending else "ort",
         architecture=settings.architecture,
         precision=_precision(model),

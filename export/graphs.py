@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mobius
 import numpy as np
 import onnx_ir as ir
 
-from specplug.bundle import CacheLayout
+from specplug.bundle import CacheLayout, Dialect
 from specplug.export.attention import read_attention
 from specplug.export.families import mobius_module
 from specplug.export.passes import (
     ExplicitLengths,
     FuseSilu,
+    NextToken,
     PackGateUp,
     RotateOutside,
     ScoresFrom,
     SourceAttention,
+    StandardAttention,
+    StandardOperators,
 )
-from specplug.export.passes.editing import attention_nodes
+from specplug.export.passes.editing import MICROSOFT, attention_nodes
 from specplug.export.source import Source
 from specplug.types import ExportError
 
 GRAPH = "model.onnx"
 DATA = "model.onnx.data"
 
+_DTYPES: dict[Any, Literal["float32", "float16", "bfloat16"]] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+}
 
-def build_fp32(source: Source) -> Any:
-    """The ``ort``-dialect graph of a source, in fp32, sharing the source's tensors."""
+
+def build_fp32(source: Source, dialect: Dialect = "ort") -> Any:
+    """The graph of a source in fp32, sharing the source's tensors."""
     weights = dict(source.weights)
     module = mobius_module(source.config, weights)
     package = mobius.build_from_module(module, module.config, execution_provider="cpu")
@@ -47,6 +56,9 @@ def build_fp32(source: Source) -> Any:
         PackGateUp(),
     )(model)
     _check_complete(model, source)
+    if dialect == "standard":
+        ir.passes.Sequential(StandardAttention(), StandardOperators(), NextToken())(model)
+        model.opset_imports.pop(MICROSOFT, None)
     return model
 
 
@@ -96,6 +108,6 @@ def cache_layout(model: Any) -> CacheLayout:
         layers=len(keys),
         heads=int(heads),
         head_size=int(head_size),
-        dtype="float32",
+        dtype=_DTYPES[keys[0].dtype],
         spare=1 if padded else 0,
     )

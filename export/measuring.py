@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from specplug.bundle import CacheLayout, Parity, Quality
-from specplug.engines.ort import OrtEngine
+from specplug.bundle import CacheLayout, Dialect, Parity, Quality
+from specplug.engines.ort_dialects import DIALECTS
 from specplug.export.quality_text import Sample
 from specplug.feeding import feed
 from specplug.opening import EngineOptions
-from specplug.types import Engine, Float32Array, Int64Array, ParityError, Step
+from specplug.types import Engine, Float32Array, Int64Array, ParityError
+from specplug.widths import WIDEST, rows_of, smallest_width
 
 PARITY_TOLERANCE = 1e-4
 """Of fp32 logits, relative to the largest."""
 
 _PREFIX, _VERIFIED = 24, 16  # tokens of the parity check
-_WIDEST = 16  # the width up to which rows are compared
 PIECE = 128
 """Tokens of a quality call; bounds the memory of logits."""
 _REFERENCE_PIECE = 640
@@ -61,24 +61,17 @@ def write_reference(model: Any, sample: Sample, path: Path) -> Reference:
 
 
 def open_graph(
-    graph: Path, cache: CacheLayout, vocab_size: int, max_length: int, min_width: int = 1
-) -> OrtEngine:
+    graph: Path, dialect: Dialect, cache: CacheLayout, vocab_size: int, max_length: int
+) -> Engine:
     """An engine over a graph that has no manifest yet."""
-    return OrtEngine(
+    return DIALECTS[dialect](
         graph,
         cache=cache,
         vocab_size=vocab_size,
         max_length=max_length,
-        min_width=min_width,
+        min_width=1,
         options=EngineOptions(),
     )
-
-
-def _rows(engine: Engine, tokens: Int64Array, past: int) -> Float32Array:
-    """Copied logits of every token of one call, f32[T, V]."""
-    scores = engine.forward(Step(tokens=tokens[None], past=np.array([past], dtype=np.int64)))
-    rows: Float32Array = scores.logits()[0].copy()
-    return rows
 
 
 def check_parity(engine: Engine, reference: Reference) -> Parity:
@@ -100,13 +93,13 @@ def check_parity(engine: Engine, reference: Reference) -> Parity:
     pieces = [(i, min(i + PIECE, len(tokens))) for i in range(0, len(tokens), PIECE)]
     prefill = float(
         np.max(
-            [difference(_rows(engine, tokens[i:j], i), reference.logits(i, j)) for i, j in pieces]
+            [difference(rows_of(engine, tokens[i:j], i), reference.logits(i, j)) for i, j in pieces]
         )
     )
-    verification = difference(_rows(engine, tokens[split:end], split), expected[split:end])
+    verification = difference(rows_of(engine, tokens[split:end], split), expected[split:end])
     wrong = (tokens[split:end] + 1) % reference.vocab_size
-    _rows(engine, wrong, split // 2)
-    again = _rows(engine, tokens[split // 2 : end], split // 2)
+    rows_of(engine, wrong, split // 2)
+    again = rows_of(engine, tokens[split // 2 : end], split // 2)
     rollback = difference(again, expected[split // 2 : end])
     parity = Parity(prefill=prefill, verification=verification, rollback=rollback)
     for name, found in parity.model_dump().items():
@@ -120,26 +113,16 @@ def check_parity(engine: Engine, reference: Reference) -> Parity:
 
 
 def measure_min_width(engine: Engine, tokens: Int64Array) -> int:
-    """The smallest width from which rows are bit-identical to those of a call of 16.
+    """:func:`specplug.widths.smallest_width`, of a graph that is to be exported.
 
     Raises:
         ParityError: even calls of 15 and 16 tokens differ, so no width can be promised.
     """
-    past = min(_PREFIX, len(tokens) - _WIDEST)
-    sample = tokens[past : past + _WIDEST]
-    _rows(engine, tokens[:past], 0)
-    widest = _rows(engine, sample, past)
-    smallest = _WIDEST
-    for width in range(_WIDEST - 1, 0, -1):
-        starts = range(0, _WIDEST - width + 1, width)
-        rows = np.concatenate([_rows(engine, sample[s : s + width], past + s) for s in starts])
-        if not np.array_equal(rows, widest[: len(rows)]):
-            break
-        smallest = width
-    if smallest == _WIDEST:
+    smallest = smallest_width(engine, tokens)
+    if smallest is None:
         raise ParityError(
             "on this machine the graph's scores depend on the width of the call at every width "
-            f"up to {_WIDEST}: text would change under speculation; try --precision fp32"
+            f"up to {WIDEST}: text would change under speculation; try --precision fp32"
         )
     return smallest
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from specplug.bundle import CacheLayout
+from specplug.bundle import CacheLayout, Dialect
 from specplug.engines.host import HostScores, check_step
-from specplug.engines.ort import mapped_errors, open_session
+from specplug.engines.ort_session import mapped_errors, open_session
+from specplug.engines.trees import MASK, fill_mask, mask_window
 from specplug.export import graphs
 from specplug.opening import EngineOptions
 from specplug.types import EngineSpec, Step
@@ -27,10 +28,11 @@ _KINDS = ("key", "value")
 
 
 class PiecewiseEngine:
-    """One row over an ``ort``-dialect graph in fp32; see :class:`specplug.types.Engine`.
+    """One row over a graph in fp32; see :class:`specplug.types.Engine`.
 
     Args:
         folder: where :func:`specplug.export.graphs.save` wrote it; the pieces are written there.
+        dialect: the graph's.
         cache: the layout of its cache.
         vocab_size: V.
         max_length: cache entries a row can hold.
@@ -41,6 +43,7 @@ class PiecewiseEngine:
         self,
         folder: Path,
         *,
+        dialect: Dialect = "ort",
         cache: CacheLayout,
         vocab_size: int,
         max_length: int,
@@ -48,6 +51,7 @@ class PiecewiseEngine:
     ) -> None:
         self.spec = EngineSpec(name="piecewise", vocab_size=vocab_size, max_length=max_length)
         self._folder = folder
+        self._dialect = dialect
         self._model = graphs.load(folder)
         self._pieces = list(_cut(self._model.graph, piece_bytes))
         self._session: Any = None
@@ -61,13 +65,25 @@ class PiecewiseEngine:
         values: dict[str, Any] = {
             "input_ids": step.tokens,
             "position_ids": np.arange(past, past + width, dtype=np.int64)[None],
-            "seqlens_k": np.array([past + width - 1], dtype=np.int32),
-            "query_seqlens": np.array([width], dtype=np.int32),
-            "total_sequence_length": np.array(past + width, dtype=np.int32),
             "scores_from": np.array([step.scores_from], dtype=np.int64),
         }
+        room = 0
+        if self._dialect == "standard":
+            room = width  # its cache has the room for what a call adds
+            values["write_indices"] = np.array([past], dtype=np.int64)
+            for value in self._model.graph.inputs:
+                if value.name.startswith(MASK):
+                    mask = np.empty((1, 1, width, past + width), dtype=np.float32)
+                    fill_mask(mask, step, mask_window(value.name))
+                    values[value.name] = mask
+        else:
+            values["seqlens_k"] = np.array([past + width - 1], dtype=np.int32)
+            values["query_seqlens"] = np.array([width], dtype=np.int32)
+            values["total_sequence_length"] = np.array(past + width, dtype=np.int32)
         for name, entries in self._cache.items():
-            values[f"past_key_values.{name}"] = entries[:, :, :past]
+            values[f"past_key_values.{name}"] = np.pad(
+                entries[:, :, :past], ((0, 0), (0, 0), (0, room), (0, 0))
+            )
         with mapped_errors("running a graph piece by piece"):
             for number in range(len(self._pieces)):
                 self._run(number, values)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from specplug.bundle import MANIFEST
+from specplug.bundle import MANIFEST, Dialect
 from specplug.export import graphs, piecewise
 from specplug.export.attention import max_entries
 from specplug.export.carried import carried_bytes_a_weight
@@ -83,6 +83,7 @@ def plan_export(
     self_draft: str | None = None,
     keep_fp32: str | None = None,
     quality_text: str | Path | None = None,
+    dialect: Dialect = "ort",
     force: bool = False,
     report: Report = lambda stage: None,
     note: Report = lambda text: None,
@@ -91,7 +92,7 @@ def plan_export(
 
     Args and errors are those of :func:`specplug.export.export_bundle`.
     """
-    request = Request(source, precision, draft, self_draft, keep_fp32, quality_text)
+    request = Request(source, precision, draft, self_draft, keep_fp32, quality_text, dialect)
     output = Path(output).absolute()
     check_place(output, replace=force)
     parts = open_parts(request, report=report, note=note, opening=preview_source)

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
+from specplug.bundle import Dialect
 from specplug.export.blocks import BLOCK_SIZE, Array, Blocks, Rounding, k_quant, nearest
 from specplug.export.keeping import Keep, keep_none
 from specplug.export.passes import (
+    DequantizeBlocks,
     GatherBlocks,
+    HalfGraph,
     HalfWeights,
     PadAttention,
     QuantizeNBits,
     QuantizeW8A8,
 )
+from specplug.types import ExportError
 
 if TYPE_CHECKING:
     from specplug.export.carried import CarriedBlocks
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"]
 
 _IN_BLOCKS = ("int8", "int4", "gguf")
+_STANDARD = ("fp32", "fp16", "bf16", "int8", "int4")
 
 # Instructions that multiply int8 and add up in int32, by the names the kernel reports.
 _INT8_PRODUCTS = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
@@ -33,6 +38,7 @@ def apply_precision(
     model: Any,
     precision: Precision,
     *,
+    dialect: Dialect = "ort",
     keep: Keep = keep_none,
     carried: CarriedBlocks | None = None,
 ) -> None:
@@ -41,10 +47,12 @@ def apply_precision(
     Args:
         model: the graph.
         precision: what to round to.
+        dialect: the graph's.
         keep: the layers that stay in fp32.
         carried: the source's own blocks, for ``"gguf"``.
     """
-    passes = _passes(precision, keep, carried)
+    standard = dialect == "standard"
+    passes = _standard_passes(precision, keep) if standard else _passes(precision, keep, carried)
     if passes:
         ir.passes.Sequential(*passes)(model)
 
@@ -71,6 +79,30 @@ def _passes(precision: Precision, keep: Keep, carried: CarriedBlocks | None) -> 
     return (layers, GatherBlocks(rounding=tables, keep=keep), PadAttention())
 
 
+def _standard_passes(precision: Precision, keep: Keep) -> tuple[Any, ...]:
+    match precision:
+        case "fp16" | "bf16":
+            return (HalfGraph(precision),)
+        case "int8":
+            return (DequantizeBlocks(bits=8, keep=keep),)
+        case "int4":
+            return (DequantizeBlocks(bits=4, keep=keep),)
+    return ()
+
+
+def check_dialect(precision: Precision, dialect: Dialect) -> None:
+    """Refuse a precision that a dialect cannot express.
+
+    Raises:
+        ExportError: naming both.
+    """
+    if dialect == "standard" and precision not in _STANDARD:
+        raise ExportError(
+            f"precision {precision} has no place in the standard dialect: it has "
+            f"{', '.join(_STANDARD)}"
+        )
+
+
 def fits_kernel(precision: Precision, shape: tuple[int, int]) -> bool:
     """Whether a matrix [K, N] can be rounded; blocks have to fill its columns."""
     return precision not in _IN_BLOCKS or shape[0] % BLOCK_SIZE == 0
@@ -94,8 +126,10 @@ def _searched_in_4_bits(weight: Array, bits: int) -> Blocks:
     return k_quant(weight, bits) if bits == 4 else nearest(weight, bits)
 
 
-def choose_precision() -> tuple[Precision, str]:
+def choose_precision(dialect: Dialect = "ort") -> tuple[Precision, str]:
     """The precision of ``--precision auto``, with the reason in one sentence."""
+    if dialect == "standard":
+        return "fp32", "fp32, the reference; on a GPU --precision fp16 or bf16 is faster"
     flags = _cpu_flags()
     found = [name for name in _INT8_PRODUCTS if name in flags]
     if found:

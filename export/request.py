@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from specplug.bundle import Dialect
 from specplug.export.keeping import KeepMatching
 from specplug.export.pairing import check_pair
-from specplug.export.precision import Precision, choose_precision
+from specplug.export.precision import Precision, check_dialect, choose_precision
 from specplug.export.self_draft import SelfDraft, parse_self_draft, with_layers
 from specplug.export.source import Source, open_source
 from specplug.types import ExportError
@@ -31,6 +32,7 @@ class Request:
     self_draft: str | None = None
     keep_fp32: str | None = None
     quality_text: str | Path | None = None
+    dialect: Dialect = "ort"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def open_parts(
         raise ExportError("--draft and --self-draft exclude one another: give one")
     precision = request.precision
     if precision == "auto":
-        precision, reason = choose_precision()
+        precision, reason = choose_precision(request.dialect)
         note(f"precision: {reason}")
     own = parse_self_draft(request.self_draft) if request.self_draft else None
     _check_options(request, precision, own)
@@ -96,6 +98,8 @@ def _check_options(request: Request, precision: Precision, own: SelfDraft | None
             f"--self-draft {precision} is the target's own precision: it would save nothing"
         )
     drafted = (own.precision if own else None) or precision
+    for each in (precision, drafted):
+        check_dialect(each, request.dialect)
     if request.keep_fp32 is not None:
         if {precision, drafted} == {"fp32"}:
             raise ExportError(

@@ -52,6 +52,17 @@ class Source:
         """
         return load_model(self.config, self.weights, self.path.name)[0]
 
+    def model(self, dtype: torch.dtype, device: str) -> Any:
+        """The transformers model with its weights in memory, to be run as it is."""
+        made = self.reference()
+        for module in made.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                if isinstance(weight, LazyTensor):
+                    values = weight.values().to(device=device, dtype=dtype)
+                    module.register_parameter(name, torch.nn.Parameter(values, requires_grad=False))
+        made.tie_weights()
+        return made.to(device=device, dtype=dtype)
+
     def parameters(self) -> int:
         """Number of weights, tied ones once."""
         return sum(tensor.numel() for tensor in set(self.weights.values()))

@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 _LARGEST_MANIFEST = 1 << 20  # bytes
 
 Count = Annotated[int, Field(ge=1, le=1 << 31)]
+Dialect = Literal["ort", "standard", "concat"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -58,7 +59,7 @@ class CacheLayout(_Part):
     layers: Count
     heads: Count
     head_size: Count
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "bfloat16"]
     spare: Annotated[int, Field(ge=0, le=16)] = 0
     """Entries past the last token's that a call may overwrite."""
 
@@ -107,8 +108,8 @@ class Provenance(_Part):
 class Component(_Part):
     """A model of the bundle: the target or the draft."""
 
-    engine: Literal["onnxruntime", "onnxruntime-concat"] = "onnxruntime"
-    dialect: Literal["ort", "concat"] = "ort"
+    engine: Annotated[str, Field(max_length=100)] = "onnxruntime"
+    dialect: Dialect = "ort"
     architecture: str
     precision: Literal["fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"]
     keep_fp32: Annotated[str, Field(max_length=1000)] | None = None

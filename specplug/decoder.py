@@ -15,8 +15,9 @@ from typing import Any, Self, TypedDict, Unpack, cast
 
 import numpy as np
 
+from specplug.bundle import Bundle
 from specplug.context import Context, Token
-from specplug.drafters import NoDrafter
+from specplug.drafters import DRAFTERS, NoDrafter
 from specplug.feeding import PREFILL_WIDTH, feed
 from specplug.grammar import Grammar
 from specplug.logprobs import LogprobsMode, TokenLogprobs
@@ -127,7 +128,10 @@ class SpeculativeDecoder:
         """
         from specplug.opening import open_parts
 
-        return cls(**open_parts(Path(path), drafter, **options), draft_tokens=draft_tokens)
+        if drafter not in DRAFTERS:
+            raise ValueError(f"drafter {drafter!r} is none of {', '.join(DRAFTERS)}")
+        parts = open_parts(Bundle.open(path), drafter, **options)
+        return cls(**parts, draft_tokens=draft_tokens)
 
     # --- the loop -----------------------------------------------------------------------------
 

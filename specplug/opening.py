@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from specplug.bundle import Bundle
-from specplug.drafters import DRAFTERS, ModelDrafter, NgramDrafter, NoDrafter
+from specplug.drafters import ModelDrafter, NgramDrafter, NoDrafter
 from specplug.types import BundleError, Drafter, SpecplugError
 
 
@@ -15,6 +15,12 @@ from specplug.types import BundleError, Drafter, SpecplugError
 class EngineOptions:
     """How engines are to run; the same for target and draft."""
 
+    engine: str | None = None
+    """Name of the adapter; None: the one that the component was exported for."""
+    device: str | None = None
+    """For engines with several, such as ``"cuda:1"``; None: the CPU, or the engine's only one."""
+    sources: tuple[Path, ...] = ()
+    """Checkpoints that a component may come from, for engines that run the source itself."""
     threads: int | None = None
     """Worker threads; None: one a physical core."""
     share_threads: bool = False
@@ -28,34 +34,37 @@ class EngineOptions:
 
 
 def open_parts(
-    path: Path,
+    bundle: Bundle,
     drafter: str,
     *,
     prompt_lookup_min: int = 2,
     prompt_lookup_max: int = 16,
+    target_engine: str | None = None,
+    draft_engine: str | None = None,
     **engine_options: Any,
 ) -> dict[str, Any]:
-    """The constructor arguments of a decoder over the bundle at ``path``."""
-    if drafter not in DRAFTERS:
-        raise ValueError(f"drafter {drafter!r} is none of {', '.join(DRAFTERS)}")
+    """The constructor arguments of a decoder over a bundle, by a name of DRAFTERS."""
     from specplug import engines
 
     options = EngineOptions(**engine_options)
     lookup = {"prompt_lookup_min": prompt_lookup_min, "prompt_lookup_max": prompt_lookup_max}
-    bundle = Bundle.open(path)
     draft = bundle.manifest.draft
     if drafter == "draft":
         if draft is None:
             raise BundleError(
-                f"{path} holds no draft model: export it with --draft or --self-draft, "
+                f"{bundle.path} holds no draft model: export it with --draft or --self-draft, "
                 "or use --drafter ngram"
             )
         options = replace(options, share_threads=True)
-    target = engines.load(bundle.path, bundle.manifest.target, options)
+    target = engines.load(
+        bundle.path, bundle.manifest.target, replace(options, engine=target_engine)
+    )
     made: Drafter = NgramDrafter(**lookup) if drafter == "ngram" else NoDrafter()
     if draft is not None and drafter == "draft":
         try:
-            made = ModelDrafter(engines.load(bundle.path, draft, options))
+            made = ModelDrafter(
+                engines.load(bundle.path, draft, replace(options, engine=draft_engine))
+            )
         except SpecplugError:
             target.close()
             raise

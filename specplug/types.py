@@ -128,6 +128,22 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class TreeEngine(Engine, Protocol):
+    """An engine with ``spec.supports_tree``: a call may be a tree of tokens (``Step.parents``)."""
+
+    def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
+        """Move the accepted path of a tree together, so that a chain may follow it.
+
+        Args:
+            row: of the batch.
+            past: that the tree's call named; its node n has the cache entry ``past + n``.
+            nodes: the accepted ones from the root on; their entries become ``past``,
+                ``past + 1``, …
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """What a drafter proposes for one round."""

@@ -36,6 +36,14 @@ def tiny_bundles(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) ->
             precision=precision,
             self_draft="int4" if precision == "fp32" else None,
         )
+    for precision in ("fp32", "fp16", "int8", "int4"):
+        made[f"standard-{precision}"] = folder / f"standard-{precision}.bundle"
+        export_bundle(
+            tiny_source,
+            made[f"standard-{precision}"],
+            precision=precision,
+            dialect="standard",
+        )
     return made
 
 

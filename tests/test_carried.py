@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import quants
 
 from specplug import EngineOptions, ExportError, SpeculativeDecoder
-from specplug.engines.ort import open_session
+from specplug.engines.ort_session import open_session
 from specplug.export import export_bundle, graphs
 from specplug.export.carried import CarriedBlocks
 from specplug.export.passes import PadAttention, QuantizeNBits

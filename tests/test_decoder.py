@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,18 +20,12 @@ from specplug import (
 )
 from specplug.engines.fake import FakeEngine
 from specplug.feeding import PREFILL_WIDTH
+from tests_support.languages import language
 
 VOCAB = 6
 
 
-def table(seed: int, order: int = 2):
-    """A random language: logits that depend on the last ``order`` tokens."""
-
-    def row(prefix: tuple[int, ...]) -> np.ndarray:
-        key = [seed, *(token + 1 for token in prefix[-order:])]
-        return np.random.default_rng(key).normal(size=VOCAB)
-
-    return row
+table = partial(language, vocab_size=VOCAB)
 
 
 def greedy(row, prompt, count, stop=()):

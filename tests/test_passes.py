@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specplug import EngineOptions, ExportError
-from specplug.engines.ort import open_session
+from specplug.engines.ort_session import open_session
 from specplug.export.attention import LayerAttention, Rotary
 from specplug.export.blocks import Blocks, k_quant, nearest
 from specplug.export.keeping import KeepMatching

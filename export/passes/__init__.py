@@ -3,10 +3,13 @@
 A pass is called with a model and returns ``PassResult(model, modified)``.
 """
 
+from specplug.export.passes.dequantize_blocks import DequantizeBlocks
 from specplug.export.passes.explicit_lengths import ExplicitLengths
 from specplug.export.passes.fuse_silu import FuseSilu
 from specplug.export.passes.gather_blocks import GatherBlocks
+from specplug.export.passes.half_graph import HalfGraph
 from specplug.export.passes.half_weights import HalfWeights
+from specplug.export.passes.next_token import NextToken
 from specplug.export.passes.pack_gate_up import PackGateUp
 from specplug.export.passes.pad_attention import PadAttention
 from specplug.export.passes.quantize_nbits import QuantizeNBits
@@ -14,12 +17,17 @@ from specplug.export.passes.quantize_w8a8 import QuantizeW8A8
 from specplug.export.passes.rotate_outside import RotateOutside
 from specplug.export.passes.scores_from import ScoresFrom
 from specplug.export.passes.source_attention import SourceAttention
+from specplug.export.passes.standard_attention import StandardAttention
+from specplug.export.passes.standard_operators import StandardOperators
 
 __all__ = [
+    "DequantizeBlocks",
     "ExplicitLengths",
     "FuseSilu",
     "GatherBlocks",
+    "HalfGraph",
     "HalfWeights",
+    "NextToken",
     "PackGateUp",
     "PadAttention",
     "QuantizeNBits",
@@ -27,4 +35,6 @@ __all__ = [
     "RotateOutside",
     "ScoresFrom",
     "SourceAttention",
+    "StandardAttention",
+    "StandardOperators",
 ]

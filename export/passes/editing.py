@@ -110,6 +110,13 @@ def graph_input(graph: Any, name: str, dtype: Any, shape: Sequence[int | str]) -
     return value
 
 
+def insert(graph: Any, before: Any, operator: str, inputs: Sequence[Any], **attributes: Any) -> Any:
+    """The first output of a new node, which comes before another."""
+    node = ir.node(operator, list(inputs), attributes)
+    graph.insert_before(before, node)
+    return node.outputs[0]
+
+
 def replace(graph: Any, old: Any, new: Any) -> None:
     """Use ``new`` wherever ``old`` was used, as a graph output too, and drop what became dead."""
     node = old.producer()
@@ -137,3 +144,15 @@ def remove_dead(graph: Any, node: Any) -> None:
 def attention_nodes(graph: Any) -> list[Any]:
     """The GroupQueryAttention nodes, first layer first."""
     return [node for node in graph if node.op_type == "GroupQueryAttention"]
+
+
+def unpack_heads(graph: Any, node: Any) -> None:
+    """Split the packed queries, keys and values of a GroupQueryAttention node."""
+    queries, keys = (node.attributes[name].value for name in ("num_heads", "kv_num_heads"))
+    size = int(node.inputs[3].shape[3])  # of a head, as the cache has it
+    widths = np.array([queries * size, keys * size, keys * size], dtype=np.int64)
+    sizes = constant(graph, f"split_{widths[0]}_{widths[1]}_{widths[2]}", widths)
+    split = ir.node("Split", [node.inputs[0], sizes], {"axis": -1}, num_outputs=3)
+    graph.insert_before(node, split)
+    for index, part in enumerate(split.outputs):
+        node.replace_input_with(index, part)

@@ -11,7 +11,7 @@ from specplug.export.keeping import Keep, keep_none
 from specplug.export.passes.editing import linear_layers
 from specplug.types import ExportError
 
-_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
 class HalfWeights(ir.passes.InPlacePass):  # type: ignore[misc]
@@ -43,19 +43,30 @@ class HalfWeights(ir.passes.InPlacePass):  # type: ignore[misc]
 
     def _round(self, graph: Any, value: Any) -> None:
         name = f"{value.name}_{self._to}"
-        with np.errstate(over="ignore"):  # found out below
-            array = value.const_value.numpy().astype(_TYPES[self._to].numpy())
-        if not np.isfinite(array).all():
-            raise ExportError(
-                f"{value.name} holds {np.abs(value.const_value.numpy()).max():.4g}, beyond the "
-                f"range of {self._to}: use --precision bf16"
-            )
+        array = rounded(value, self._to)
         stored = ir.val(name, const_value=ir.tensor(array, name=name))
         graph.register_initializer(stored)
         cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value})
         graph.insert_before(graph[0], cast)
         ir.convenience.replace_all_uses_with(value, cast.outputs[0])
         graph.initializers.pop(value.name)
+
+
+def rounded(value: Any, to: Literal["fp16", "bf16"]) -> np.ndarray[Any, Any]:
+    """The values of a constant in 16 bits.
+
+    Raises:
+        ExportError: one is beyond the range of fp16.
+    """
+    values = value.const_value.numpy()
+    with np.errstate(over="ignore"):  # found out below
+        array: np.ndarray[Any, Any] = values.astype(HALVES[to].numpy())
+    if not np.isfinite(array[np.isfinite(values)]).all():
+        raise ExportError(
+            f"{value.name} holds {np.abs(values).max():.4g}, beyond the range of {to}: "
+            "use --precision bf16"
+        )
+    return array
 
 
 def matrices(graph: Any, keep: Keep) -> list[Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from specplug.export.passes.editing import attention_nodes, constant, graph_input
+from specplug.export.passes.editing import attention_nodes, graph_input, insert, unpack_heads
 
 _COS, _SIN = 7, 8  # inputs of GroupQueryAttention
 _MULTIPLE = 8  # of rotated pairs a head: its kernel's demand
@@ -42,32 +41,16 @@ def _is_refused(node: Any) -> bool:
 def _rotate(graph: Any, node: Any, positions: Any) -> None:
     heads = [node.attributes[name].value for name in ("num_heads", "kv_num_heads")]
     if node.inputs[1] is None:
-        _unpack(graph, node, heads)
+        unpack_heads(graph, node)
     cos, sin = node.inputs[_COS], node.inputs[_SIN]
     attributes = {
         "interleaved": node.attributes["rotary_interleaved"].value,
         "rotary_embedding_dim": 2 * int(cos.const_value.shape[1]),
     }
     for index, count in enumerate(heads):
-        rotated = ir.node(
-            "RotaryEmbedding",
-            [node.inputs[index], cos, sin, positions],
-            {"num_heads": count, **attributes},
-        )
-        graph.insert_before(node, rotated)
-        node.replace_input_with(index, rotated.outputs[0])
+        inputs = [node.inputs[index], cos, sin, positions]
+        rotated = insert(graph, node, "RotaryEmbedding", inputs, num_heads=count, **attributes)
+        node.replace_input_with(index, rotated)
     for index in (_COS, _SIN):
         node.replace_input_with(index, None)
     node.attributes["do_rotary"] = ir.AttrInt64("do_rotary", 0)
-
-
-def _unpack(graph: Any, node: Any, heads: list[int]) -> None:
-    """Split packed queries, keys and values, which have ``heads`` and twice ``kv_heads`` heads."""
-    queries, keys = heads
-    size = int(node.inputs[3].shape[3])  # of a head, as the cache has it
-    widths = np.array([queries * size, keys * size, keys * size], dtype=np.int64)
-    sizes = constant(graph, f"split_{widths[0]}_{widths[1]}_{widths[2]}", widths)
-    split = ir.node("Split", [node.inputs[0], sizes], {"axis": -1}, num_outputs=3)
-    graph.insert_before(node, split)
-    for index, part in enumerate(split.outputs):
-        node.replace_input_with(index, part)

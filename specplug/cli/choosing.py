@@ -52,7 +52,7 @@ def choice(
     top_p: float,
     min_p: float,
     seed: int | None,
-    acceptance: AcceptanceRule,
+    acceptance: AcceptanceRule = AcceptanceRule.coupled,
     json_schema: str | None = None,
     regex: str | None = None,
 ) -> SamplingParams:

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 _STAGES_A_SOURCE, _STAGES_A_COMPONENT, _STAGES_FROM_ONNX = 4, 2, 5
 
 
+class GraphDialect(StrEnum):
+    """Values of ``--dialect``."""
+
+    ort = "ort"
+    standard = "standard"
+
+
 class TargetPrecision(StrEnum):
     """Values of ``--precision``."""
 
@@ -56,6 +63,12 @@ def export(
             "quantization."
         ),
     ] = TargetPrecision.auto,
+    dialect: Annotated[
+        GraphDialect,
+        typer.Option(
+            help="ort: for ONNX Runtime; standard: operators of ONNX alone, for TensorRT, too."
+        ),
+    ] = GraphDialect.ort,
     draft: Annotated[
         Path | None,
         typer.Option(metavar="SOURCE2", help="A smaller model with the same tokenizer."),
@@ -91,11 +104,17 @@ def export(
     """Turn a checkpoint into a bundle, checked against its source."""
     if (source is None) == (from_onnx is None):
         raise ValueError("give either SOURCE or --from-onnx DIR")
-    shaping = draft or self_draft or keep_fp32 or precision != TargetPrecision.auto
+    shaping = (
+        draft
+        or self_draft
+        or keep_fp32
+        or precision != TargetPrecision.auto
+        or dialect != GraphDialect.ort
+    )
     if from_onnx is not None and shaping:
         raise ValueError(
-            "--from-onnx takes the graph as it is: leave --precision, --draft, --self-draft and "
-            "--keep-fp32 out"
+            "--from-onnx takes the graph as it is: leave --precision, --dialect, --draft, "
+            "--self-draft and --keep-fp32 out"
         )
     if from_onnx is not None and plan:
         raise ValueError("--plan is for SOURCE: a graph from --from-onnx keeps its size")
@@ -122,6 +141,7 @@ def export(
             what: dict[str, Any] = {
                 "source": source,
                 "precision": precision.value,
+                "dialect": dialect.value,
                 "draft": draft,
                 "self_draft": self_draft,
                 "keep_fp32": keep_fp32,

@@ -1,0 +1,285 @@
+"""What every engine has to do, as tests: subclass :class:`EngineContract` and give it a fixture.
+
+    class TestMyEngine(EngineContract):
+        @pytest.fixture
+        def make(self):
+            return lambda max_batch=1: MyEngine(..., max_batch=max_batch)
+
+``make`` opens the same model every time, of at least 64 tokens' context. An engine that takes
+one row only raises :class:`EngineError` for a larger ``max_batch``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specplug.types import (
+    Engine,
+    EngineError,
+    EngineSpec,
+    Float32Array,
+    Step,
+    TreeEngine,
+)
+
+TOLERANCE = 1e-4
+"""Of logits, relative to the largest, where sums may run in another order."""
+CALLS, WARM_UP_CALLS, MOST_GROWTH = 1000, 200, 8 << 20
+
+Make = Callable[..., Engine]
+
+
+def rows(engine: Engine, tokens: Sequence[int], past: int, scores_from: int = 0) -> Float32Array:
+    """Logits of a run of tokens, padded to ``min_width`` as the loop does, f32[T', V]."""
+    run = [*tokens, *[0] * (engine.spec.min_width - len(tokens))]
+    step = Step(
+        tokens=np.array([run], dtype=np.int64), past=np.array([past]), scores_from=scores_from
+    )
+    found: Float32Array = engine.forward(step).logits()[0, : len(tokens) - scores_from].copy()
+    return found
+
+
+def assert_close(found: Float32Array, expected: Float32Array) -> None:
+    """Equal but for the order of sums."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
+
+
+class EngineContract:
+    """The suite."""
+
+    @pytest.fixture
+    def engine(self, make: Make) -> Iterator[Engine]:
+        """An engine of one row."""
+        made = make()
+        yield made
+        made.close()
+
+    @pytest.fixture
+    def tokens(self, engine: Engine) -> list[int]:
+        """A sequence to run."""
+        length = min(80, engine.spec.context_limit)
+        return self.sequence(engine, length)
+
+    @staticmethod
+    def sequence(engine: Engine, length: int, seed: int = 1) -> list[int]:
+        """Random tokens."""
+        random = np.random.default_rng(seed)
+        return [int(token) for token in random.integers(0, engine.spec.vocab_size, size=length)]
+
+    def batched(self, make: Make, max_batch: int) -> Engine:
+        """An engine of several rows."""
+        try:
+            return make(max_batch=max_batch)
+        except EngineError as error:
+            pytest.skip(str(error))
+
+    def test_spec(self, engine: Engine) -> None:
+        """It says what it is."""
+        assert isinstance(engine, Engine)
+        assert isinstance(engine.spec, EngineSpec)
+        assert isinstance(engine, TreeEngine) == engine.spec.supports_tree
+        assert 1 <= engine.spec.min_width < engine.spec.context_limit <= engine.spec.max_length
+
+    def test_shapes_and_dtypes(self, engine: Engine, tokens: list[int]) -> None:
+        """Logits are f32[B, T', V], their argmax i64[B, T']."""
+        step = Step(tokens=np.array([tokens[:20]]), past=np.array([0]), scores_from=17)
+        scores = engine.forward(step)
+        assert scores.logits().shape == (1, 3, engine.spec.vocab_size)
+        assert scores.logits().dtype == np.float32
+        assert scores.argmax().dtype == np.int64
+        assert np.array_equal(scores.argmax(), scores.logits().argmax(axis=-1))
+        with pytest.raises(EngineError, match="hidden-state output 'middle'"):
+            scores.hidden("middle")
+
+    def test_scores_from_only_leaves_out(self, engine: Engine, tokens: list[int]) -> None:
+        """Scores do not depend on which of them are asked for."""
+        last = len(tokens) - 10
+        assert np.array_equal(rows(engine, tokens, 0, last), rows(engine, tokens, 0)[last:])
+
+    @pytest.mark.parametrize("width", [1, 2, 3, 5, 8, 16])
+    def test_rows_do_not_depend_on_the_width(
+        self, engine: Engine, tokens: list[int], width: int
+    ) -> None:
+        """Step by step and several at once: bit for bit the same from ``min_width`` on."""
+        wide = self.in_pieces(engine, tokens, 16)
+        assert np.array_equal(self.in_pieces(engine, tokens, width), wide)
+
+    @pytest.mark.parametrize("width", [24, 40])
+    def test_prefill_in_pieces_is_prefill_at_once(
+        self, engine: Engine, tokens: list[int], width: int
+    ) -> None:
+        """But for the order of sums, which wide calls may change."""
+        assert_close(self.in_pieces(engine, tokens, width), rows(engine, tokens, 0))
+
+    @staticmethod
+    def in_pieces(engine: Engine, tokens: Sequence[int], width: int) -> Float32Array:
+        """Logits of a sequence that is run in calls of one width."""
+        starts = range(0, len(tokens), width)
+        return np.concatenate([rows(engine, tokens[s : s + width], s) for s in starts])
+
+    def test_rollback_to_any_shorter_past(self, engine: Engine, tokens: list[int]) -> None:
+        """A smaller ``past`` is all that takes tokens back."""
+        vocab_size = engine.spec.vocab_size
+        before = self.in_pieces(engine, tokens, 8)
+        for past in (len(tokens) - 1, 50, 17, 3, 0):
+            tail = tokens[past : past + 8]
+            rows(engine, [(token + 1) % vocab_size for token in tail], past)
+            assert np.array_equal(rows(engine, tail, past), before[past : past + len(tail)])
+            rows(engine, tokens[past:], past)  # for the next round
+
+    def test_capacity_grows_to_the_limit_and_keeps_the_cache(self, engine: Engine) -> None:
+        """A cache that grows keeps what it holds."""
+        limit = engine.spec.context_limit
+        many = self.sequence(engine, limit, seed=2)
+        rows(engine, many[: limit - 30], 0)
+        after = rows(engine, many[limit // 3 : limit // 3 + 8], limit // 3)
+        rows(engine, many[limit // 3 + 8 :], limit // 3 + 8)
+        last = rows(engine, many[limit - 4 :], limit - 4)
+        assert np.array_equal(rows(engine, many[limit // 3 : limit // 3 + 8], limit // 3), after)
+        rows(engine, many[limit // 3 + 8 :], limit // 3 + 8)
+        assert np.array_equal(rows(engine, many[limit - 4 :], limit - 4), last)
+
+    def test_what_the_spec_forbids_is_refused(self, engine: Engine, tokens: list[int]) -> None:
+        """With a message that names the value; the engine works on."""
+        spec = engine.spec
+        run: dict[str, Any] = {
+            "tokens": np.zeros((1, max(4, spec.min_width)), np.int64),
+            "past": np.array([0]),
+        }
+        width = run["tokens"].shape[1]
+        wide = np.zeros((spec.max_batch + 1, width), np.int64)
+        for change, message in (
+            ({"tokens": np.zeros((1, 0), np.int64)}, "shape"),
+            ({"tokens": np.zeros(3, np.int64)}, "shape"),
+            ({"tokens": wide, "past": np.zeros(len(wide), np.int64)}, f"batch of {len(wide)}"),
+            ({"past": np.array([0, 0])}, "past has shape"),
+            ({"past": np.array([-1])}, "past -1"),
+            ({"past": np.array([spec.max_length - width + 1])}, "max_length"),
+            ({"tokens": np.full((1, width), spec.vocab_size)}, "vocabulary"),
+            ({"scores_from": width}, "scores_from"),
+        ):
+            with pytest.raises(EngineError, match=message):
+                engine.forward(Step(**run | change))
+        if not spec.supports_tree:
+            parents = np.arange(-1, width - 1, dtype=np.int32)
+            with pytest.raises(EngineError, match="token trees"):
+                engine.forward(Step(**run, parents=parents))
+        if spec.min_width > 1:
+            narrow = np.zeros((1, spec.min_width - 1), np.int64)
+            with pytest.raises(EngineError, match="narrower than min_width"):
+                engine.forward(Step(**run | {"tokens": narrow}))
+        assert rows(engine, tokens, 0).shape == (len(tokens), spec.vocab_size)
+
+    @pytest.mark.parametrize("max_batch", [2, 8])
+    def test_ragged_batches(self, make: Make, max_batch: int) -> None:
+        """Rows of other pasts and lengths are what each is alone."""
+        engine, alone = self.batched(make, max_batch), make()
+        sequences = [self.sequence(engine, 40, seed=row) for row in range(max_batch)]
+        whole = [rows(alone, sequence, 0) for sequence in sequences]
+        random = np.random.default_rng(0)
+        pasts = np.zeros(max_batch, dtype=np.int64)
+        for width in (20, 8, max(3, engine.spec.min_width)):
+            lengths = random.integers(engine.spec.min_width, width + 1, size=max_batch)
+            pieces = np.zeros((max_batch, width), dtype=np.int64)
+            for row, (past, length) in enumerate(zip(pasts, lengths, strict=True)):
+                pieces[row, :length] = sequences[row][past : past + length]
+            step = Step(tokens=pieces, past=pasts, lengths=lengths.astype(np.int32))
+            found = engine.forward(step).logits()
+            for row, (past, length) in enumerate(zip(pasts, lengths, strict=True)):
+                assert_close(found[row, :length], whole[row][past : past + length])
+            pasts = np.maximum(pasts + lengths - 2, 0)  # some of them taken back
+        engine.close()
+        alone.close()
+
+    def test_a_tree_is_its_paths(self, engine: Engine, tokens: list[int]) -> None:
+        """Every node's row is that of its path alone, and the kept path goes on as a chain."""
+        if not isinstance(engine, TreeEngine):
+            pytest.skip(f"{engine.spec.name} has no token trees here")
+        past, parents = 30, [-1, 0, 1, 1, 0, 4]
+        nodes = self.sequence(engine, len(parents), seed=3)
+        paths = [[0, 1, 2], [0, 1, 3], [0, 4, 5]]
+        rows(engine, tokens[:past], 0)
+        expected = [rows(engine, [nodes[node] for node in path], past) for path in paths]
+        step = Step(
+            tokens=np.array([nodes]),
+            past=np.array([past]),
+            parents=np.array(parents, dtype=np.int32),
+        )
+        found = engine.forward(step).logits()[0].copy()
+        for path, wanted in zip(paths, expected, strict=True):
+            assert_close(found[path], wanted)
+        chosen = paths[-1]
+        after = rows(engine, tokens[past : past + 6], past + 3)
+        rows(engine, [nodes[node] for node in chosen], past)
+        after = rows(engine, tokens[past : past + 6], past + 3)
+        engine.forward(step)
+        engine.keep(0, past, chosen)
+        assert_close(rows(engine, tokens[past : past + 6], past + 3), after)
+
+    def test_close_twice_then_use(self, make: Make) -> None:
+        """A closed engine refuses calls; a new one works."""
+        engine = make()
+        tokens = self.sequence(engine, 20)
+        expected = rows(engine, tokens, 0)
+        engine.close()
+        engine.close()
+        with pytest.raises(EngineError, match="closed"):
+            rows(engine, tokens, 0)
+        again = make()
+        assert np.array_equal(rows(again, tokens, 0), expected)
+        again.close()
+
+    def test_two_engines_in_one_process(self, make: Make) -> None:
+        """Neither sees the other's cache."""
+        first, second = make(), make()
+        tokens = self.sequence(first, 48)
+        expected = rows(first, tokens, 0)
+        other = rows(second, tokens[::-1], 0)
+        assert_close(rows(first, tokens[40:], 40), expected[40:])
+        assert_close(rows(second, tokens[::-1][40:], 40), other[40:])
+        first.close()
+        assert np.array_equal(rows(second, tokens[::-1], 0), other)
+        second.close()
+
+    def test_calls_from_several_threads_one_at_a_time(
+        self, engine: Engine, tokens: list[int]
+    ) -> None:
+        """An engine is not bound to the thread that made it."""
+        expected = self.in_pieces(engine, tokens, 16)
+        found: list[Float32Array] = []
+        for start in range(0, len(tokens), 16):
+            thread = threading.Thread(
+                target=lambda at=start: found.append(rows(engine, tokens[at : at + 16], at))
+            )
+            thread.start()
+            thread.join()
+        assert np.array_equal(np.concatenate(found), expected)
+
+    def test_memory_is_flat(self, engine: Engine, tokens: list[int]) -> None:
+        """A thousand calls of all widths leave nothing behind."""
+        if not Path("/proc/self/statm").exists():
+            pytest.skip("no /proc here to read memory from")
+
+        def call(number: int) -> None:
+            width = number % 16 + 1
+            rows(engine, tokens[:width], number % 32)
+
+        rows(engine, tokens, 0)
+        for number in range(WARM_UP_CALLS):
+            call(number)
+        before = _resident_bytes()
+        for number in range(CALLS):
+            call(number)
+        assert _resident_bytes() - before < MOST_GROWTH
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,34 @@
+"""From a component's dialect to the class that runs its graph in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specplug.engines.ort import OrtEngine
+from specplug.engines.ort_concat import OrtConcatEngine
+from specplug.engines.ort_standard import OrtStandardEngine
+
+if TYPE_CHECKING:
+    from specplug.bundle import Component, Dialect
+    from specplug.opening import EngineOptions
+
+DIALECTS: dict[Dialect, type[OrtEngine] | type[OrtConcatEngine]] = {
+    "ort": OrtEngine,
+    "standard": OrtStandardEngine,
+    "concat": OrtConcatEngine,
+}
+
+
+def open_component(
+    folder: Path, component: Component, options: EngineOptions
+) -> OrtEngine | OrtConcatEngine:
+    """An engine over a component's graph."""
+    return DIALECTS[component.dialect](
+        folder / component.graph,
+        cache=component.cache,
+        vocab_size=component.vocab_size,
+        max_length=component.max_length,
+        min_width=component.min_width,
+        options=options,
+    )
