@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from specplug.types import (
     MissingExtraError,
     Step,
 )
-from specplug.widths import WIDEST, smallest_width
+from specplug.widths import WIDEST, rows_of
 
 if TYPE_CHECKING:
     from specplug.bundle import Component
@@ -64,8 +63,10 @@ class PyTorchEngine:
     """A causal language model of transformers.
 
     Keys and values live in slots that a call names, so any shorter past, other pasts in a batch
-    and trees are a matter of positions and masks. The width from which rows are the same is
-    measured when the engine is made.
+    and trees are a matter of positions and masks. Matrix products of other widths may sum in
+    another order, so calls are padded here to multiples of a width that is measured when the
+    engine is made, and attention always runs over the whole cache. On CUDA each shape of call
+    becomes a CUDA graph.
 
     Args:
         model: on its device, in evaluation mode.
@@ -74,7 +75,7 @@ class PyTorchEngine:
         threads: PyTorch's, for the whole process; None: as they are.
 
     Raises:
-        EngineError: rows depend on the width of the call at every width up to 16.
+        EngineError: rows depend on the width of the call, whatever it is padded to.
     """
 
     def __init__(
@@ -92,25 +93,44 @@ class PyTorchEngine:
         self._device = next(model.parameters()).device
         self._windows = _windows(config)
         self._slots = _Slots(max_batch, _FIRST_CAPACITY)
+        self._replayed = _Replayed(self._compute) if self._device.type == "cuda" else None
+        positions = min(max_length or config.max_position_embeddings, config.max_position_embeddings)
         self.spec = EngineSpec(
             name="pytorch",
             vocab_size=int(config.vocab_size),
-            max_length=max_length or int(config.max_position_embeddings),
+            max_length=int(positions) - (WIDEST - 1),  # what padding may need
             max_batch=max_batch,
             supports_tree=True,
             device=str(self._device),
         )
-        self.spec = replace(self.spec, min_width=self._measure_width())
+        self._multiple = 1
+        self._multiple = self._measure_multiple()
 
-    def _measure_width(self) -> int:
-        tokens = np.random.default_rng(0).integers(0, self.spec.vocab_size, size=3 * WIDEST)
-        width = smallest_width(self, tokens[: self.spec.max_length])
-        if width is None:
-            raise EngineError(
-                f"on {self._device} rows depend on the width of the call at every width up to "
-                f"{WIDEST}: text would change under speculation"
-            )
-        return width
+    def _measure_multiple(self) -> int:
+        """The smallest width whose multiples, up to twice the widest, give the same rows."""
+        random = np.random.default_rng(0)
+        tokens = random.integers(0, self.spec.vocab_size, size=3 * WIDEST)[: self.spec.max_length]
+        past = max(len(tokens) - 2 * WIDEST, 0)
+        sample = tokens[past:]
+
+        def in_pieces(width: int) -> Float32Array:
+            starts = range(0, len(sample) - width + 1, width)
+            return np.concatenate([rows_of(self, sample[s : s + width], past + s) for s in starts])
+
+        if past:
+            rows_of(self, tokens[:past], 0)
+        expected = in_pieces(WIDEST)
+        for multiple in (1, 2, 4, 8, WIDEST):
+            widths = range(multiple, len(sample) + 1, multiple)
+            found = map(in_pieces, widths)
+            if all(
+                np.array_equal(rows[: len(expected)], expected[: len(rows)]) for rows in found
+            ):
+                return multiple
+        raise EngineError(
+            f"on {self._device} rows depend on the width of the call, even of {WIDEST} and "
+            f"{2 * WIDEST} tokens: text would change under speculation"
+        )
 
     def forward(self, step: Step) -> TorchScores:
         """Run tokens over the cache; see :class:`specplug.types.Engine`."""
@@ -118,42 +138,104 @@ class PyTorchEngine:
             raise EngineError("the engine is closed: load it again")
         check_step(self.spec, step)
         width = step.tokens.shape[1]
-        self._slots.aim(step, self._device)
+        first = step.scores_from // self._multiple * self._multiple
+        padded = _pad(step, -width % self._multiple)
+        if self._slots.make_room(int(padded.past.max()) + padded.tokens.shape[1]) and self._replayed:
+            self._replayed.clear()
+        compute = self._replayed or self._compute
         try:
             with torch.inference_mode():
-                output = self._model(
-                    input_ids=self._on_device(step.tokens),
-                    position_ids=self._on_device(positions(step)),
-                    attention_mask=self._masks(step),
-                    past_key_values=self._slots,
-                    use_cache=True,
-                    logits_to_keep=width - step.scores_from,
-                )
+                logits = compute(self._inputs(padded), padded.tokens.shape[1] - first)
         except RuntimeError as error:
             raise EngineError(f"PyTorch failed running the model: {error}") from error
-        return TorchScores(output.logits)
+        return TorchScores(logits[:, step.scores_from - first : width - first])
 
-    def _masks(self, step: Step) -> Any:
-        """One mask, or one for each kind of layer."""
+    def _inputs(self, step: Step) -> list[torch.Tensor]:
+        """What differs between calls of one shape: tokens, positions, slots, a mask a window."""
         batch, width = step.tokens.shape
-        made = {}
-        for kind, window in self._windows.items():
-            mask = np.empty((batch, 1, width, self._slots.end), dtype=np.float32)
+        slots = step.past[:, None] + np.arange(width)
+        masks = []
+        for window in self._windows.values():
+            mask = np.empty((batch, 1, width, self._slots.capacity), dtype=np.float32)
             fill_mask(mask, step, window)
-            made[kind] = self._on_device(mask).to(self._model.dtype)
-        return made if len(made) > 1 else made.popitem()[1]
+            masks.append(torch.from_numpy(mask).to(self._device, self._model.dtype))
+        host = (step.tokens, positions(step), slots)
+        return [*(torch.from_numpy(array.copy()).to(self._device) for array in host), *masks]
 
-    def _on_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+    def _compute(self, inputs: list[torch.Tensor], kept: int) -> torch.Tensor:
+        """Logits of the last ``kept`` tokens, [B, kept, V]."""
+        tokens, places, self._slots.slots, *masks = inputs
+        kinds = dict(zip(self._windows, masks, strict=True))
+        output = self._model(
+            input_ids=tokens,
+            position_ids=places,
+            attention_mask=kinds if len(kinds) > 1 else masks[0],
+            past_key_values=self._slots,
+            use_cache=True,
+            logits_to_keep=kept,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
 
+    @torch.inference_mode()
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
         self._slots.keep(row, past, nodes)
 
     def close(self) -> None:
         """Release model and cache."""
-        self._model = None
+        self._model = self._replayed = None
         self._slots = _Slots(0, 0)
+
+
+def _pad(step: Step, more: int) -> Step:
+    """More tokens after a step's own, in entries that the next call overwrites."""
+    if not more:
+        return step
+    tokens = np.pad(step.tokens, ((0, 0), (0, more)))
+    parents = step.parents
+    if parents is not None:
+        parents = np.pad(parents, (0, more), constant_values=-1)
+    return Step(tokens=tokens, past=step.past, parents=parents)
+
+
+class _Replayed:
+    """A computation on CUDA, captured as a graph for each shape of its inputs."""
+
+    def __init__(self, compute: Callable[[list[torch.Tensor], int], torch.Tensor]) -> None:
+        self._compute = compute
+        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
+
+    def __call__(self, inputs: list[torch.Tensor], kept: int) -> torch.Tensor:
+        """Copy the inputs to where the graph reads them, and run it."""
+        shape = (*inputs[-1].shape, kept)
+        if shape not in self._graphs:
+            if inputs[0].shape[1] > WIDEST:  # prefill: rarely the same shape twice
+                return self._compute(inputs, kept)
+            self._graphs[shape] = self._capture(inputs, kept)
+        graph, held, output = self._graphs[shape]
+        for place, value in zip(held, inputs, strict=True):
+            place.copy_(value)
+        graph.replay()
+        return output
+
+    def _capture(
+        self, inputs: list[torch.Tensor], kept: int
+    ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
+        held = [value.clone() for value in inputs]
+        stream = torch.cuda.Stream(inputs[0].device)
+        stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
+        with torch.cuda.stream(stream):  # libraries allocate their workspaces on a first run
+            self._compute(held, kept)
+        torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = self._compute(held, kept)
+        return graph, held, output
+
+    def clear(self) -> None:
+        """Forget graphs that write to a cache which is no more."""
+        self._graphs.clear()
 
 
 class TorchScores:
@@ -178,37 +260,33 @@ class TorchScores:
 
 
 class _Slots(transformers.Cache):  # type: ignore[misc]
-    """Keys and values [B, heads, capacity, size] a layer, written where a step says."""
+    """Keys and values [B, heads, capacity, size] a layer, written where a call says."""
+
+    slots: torch.Tensor
+    """Where the running call's entries go, i64[B, T]."""
 
     def __init__(self, rows: int, capacity: int) -> None:
         super().__init__(layers=[])
-        self._rows_held, self._capacity = rows, capacity
+        self._rows_held, self.capacity = rows, capacity
         self._entries: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.end = 0
-        """How many entries the attention of the running call looks at."""
 
-    def aim(self, step: Step, device: torch.device) -> None:
-        """Make room for a call, and have its entries written to their slots."""
-        batch, width = step.tokens.shape
-        self.end = int(step.past.max()) + width
-        if self.end > self._capacity:
-            self._grow()
-        self._row = torch.arange(batch, device=device)[:, None]
-        self._slot = torch.from_numpy(step.past[:, None] + np.arange(width)).to(device)
-
-    def _grow(self) -> None:
-        old = self._capacity
-        while self._capacity < self.end:
-            self._capacity *= 2
+    def make_room(self, end: int) -> bool:
+        """Grow to hold entries up to ``end``; whether that moved them."""
+        old = self.capacity
+        while self.capacity < end:
+            self.capacity *= 2
+        if self.capacity == old:
+            return False
         for layer, pair in self._entries.items():
             self._entries[layer] = self._new(pair)
             for new, entries in zip(self._entries[layer], pair, strict=True):
                 new[:, :, :old] = entries
+        return True
 
     def _new(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         # Zeros, not garbage: attention multiplies spare entries by 0, and 0 * NaN is NaN.
         first, second = (
-            part.new_zeros(self._rows_held, part.shape[1], self._capacity, part.shape[3])
+            part.new_zeros(self._rows_held, part.shape[1], self.capacity, part.shape[3])
             for part in pair
         )
         return first, second
@@ -226,10 +304,11 @@ class _Slots(transformers.Cache):  # type: ignore[misc]
         if layer_idx not in self._entries:
             self._entries[layer_idx] = self._new(pair)
         entries = self._entries[layer_idx]
+        batch = len(self.slots)
+        row = torch.arange(batch, device=self.slots.device)[:, None]
         for held, new in zip(entries, pair, strict=True):
-            held[self._row, :, self._slot] = new.transpose(1, 2)
-        batch = len(self._row)
-        return entries[0][:batch, :, : self.end], entries[1][:batch, :, : self.end]
+            held[row, :, self.slots] = new.transpose(1, 2)
+        return entries[0][:batch], entries[1][:batch]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are always given: transformers' count of them is not used."""

@@ -66,12 +66,20 @@ def test_wheel_has_every_file_of_the_tree(wheel: Path) -> None:
     assert found == expected
 
 
+NEED_MORE = {
+    "specplug/engines/contract.py",  # pytest
+    "specplug/engines/pytorch.py",  # the extra "torch"
+}
+
+
 def test_everything_imports_from_the_wheel(installed: Path) -> None:
+    files = [path.relative_to(installed) for path in sorted(installed.glob("specplug/**/*.py"))]
     modules = [
-        str(path.relative_to(installed).with_suffix("")).replace("/", ".")
-        for path in sorted(installed.glob("specplug/**/*.py"))
-        if "export" not in path.relative_to(installed).parts and path.name != "__main__.py"
+        str(file.with_suffix("")).replace("/", ".")
+        for file in files
+        if "export" not in file.parts and file.name != "__main__.py" and str(file) not in NEED_MORE
     ]
+    assert len(modules) > 30
     code = "import importlib, sys; [importlib.import_module(m) for m in sys.argv[1:]]"
     done = in_clean_environment(installed, code, *modules)
     assert done.returncode == 0, done.stderr

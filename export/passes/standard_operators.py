@@ -31,6 +31,9 @@ class StandardOperators(ir.passes.InPlacePass):  # type: ignore[misc]
             else:
                 continue
             modified = True
+        for identifier in [key for key in model.functions if key[0] == "com.microsoft"]:
+            del model.functions[identifier]  # what an engine without the operator would run
+            modified = True
         return ir.passes.PassResult(model, modified=modified)
 
 
