@@ -20,6 +20,8 @@ PAUSES = (0.0, 0.1, 0.3, 0.8)  # seconds after the first file is made
 
 
 def start(source: Path, bundle: Path, *options: str, **process: object) -> subprocess.Popen[str]:
+    # Shells start background jobs, this run perhaps, with SIGINT ignored; a user's is not.
+    process.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     return subprocess.Popen(
         [sys.executable, "-m", "specplug", "export", str(source), "-o", str(bundle), *options],
         stdout=subprocess.PIPE,

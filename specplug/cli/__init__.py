@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
 import typer
 
-from specplug.cli import chat, console, export, generate, inspect, pull, verify
+from specplug.cli import chat, console, export, generate, inspect, interrupts, pull, verify
 from specplug.types import SpecplugError
 
 app = typer.Typer(
@@ -19,11 +17,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-_CANCELLED, _TERMINATED = (
-    128 + signal.SIGINT,
-    128 + signal.SIGTERM,
-)  # exit codes, as shells have them
 
 app.command(name="pull")(pull.pull)
 app.command(name="export")(export.export)
@@ -35,23 +28,25 @@ app.command(name="verify")(verify.verify)
 
 def main() -> None:
     """Entry point: one line for an error that a user can mend, exit code 1."""
-    signal.signal(signal.SIGTERM, _terminate)  # so that it, too, leaves nothing half-made
+    interrupts.watch()
     try:
         app()
     except (SpecplugError, ValueError) as error:
-        console.fail(str(error))
-        sys.exit(1)
+        _end(1, str(error))
     except OSError as error:  # disk full, no permission, …
-        console.fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
-        sys.exit(1)
+        _end(1, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     except SystemExit as end:
-        if end.code in (_CANCELLED, _TERMINATED):
-            console.note("interrupted")
-        raise
+        _end(end.code)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(_TERMINATED)
+def _end(code: str | int | None, message: str | None = None) -> NoReturn:
+    interrupted = interrupts.exit_code()
+    if code and interrupted:
+        console.note("interrupted")
+        sys.exit(interrupted)
+    if message:
+        console.fail(message)
+    sys.exit(code)
 
 
 @app.callback()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specplug.cli import choosing, console
+from specplug.cli import choosing, console, interrupts
 from specplug.cli.choosing import MinP, Seed, Temperature, TopK, TopP
 from specplug.cli.console import (
     AllowNarrow,
@@ -52,6 +52,7 @@ def chat(
                 console.fail(f"{error}, or /reset the conversation")
                 continue
             except KeyboardInterrupt:
+                interrupts.forget()
                 console.note(" (stopped)")
             print()
             messages.append({"role": "assistant", "content": "".join(parts)})
