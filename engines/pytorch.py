@@ -94,11 +94,11 @@ class PyTorchEngine:
         self._windows = _windows(config)
         self._slots = _Slots(max_batch, _FIRST_CAPACITY)
         self._replayed = _Replayed(self._compute) if self._device.type == "cuda" else None
-        positions = min(max_length or config.max_position_embeddings, config.max_position_embeddings)
+        most = int(config.max_position_embeddings)
         self.spec = EngineSpec(
             name="pytorch",
             vocab_size=int(config.vocab_size),
-            max_length=int(positions) - (WIDEST - 1),  # what padding may need
+            max_length=min(max_length or most, most) - (WIDEST - 1),  # what padding may need
             max_batch=max_batch,
             supports_tree=True,
             device=str(self._device),
@@ -123,9 +123,7 @@ class PyTorchEngine:
         for multiple in (1, 2, 4, 8, WIDEST):
             widths = range(multiple, len(sample) + 1, multiple)
             found = map(in_pieces, widths)
-            if all(
-                np.array_equal(rows[: len(expected)], expected[: len(rows)]) for rows in found
-            ):
+            if all(np.array_equal(rows[: len(expected)], expected[: len(rows)]) for rows in found):
                 return multiple
         raise EngineError(
             f"on {self._device} rows depend on the width of the call, even of {WIDEST} and "
@@ -140,8 +138,7 @@ class PyTorchEngine:
         width = step.tokens.shape[1]
         first = step.scores_from // self._multiple * self._multiple
         padded = _pad(step, -width % self._multiple)
-        if self._slots.make_room(int(padded.past.max()) + padded.tokens.shape[1]) and self._replayed:
-            self._replayed.clear()
+        self._slots.make_room(int(padded.past.max()) + padded.tokens.shape[1])
         compute = self._replayed or self._compute
         try:
             with torch.inference_mode():
@@ -200,7 +197,11 @@ def _pad(step: Step, more: int) -> Step:
 
 
 class _Replayed:
-    """A computation on CUDA, captured as a graph for each shape of its inputs."""
+    """A computation on CUDA, captured as a graph for each shape of its inputs.
+
+    The mask's shape holds the cache's capacity, so a graph over a cache that was outgrown is
+    never run again.
+    """
 
     def __init__(self, compute: Callable[[list[torch.Tensor], int], torch.Tensor]) -> None:
         self._compute = compute
@@ -232,10 +233,6 @@ class _Replayed:
         with torch.cuda.graph(graph):
             output = self._compute(held, kept)
         return graph, held, output
-
-    def clear(self) -> None:
-        """Forget graphs that write to a cache which is no more."""
-        self._graphs.clear()
 
 
 class TorchScores:
@@ -270,18 +267,17 @@ class _Slots(transformers.Cache):  # type: ignore[misc]
         self._rows_held, self.capacity = rows, capacity
         self._entries: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def make_room(self, end: int) -> bool:
-        """Grow to hold entries up to ``end``; whether that moved them."""
+    def make_room(self, end: int) -> None:
+        """Grow, by doubling, to hold entries up to ``end``."""
         old = self.capacity
+        if end <= old:
+            return
         while self.capacity < end:
             self.capacity *= 2
-        if self.capacity == old:
-            return False
         for layer, pair in self._entries.items():
             self._entries[layer] = self._new(pair)
             for new, entries in zip(self._entries[layer], pair, strict=True):
                 new[:, :, :old] = entries
-        return True
 
     def _new(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         # Zeros, not garbage: attention multiplies spare entries by 0, and 0 * NaN is NaN.
