@@ -224,7 +224,7 @@ class _Replayed:
         self, inputs: list[torch.Tensor], kept: int
     ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
         held = [value.clone() for value in inputs]
-        stream = torch.cuda.Stream(inputs[0].device)
+        stream = torch.cuda.Stream(inputs[0].device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
         with torch.cuda.stream(stream):  # libraries allocate their workspaces on a first run
             self._compute(held, kept)
