@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specplug.engines.host import check_step
+from specplug.engines.padded import PaddedEngine
 from specplug.engines.sources import find_source
 from specplug.engines.trees import fill_mask, positions
 from specplug.types import (
@@ -19,7 +20,7 @@ from specplug.types import (
     MissingExtraError,
     Step,
 )
-from specplug.widths import WIDEST, rows_of
+from specplug.widths import WIDEST
 
 if TYPE_CHECKING:
     from specplug.bundle import Component
@@ -37,7 +38,7 @@ _FIRST_CAPACITY = 512  # cache entries; doubled when outgrown
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def open_component(folder: Path, component: Component, options: EngineOptions) -> PyTorchEngine:
+def open_component(folder: Path, component: Component, options: EngineOptions) -> PaddedEngine:
     """The model that a component was exported from, in the component's precision.
 
     Raises:
@@ -51,31 +52,40 @@ def open_component(folder: Path, component: Component, options: EngineOptions) -
             f"{component.precision}: export it in one of those, or use its own engine"
         )
     source = open_source(find_source(component.provenance, options.sources))
-    return PyTorchEngine(
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    return open_model(
         source.model(_DTYPES[component.precision], options.device or "cpu"),
         max_length=component.max_length,
         max_batch=options.max_batch,
-        threads=options.threads,
     )
+
+
+def open_model(model: Any, *, max_length: int | None = None, max_batch: int = 1) -> PaddedEngine:
+    """An engine over any causal language model of transformers, on the device it is on.
+
+    For its arguments see :class:`PyTorchEngine`.
+
+    Raises:
+        EngineError: the model has layers without a cache of keys and values, or rows depend on
+            the width of the call, whatever it is padded to.
+    """
+    return PaddedEngine(PyTorchEngine(model, max_length=max_length, max_batch=max_batch))
 
 
 class PyTorchEngine:
     """A causal language model of transformers.
 
     Keys and values live in slots that a call names, so any shorter past, other pasts in a batch
-    and trees are a matter of positions and masks. Matrix products of other widths may sum in
-    another order, so calls are padded here to multiples of a width that is measured when the
-    engine is made, and attention always runs over the whole cache. On CUDA each shape of call
-    becomes a CUDA graph.
+    and trees are a matter of positions and masks. Attention runs over the whole cache, so that its
+    sums do not depend on the width of a call; products of matrices may, so wrap this in a
+    :class:`specplug.engines.padded.PaddedEngine`, as :func:`open_model` does. On CUDA each shape
+    of call becomes a CUDA graph.
 
     Args:
         model: on its device, in evaluation mode.
         max_length: cache entries a row can hold; None: the model's positions.
         max_batch: rows a call can have.
-        threads: PyTorch's, for the whole process; None: as they are.
-
-    Raises:
-        EngineError: rows depend on the width of the call, whatever it is padded to.
     """
 
     def __init__(
@@ -84,11 +94,8 @@ class PyTorchEngine:
         *,
         max_length: int | None = None,
         max_batch: int = 1,
-        threads: int | None = None,
     ) -> None:
         config = model.config
-        if threads is not None:
-            torch.set_num_threads(threads)
         self._model = model
         self._device = next(model.parameters()).device
         self._windows = _windows(config)
@@ -98,36 +105,10 @@ class PyTorchEngine:
         self.spec = EngineSpec(
             name="pytorch",
             vocab_size=int(config.vocab_size),
-            max_length=min(max_length or most, most) - (WIDEST - 1),  # what padding may need
+            max_length=min(max_length or most, most),
             max_batch=max_batch,
             supports_tree=True,
             device=str(self._device),
-        )
-        self._multiple = 1
-        self._multiple = self._measure_multiple()
-
-    def _measure_multiple(self) -> int:
-        """The smallest width whose multiples, up to twice the widest, give the same rows."""
-        random = np.random.default_rng(0)
-        tokens = random.integers(0, self.spec.vocab_size, size=3 * WIDEST)[: self.spec.max_length]
-        past = max(len(tokens) - 2 * WIDEST, 0)
-        sample = tokens[past:]
-
-        def in_pieces(width: int) -> Float32Array:
-            starts = range(0, len(sample) - width + 1, width)
-            return np.concatenate([rows_of(self, sample[s : s + width], past + s) for s in starts])
-
-        if past:
-            rows_of(self, tokens[:past], 0)
-        expected = in_pieces(WIDEST)
-        for multiple in (1, 2, 4, 8, WIDEST):
-            widths = range(multiple, len(sample) + 1, multiple)
-            found = map(in_pieces, widths)
-            if all(np.array_equal(rows[: len(expected)], expected[: len(rows)]) for rows in found):
-                return multiple
-        raise EngineError(
-            f"on {self._device} rows depend on the width of the call, even of {WIDEST} and "
-            f"{2 * WIDEST} tokens: text would change under speculation"
         )
 
     def forward(self, step: Step) -> TorchScores:
@@ -136,16 +117,14 @@ class PyTorchEngine:
             raise EngineError("the engine is closed: load it again")
         check_step(self.spec, step)
         width = step.tokens.shape[1]
-        first = step.scores_from // self._multiple * self._multiple
-        padded = _pad(step, -width % self._multiple)
-        self._slots.make_room(int(padded.past.max()) + padded.tokens.shape[1])
+        self._slots.make_room(int(step.past.max()) + width)
         compute = self._replayed or self._compute
         try:
             with torch.inference_mode():
-                logits = compute(self._inputs(padded), padded.tokens.shape[1] - first)
+                logits = compute(self._inputs(step), width - step.scores_from)
         except RuntimeError as error:
             raise EngineError(f"PyTorch failed running the model: {error}") from error
-        return TorchScores(logits[:, step.scores_from - first : width - first])
+        return TorchScores(logits)
 
     def _inputs(self, step: Step) -> list[torch.Tensor]:
         """What differs between calls of one shape: tokens, positions, slots, a mask a window."""
@@ -183,17 +162,6 @@ class PyTorchEngine:
         """Release model and cache."""
         self._model = self._replayed = None
         self._slots = _Slots(0, 0)
-
-
-def _pad(step: Step, more: int) -> Step:
-    """More tokens after a step's own, in entries that the next call overwrites."""
-    if not more:
-        return step
-    tokens = np.pad(step.tokens, ((0, 0), (0, more)))
-    parents = step.parents
-    if parents is not None:
-        parents = np.pad(parents, (0, more), constant_values=-1)
-    return Step(tokens=tokens, past=step.past, parents=parents)
 
 
 class _Replayed:

@@ -6,8 +6,6 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import onnx_ir as ir
-
 from specplug.bundle import Dialect
 from specplug.export.blocks import BLOCK_SIZE, Array, Blocks, Rounding, k_quant, nearest
 from specplug.export.keeping import Keep, keep_none
@@ -50,11 +48,14 @@ def apply_precision(
         dialect: the graph's.
         keep: the layers that stay in fp32.
         carried: the source's own blocks, for ``"gguf"``.
+
+    Raises:
+        ExportError: a weight is beyond the precision's range.
     """
     standard = dialect == "standard"
     passes = _standard_passes(precision, keep) if standard else _passes(precision, keep, carried)
-    if passes:
-        ir.passes.Sequential(*passes)(model)
+    for each in passes:  # not as ir.passes.Sequential, which hides what a pass has to say
+        each(model)
 
 
 def _passes(precision: Precision, keep: Keep, carried: CarriedBlocks | None) -> tuple[Any, ...]:

@@ -105,6 +105,18 @@ class Provenance(_Part):
     """Of the export, in UTC; None: a bundle older than the field."""
 
 
+class Plan(_Part):
+    """A graph built by TensorRT: for one version of it and one compute capability."""
+
+    path: str
+    library: Literal["tensorrt", "tensorrt-rtx"]
+    version: Annotated[str, Field(max_length=100)]
+    compute_capability: Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")]
+    max_batch: Count
+    capacity: Count
+    """Cache entries a row has."""
+
+
 class Component(_Part):
     """A model of the bundle: the target or the draft."""
 
@@ -119,6 +131,8 @@ class Component(_Part):
     parameters: Count
     graph: str
     files: Annotated[list[File], Field(min_length=1)]
+    plans: list[Plan] = []
+    """What TensorRT made of the graph."""
     vocab_size: Count
     max_length: Count
     min_width: Annotated[int, Field(ge=1, le=16)]
@@ -129,9 +143,11 @@ class Component(_Part):
     provenance: Provenance
 
     @model_validator(mode="after")
-    def _graph_is_listed(self) -> Self:
-        if self.graph not in {file.path for file in self.files}:
-            raise ValueError(f"graph {self.graph!r} is not among the component's files")
+    def _what_runs_is_listed(self) -> Self:
+        listed = {file.path for file in self.files}
+        for path in (self.graph, *(plan.path for plan in self.plans)):
+            if path not in listed:
+                raise ValueError(f"{path!r} is not among the component's files")
         return self
 
 

@@ -13,7 +13,7 @@ from specplug.bundle import Bundle
 from specplug.engines import load
 from specplug.engines.contract import EngineContract, Make
 from specplug.engines.fake import FakeEngine
-from specplug.engines.pytorch import PyTorchEngine
+from specplug.engines.pytorch import open_model
 from specplug.export.source import open_source
 from tests_support.languages import language
 
@@ -64,7 +64,7 @@ class TestPyTorch(EngineContract):
 
         def make(max_batch: int = 1) -> Engine:
             model = open_source(tiny_source).model(dtype, "cpu")
-            return PyTorchEngine(model, max_batch=max_batch)
+            return open_model(model, max_batch=max_batch)
 
         return make
 

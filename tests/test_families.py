@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from specplug import EngineOptions, Step
-from specplug.engines.ort import OrtEngine
-from specplug.export import graphs, measuring
+from specplug.bundle import Dialect
+from specplug.engines.ort_dialects import DIALECTS
+from specplug.export import graphs, measuring, tensorrt
 from specplug.export.attention import max_entries
 from specplug.export.families import FAMILIES, REFUSED
 from specplug.export.precision import Precision, apply_precision
 from specplug.export.source import Source, open_source
-from specplug.types import ExportError
+from specplug.types import Engine, ExportError
 from tests_support.families import NAMED, OTHERS
 from tests_support.tiny import write_checkpoint
 
@@ -42,17 +43,25 @@ class Case:
         self.source: Source = open_source(path)
         with torch.no_grad():
             self.expected = self.source.reference()(torch.from_numpy(TOKENS)).logits.numpy()
-        graphs.save(graphs.build_fp32(self.source), folder / "fp32")
 
-    def engine(self, precision: Precision = "fp32", max_batch: int = 1) -> OrtEngine:
-        graph = graphs.load(self.folder / "fp32")
-        folder = self.folder / "fp32"
-        if precision != "fp32":
-            apply_precision(graph, precision)
-            folder = self.folder / precision
+    def graph(self, dialect: Dialect, precision: Precision = "fp32") -> Path:
+        folder = self.folder / dialect / precision
+        if not folder.exists():
+            if precision == "fp32":
+                graph = graphs.build_fp32(self.source, dialect)
+            else:
+                graph = graphs.load(self.graph(dialect).parent)
+                apply_precision(graph, precision, dialect=dialect)
             graphs.save(graph, folder)
-        return OrtEngine(
-            folder / graphs.GRAPH,
+        return folder / graphs.GRAPH
+
+    def engine(
+        self, precision: Precision = "fp32", max_batch: int = 1, dialect: Dialect = "ort"
+    ) -> Engine:
+        path = self.graph(dialect, precision)
+        graph = graphs.load(path.parent)
+        return DIALECTS[dialect](
+            path,
             cache=graphs.cache_layout(graph),
             vocab_size=260,
             max_length=max_entries(self.source.config),
@@ -61,12 +70,15 @@ class Case:
         )
 
 
+DIALECT = pytest.mark.parametrize("dialect", ["ort", "standard"])
+
+
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(request.param, tmp_path_factory.mktemp("family"))
 
 
-def rows(engine: OrtEngine, tokens: np.ndarray, past: int) -> np.ndarray:
+def rows(engine: Engine, tokens: np.ndarray, past: int) -> np.ndarray:
     step = Step(tokens=np.ascontiguousarray(tokens[None]), past=np.array([past]))
     return engine.forward(step).logits()[0].copy()
 
@@ -75,9 +87,10 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_one_row(case: Case) -> None:
+@DIALECT
+def test_one_row(case: Case, dialect: Dialect) -> None:
     """Prefill, verification of several tokens, rollback to a shorter past, and reuse."""
-    engine, tokens, expected = case.engine(), TOKENS[0], case.expected[0]
+    engine, tokens, expected = case.engine(dialect=dialect), TOKENS[0], case.expected[0]
     assert np.abs(expected).max() > 0.1  # else any graph would pass
     close(rows(engine, tokens[:40], 0), expected[:40])
     close(rows(engine, tokens[40:48], 40), expected[40:48])
@@ -87,9 +100,10 @@ def test_one_row(case: Case) -> None:
     close(rows(engine, tokens[34:], 34), expected[34:])
 
 
-def test_two_rows(case: Case) -> None:
+@DIALECT
+def test_two_rows(case: Case, dialect: Dialect) -> None:
     """A batch whose rows have other pasts and other lengths."""
-    engine, expected = case.engine(max_batch=2), case.expected
+    engine, expected = case.engine(max_batch=2, dialect=dialect), case.expected
     close(
         engine.forward(Step(tokens=TOKENS[:, :30], past=np.zeros(2, np.int64))).logits(),
         expected[:, :30],
@@ -105,6 +119,17 @@ def test_two_rows(case: Case) -> None:
 @pytest.mark.parametrize("precision", ["w8a8", "int4"])
 def test_rows_do_not_depend_on_width(case: Case, precision: Precision) -> None:
     assert measuring.measure_min_width(case.engine(precision), TOKENS[0]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "int4"])
+def test_tensorrt_builds_it(case: Case, precision: Precision, tmp_path: Path) -> None:
+    """With the real parser and builder; needs no GPU."""
+    graph = case.graph("standard", precision)
+    for_one = tensorrt.Target(("8.9",), max_batch=2, capacity=256)
+    layout = graphs.cache_layout(graphs.load(graph.parent))
+    (plan,) = tensorrt.build_plans(graph, layout, for_one, tmp_path, lambda *_: None)
+    assert (tmp_path.parent / plan.path).stat().st_size > 10_000
 
 
 def test_every_family_is_tried() -> None:

@@ -63,10 +63,8 @@ def _replace(graph: Any, layer: Linear, blocks: Blocks) -> None:
     name = f"{layer.name}_int{blocks.bits}"
     signed = blocks.integers.reshape(len(blocks.integers), -1).T.astype(np.int16)
     stored = (signed - (1 << (blocks.bits - 1))).astype(_TYPES[blocks.bits])
-    inputs = [
-        constant(graph, name, stored),
-        constant(graph, f"{name}_scales", blocks.scales.T),
-    ]
+    scales = np.where(blocks.scales, blocks.scales, 1)  # of zeros; TensorRT refuses a scale of 0
+    inputs = [constant(graph, name, stored), constant(graph, f"{name}_scales", scales.T)]
     weight = insert(graph, layer.node, "DequantizeLinear", inputs, axis=0, block_size=BLOCK_SIZE)
     product = insert(graph, layer.node, "MatMul", [layer.input, weight])
     replace(graph, layer.output, product)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
 
 from specplug.export.passes.half_weights import HALVES, rounded
@@ -34,6 +36,8 @@ class HalfGraph(ir.passes.InPlacePass):  # type: ignore[misc]
         logits = next(value for value in graph.outputs if value.name == "logits")
         for value in graph.initializers.values():
             if value.dtype == ir.DataType.FLOAT:
+                if value.const_value.size == 1:  # a bound such as 1e30, not a weight
+                    _saturate(value, self._dtype)
                 array = rounded(value, self._to)
                 value.const_value = ir.tensor(array, dtype=self._dtype, name=value.name)
         for value in _values(graph):
@@ -60,6 +64,12 @@ class HalfGraph(ir.passes.InPlacePass):  # type: ignore[misc]
         wide = cast.outputs[0]
         wide.name, wide.shape, wide.dtype = name, logits.shape, ir.DataType.FLOAT
         graph.outputs[list(graph.outputs).index(logits)] = wide
+
+
+def _saturate(value: Any, dtype: Any) -> None:
+    most = float(ml_dtypes.finfo(dtype.numpy()).max)
+    array = np.clip(value.const_value.numpy(), -most, most)
+    value.const_value = ir.tensor(array, name=value.name)
 
 
 def _values(graph: Any) -> list[Any]:

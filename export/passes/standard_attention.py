@@ -77,16 +77,51 @@ def _rewrite(graph: Any, node: Any) -> None:
         ir.DataType.FLOAT,
         ["batch", 1, "sequence_len", "capacity"],
     )
-    attributes = {
-        name: node.attributes[name].value
+    scale, cap = (
+        node.attributes[name].value if name in node.attributes else 0.0
         for name in ("scale", "softcap")
-        if name in node.attributes and node.attributes[name].value
-    }
-    attended = insert(graph, node, "Attention", [queries, *present, mask], **attributes)
+    )
+    scale = scale or _head_size(node) ** -0.5
+    if cap:
+        attended = _capped(graph, node, [queries, *present, mask], heads[:2], scale, cap)
+    else:
+        attended = insert(graph, node, "Attention", [queries, *present, mask], scale=scale)
     joined = insert(graph, node, "Transpose", [attended], perm=[0, 2, 1, 3])
     flat = insert(graph, node, "Reshape", [joined, _shape(graph, "heads_joined", [0, 0, -1])])
     for old, new in zip(node.outputs, (flat, *present), strict=True):
         replace(graph, old, new)
+
+
+def _capped(
+    graph: Any, node: Any, inputs: list[Any], heads: list[int], scale: float, cap: float
+) -> Any:
+    """Attention whose products are capped to (-cap, cap), which TensorRT's Attention cannot do.
+
+    Heads that share keys lie beside one another, [B, heads of keys, sharing, T, size].
+    """
+    queries, keys, values, mask = inputs
+    shared, apart = heads[1], heads[0] // heads[1]
+
+    def make(operator: str, *made_of: Any, **attributes: Any) -> Any:
+        return insert(graph, node, operator, made_of, **attributes)
+
+    def number(name: str, value: float) -> Any:
+        return constant(graph, f"{name}_{value:.6g}", np.array(value, dtype=np.float32))
+
+    one, two = (_shape(graph, f"axis_{axis}", [axis]) for axis in (1, 2))
+    grouped = make(
+        "Reshape", queries, _shape(graph, "grouped", [0, shared, apart, -1, _head_size(node)])
+    )
+    turned = make("Transpose", make("Unsqueeze", keys, two), perm=[0, 1, 2, 4, 3])
+    products = make("Mul", make("MatMul", grouped, turned), number("scale", scale / cap))
+    capped = make("Mul", make("Tanh", products), number("cap", cap))
+    weights = make("Softmax", make("Add", capped, make("Unsqueeze", mask, one)), axis=-1)
+    sums = make("MatMul", weights, make("Unsqueeze", values, two))
+    return make("Reshape", sums, _shape(graph, "ungrouped", [0, heads[0], -1, _head_size(node)]))
+
+
+def _head_size(node: Any) -> int:
+    return int(node.inputs[_PAST[0]].shape[3])
 
 
 def _by_head(graph: Any, node: Any, value: Any, heads: int) -> Any:
