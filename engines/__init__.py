@@ -24,6 +24,7 @@ Factory = Callable[[Path, "Component", "EngineOptions"], Engine]
 _BUILT_IN = {
     "onnxruntime": "specplug.engines.ort_dialects",
     "pytorch": "specplug.engines.pytorch",
+    "tensorrt": "specplug.engines.tensorrt",
 }
 _registered: dict[str, Factory] = {}
 

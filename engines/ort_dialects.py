@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from specplug.engines.ort import OrtEngine
 from specplug.engines.ort_concat import OrtConcatEngine
 from specplug.engines.ort_standard import OrtStandardEngine
+from specplug.types import EngineError
 
 if TYPE_CHECKING:
     from specplug.bundle import Component, Dialect
@@ -23,7 +24,16 @@ DIALECTS: dict[Dialect, type[OrtEngine] | type[OrtConcatEngine]] = {
 def open_component(
     folder: Path, component: Component, options: EngineOptions
 ) -> OrtEngine | OrtConcatEngine:
-    """An engine over a component's graph."""
+    """An engine over a component's graph.
+
+    Raises:
+        EngineError: as :class:`OrtEngine` does, or a device is asked for.
+    """
+    if options.device not in (None, "cpu"):
+        raise EngineError(
+            f"device {options.device!r}: the onnxruntime engine runs on the CPU; for a GPU use "
+            "the engines tensorrt or pytorch"
+        )
     return DIALECTS[component.dialect](
         folder / component.graph,
         cache=component.cache,

@@ -17,7 +17,7 @@ from specplug.types import EngineError, EngineSpec, Float32Array, Int64Array, St
 from specplug.widths import WIDEST
 
 if TYPE_CHECKING:
-    from specplug.bundle import Component, Plan
+    from specplug.bundle import Component, TensorRTPlan
     from specplug.opening import EngineOptions
 
 Array = np.ndarray[Any, Any]
@@ -49,7 +49,9 @@ def open_component(folder: Path, component: Component, options: EngineOptions) -
     return PaddedEngine(engine)
 
 
-def find_plan(plans: Sequence[Plan], library: Library, compute_capability: str) -> Plan:
+def find_plan(
+    plans: Sequence[TensorRTPlan], library: Library, compute_capability: str
+) -> TensorRTPlan:
     """The plan that this TensorRT can run on this GPU.
 
     Raises:
@@ -130,7 +132,7 @@ class TensorRTEngine:
         if step.parents is not None:
             raise EngineError(f"a tree of {width} nodes: the plan takes {widest}")
         # A prompt that is longer than the prefill profile: in pieces, the last scored ones kept.
-        parts = []
+        parts: list[TensorRTScores] = []
         for start in range(0, width, widest):
             end = min(start + widest, width)
             first = max(step.scores_from - start, 0)
@@ -316,8 +318,8 @@ class _Layout:
             np.dtype(_numpy(api, engine.get_tensor_dtype(self._caches[0]))).itemsize
         )
         self.vocab_size = engine.get_tensor_shape("logits")[2]
-        # (batch, width) that each profile takes at most
-        self._most = [
+        # What each profile takes at most: batch, width.
+        self._most: list[tuple[int, int]] = [
             tuple(engine.get_tensor_profile_shape("input_ids", number)[2])
             for number in range(engine.num_optimization_profiles)
         ]
@@ -336,7 +338,8 @@ class _Layout:
     def profile(self, width: int) -> int:
         """The narrowest profile that takes calls of this width."""
         fitting = [(most, number) for number, (_, most) in enumerate(self._most) if width <= most]
-        return min(fitting)[1]
+        _, number = min(fitting)
+        return number
 
     def shapes(self, batch: int, width: int) -> dict[str, tuple[int, ...]]:
         """Of every input but ``scores_from``, whose shape never changes."""
@@ -351,7 +354,8 @@ class _Layout:
 
     def _bytes(self, batch: int) -> int:
         """Of one layer's keys, or values."""
-        return batch * self.heads * self.capacity * self.head_size * self.itemsize
+        size: int = batch * self.heads * self.capacity * self.head_size * self.itemsize
+        return size
 
     def cache_bytes(self, batch: int) -> int:
         """Of the whole cache."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from specplug.types import MissingExtraError
 
 # What each is called, and what has to be imported, the API last.
-_KNOWN = (
+_KNOWN: tuple[tuple[Literal["tensorrt", "tensorrt-rtx"], tuple[str, ...]], ...] = (
     ("tensorrt", ("tensorrt",)),
     ("tensorrt-rtx", ("tensorrt_rtx",)),
     ("tensorrt-rtx", ("tensorrt_rtx_libs", "tensorrt_rtx_bindings")),
@@ -25,8 +25,8 @@ _INSTALL = (
 class Library:
     """A TensorRT."""
 
-    name: str
-    """``"tensorrt"`` or ``"tensorrt-rtx"``: plans of one are not plans of the other."""
+    name: Literal["tensorrt", "tensorrt-rtx"]
+    """Plans of one are not plans of the other."""
     version: str
     """A plan runs with the version that built it."""
     api: Any

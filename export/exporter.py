@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from specplug.bundle import (
     Manifest,
     Parity,
     Provenance,
+    TensorRTPlan,
     describe_file,
     write_manifest,
 )
@@ -29,6 +30,7 @@ from specplug.export.quality_text import take_sample
 from specplug.export.request import Part, Report, Request, open_parts
 from specplug.export.source import Source
 from specplug.export.staging import staged
+from specplug.export.tensorrt import Target, build_plans, resolve
 from specplug.export.tokenizers import encoder, write_tokenizer
 
 _TOOLS = ("specplug", "mobius-onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
@@ -44,6 +46,7 @@ def export_bundle(
     keep_fp32: str | None = None,
     quality_text: str | Path | None = None,
     dialect: Dialect = "ort",
+    tensorrt: Target | None = None,
     force: bool = False,
     report: Report = lambda stage: None,
     note: Report = lambda text: None,
@@ -63,6 +66,7 @@ def export_bundle(
             in every component that is not fp32 anyway.
         quality_text: a UTF-8 file to measure quality on, in place of the built-in text.
         dialect: ``"ort"`` for ONNX Runtime, or ``"standard"``: operators of ONNX alone.
+        tensorrt: build plans of the graphs, of the standard dialect, for these GPUs, too.
         force: replace an existing bundle.
         report: told the name of each stage as it begins.
         note: told what the user should know, such as why a precision was picked.
@@ -74,8 +78,12 @@ def export_bundle(
         ExportError: a source cannot be read or paired, or ``output`` is in the way.
         ParityError: a graph does not reproduce its source.
     """
-    request = Request(source, precision, draft, self_draft, keep_fp32, quality_text, dialect)
-    how = _How(keep_fp32, dialect, Path(quality_text) if quality_text else None, report, note)
+    tensorrt = resolve(tensorrt) if tensorrt else None
+    request = Request(
+        source, precision, draft, self_draft, keep_fp32, quality_text, dialect, tensorrt
+    )
+    text = Path(quality_text) if quality_text else None
+    how = _How(keep_fp32, dialect, tensorrt, text, report, note)
     with staged(Path(output), replace=force) as stage:
         parts = open_parts(request, report=report, note=note)
         components: dict[str, Component] = {}
@@ -98,6 +106,7 @@ class _How:
 
     keep_fp32: str | None
     dialect: Dialect
+    tensorrt: Target | None
     quality_text: Path | None
     report: Report
     note: Report
@@ -197,7 +206,19 @@ def _write_component(
         min_width = max(min_width, 2)
     quality = measuring.measure_quality(engine, model.reference)
     engine.close()
+    files = [f"{name}/{file}" for file in (graphs.GRAPH, graphs.DATA)]
+    plans: list[TensorRTPlan] = []
+    if how.tensorrt:
+
+        def building(doing: str, done: float) -> None:
+            how.report(f"building the {name} with TensorRT: {doing} {done:.0%}")
+
+        capacity = min(how.tensorrt.capacity, model.max_length)
+        target = replace(how.tensorrt, capacity=capacity)
+        plans = build_plans(stage / files[0], target, stage / name, building)
+        files += [plan.path for plan in plans]
     return Component(
+        engine="tensorrt" if plans else "onnxruntime",
         dialect=how.dialect,
         architecture=config.model_type,
         precision=precision,
@@ -205,7 +226,8 @@ def _write_component(
         rounded_again=rounded_again,
         parameters=model.source.parameters(),
         graph=f"{name}/{graphs.GRAPH}",
-        files=[describe_file(stage, f"{name}/{file}") for file in (graphs.GRAPH, graphs.DATA)],
+        files=[describe_file(stage, file) for file in files],
+        plans=plans,
         vocab_size=model.vocab_size,
         max_length=model.max_length,
         min_width=min_width,

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from specplug.bundle import MANIFEST, Dialect
 from specplug.export import graphs, piecewise
 from specplug.export.attention import max_entries
+from specplug.export.blocks import BLOCK_SIZE
 from specplug.export.carried import carried_bytes_a_weight
 from specplug.export.keeping import Keep, KeepMatching, keep_none
 from specplug.export.passes.editing import linear_layers
@@ -27,6 +28,7 @@ from specplug.export.quality_text import take_sample
 from specplug.export.request import Part, Report, Request, open_parts
 from specplug.export.source import preview_source
 from specplug.export.staging import check_place
+from specplug.export.tensorrt import Target, plan_name, resolve
 from specplug.export.tokenizers import encoder
 
 _GRAPH_BYTES_A_LAYER = 8_000
@@ -42,6 +44,8 @@ _SECONDS_A_COMPONENT: Mapping[Precision, float] = {
     "int4": 0.08,
     "gguf": 0.08,
 }
+
+_SECONDS_A_TENSORRT_PLAN = 0.15
 
 _START_BYTES = 600e6  # Python with torch, transformers, mobius and ONNX Runtime
 
@@ -84,6 +88,7 @@ def plan_export(
     keep_fp32: str | None = None,
     quality_text: str | Path | None = None,
     dialect: Dialect = "ort",
+    tensorrt: Target | None = None,
     force: bool = False,
     report: Report = lambda stage: None,
     note: Report = lambda text: None,
@@ -92,7 +97,10 @@ def plan_export(
 
     Args and errors are those of :func:`specplug.export.export_bundle`.
     """
-    request = Request(source, precision, draft, self_draft, keep_fp32, quality_text, dialect)
+    tensorrt = resolve(tensorrt) if tensorrt else None
+    request = Request(
+        source, precision, draft, self_draft, keep_fp32, quality_text, dialect, tensorrt
+    )
     output = Path(output).absolute()
     check_place(output, replace=force)
     parts = open_parts(request, report=report, note=note, opening=preview_source)
@@ -132,7 +140,7 @@ def _plan_part(part: Part, request: Request) -> _PartPlan:
     longest = max_entries(source.config)
     text = Path(request.quality_text) if request.quality_text else None
     sample = take_sample(encoder(source.tokenizer), source.config.vocab_size, longest, text)
-    graph = graphs.build_fp32(source).graph
+    graph = graphs.build_fp32(source, request.dialect).graph
     fp32 = [value.const_value.nbytes for value in graph.initializers.values()]
     logits = 4 * len(sample.tokens) * int(source.config.vocab_size)
     millions = source.parameters() / 1e6
@@ -141,9 +149,12 @@ def _plan_part(part: Part, request: Request) -> _PartPlan:
     memory = 1.1 * min(sum(fp32), max(piecewise.PIECE_BYTES, max(fp32))) + 3 * logits
     for name, precision in part.components.items():
         carried = carried_bytes_a_weight(source.path) if precision == "gguf" else None
-        size = _weight_bytes(graph, precision, request.keep_fp32, carried)
+        size = _weight_bytes(graph, precision, request, carried)
         files[f"{name}/{graphs.GRAPH}"] = _GRAPH_BYTES_A_LAYER * source.config.num_hidden_layers
         files[f"{name}/{graphs.DATA}"] = size
+        for capability in request.tensorrt.compute_capabilities if request.tensorrt else ():
+            files[f"{name}/{plan_name(capability)}"] = size
+            seconds += _SECONDS_A_TENSORRT_PLAN * millions
         seconds += _SECONDS_A_COMPONENT[precision] * millions
         # At once: what is written and a tensor on its way; all of it where it runs in fp32.
         computed = 1.15 * sum(fp32) if precision in ("fp32", "fp16", "bf16") else 0.0
@@ -156,21 +167,36 @@ def _plan_part(part: Part, request: Request) -> _PartPlan:
     )
 
 
-def _weight_bytes(
-    graph: Any, precision: Precision, keep_fp32: str | None, carried: float | None
-) -> int:
+def _weight_bytes(graph: Any, precision: Precision, request: Request, carried: float | None) -> int:
     """Of the graph's weights in that precision; ``carried`` for each, in precision gguf."""
     size: int = sum(value.const_value.nbytes for value in graph.initializers.values())
     if precision == "fp32":
         return size
-    keep = KeepMatching(keep_fp32) if keep_fp32 else None
-    if precision in ("fp16", "bf16"):
+    keep = KeepMatching(request.keep_fp32) if request.keep_fp32 else None
+    if request.dialect == "standard" and precision in ("fp16", "bf16"):
+        size //= 2
+    elif request.dialect == "standard":
+        size += _change_of_blocks(graph, precision, keep or keep_none)
+    elif precision in ("fp16", "bf16"):
         size -= sum(value.const_value.nbytes // 2 for value in matrices(graph, keep or keep_none))
     else:
         size += _change_of_layers(graph, precision, keep or keep_none, carried)
     if keep:
         keep.check_matched()
     return size
+
+
+def _change_of_blocks(graph: Any, precision: Precision, keep: Keep) -> int:
+    """Of a standard graph, whose tables stay as they are."""
+    change = 0
+    for layer in linear_layers(graph):
+        if keep(layer) or not fits_kernel(precision, layer.shape):
+            continue
+        bits = 8 if layer.is_head or precision == "int8" else 4
+        change += math.prod(layer.shape) * bits // 8 + 4 * math.prod(layer.shape) // BLOCK_SIZE
+        if len(layer.factor.uses()) == 1:
+            change -= layer.factor.const_value.nbytes
+    return change
 
 
 def _change_of_layers(graph: Any, precision: Precision, keep: Keep, carried: float | None) -> int:

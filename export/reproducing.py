@@ -58,13 +58,19 @@ def _export(
     if "torch" not in target.provenance.tools:  # an existing graph was taken over
         return export_onnx(source, output, report=report)
     return export_bundle(
-        source, output, precision=target.precision, keep_fp32=target.keep_fp32, report=report
+        source,
+        output,
+        precision=target.precision,
+        dialect=target.dialect,
+        keep_fp32=target.keep_fp32,
+        report=report,
     )
 
 
 def _compare(bundle: Bundle, again: Bundle, source: Path) -> Outcome:
     ours, fresh = bundle.manifest.target, again.manifest.target
-    changed = sorted({file.path for file in {*ours.files} ^ {*fresh.files}})
+    plans = {plan.path for plan in ours.plans}  # which the bundle's own TensorRT has to check
+    changed = sorted({file.path for file in {*ours.files} ^ {*fresh.files}} - plans)
     tools = ours.provenance.tools
     same_tools = tools == {tool: version(tool) for tool in tools}
     details: dict[str, Any] = {

@@ -16,6 +16,7 @@ from specplug.export.pairing import check_pair
 from specplug.export.precision import Precision, check_dialect, choose_precision
 from specplug.export.self_draft import SelfDraft, parse_self_draft, with_layers
 from specplug.export.source import Source, open_source
+from specplug.export.tensorrt import Target
 from specplug.types import ExportError
 
 Report = Callable[[str], None]
@@ -33,6 +34,7 @@ class Request:
     keep_fp32: str | None = None
     quality_text: str | Path | None = None
     dialect: Dialect = "ort"
+    tensorrt: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,10 @@ def _check_options(request: Request, precision: Precision, own: SelfDraft | None
     if request.self_draft == precision:
         raise ExportError(
             f"--self-draft {precision} is the target's own precision: it would save nothing"
+        )
+    if request.tensorrt and request.dialect != "standard":
+        raise ExportError(
+            f"--dialect {request.dialect}: TensorRT builds from --dialect standard only"
         )
     drafted = (own.precision if own else None) or precision
     for each in (precision, drafted):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from specplug.bundle import CacheLayout, Plan
+from specplug.bundle import TensorRTPlan
+from specplug.engines.cuda_memory import open_device
 from specplug.engines.tensorrt_library import Library, find_library
-from specplug.types import ExportError
+from specplug.types import ExportError, SpecplugError
 from specplug.weights import default_folder
 
 WIDEST_VERIFICATION = 16  # tokens a row in a call that checks drafts
@@ -47,16 +48,17 @@ class Target:
             raise ExportError(f"--capacity {self.capacity}: need {WIDEST_VERIFICATION * 2} or more")
 
 
-def check_target(target: Target) -> None:
-    """Refuse, before any work, what the TensorRT that is installed cannot build for.
+def resolve(target: Target) -> Target:
+    """Refuse, before any work, what cannot be built for; name this machine's GPU if none is named.
 
     Raises:
-        ExportError: a capability that it does not know, or several of them without TensorRT-RTX.
+        ExportError: a capability that the TensorRT which is installed cannot build for, or none
+            is named and no GPU is here.
         MissingExtraError: no TensorRT is installed.
     """
     library = find_library()
     if not target.compute_capabilities:
-        return
+        return replace(target, compute_capabilities=(_own_capability(library),))
     if not library.is_rtx:
         raise ExportError(
             f"{library.name} {library.version} builds for the GPU of its machine only: leave "
@@ -69,6 +71,7 @@ def check_target(target: Target) -> None:
                 f"{library.name} {library.version} builds for compute capabilities "
                 f"{', '.join(known)}, not {capability}"
             )
+    return target
 
 
 def _capabilities(library: Library) -> dict[str, Any]:
@@ -82,33 +85,36 @@ def _capabilities(library: Library) -> dict[str, Any]:
 
 
 def build_plans(
-    graph: Path, layout: CacheLayout, target: Target, folder: Path, progress: Progress
-) -> list[Plan]:
+    graph: Path, target: Target, folder: Path, progress: Progress
+) -> list[TensorRTPlan]:
     """Build a graph's plans.
 
     Args:
         graph: the ``.onnx`` file, its data beside it.
-        layout: of its cache.
-        target: what to build for.
+        target: what to build for, resolved.
         folder: where the plans go.
         progress: told as it goes on.
 
     Raises:
-        ExportError: TensorRT refuses the graph, in its own words; no GPU is here and no
-            compute capability is given.
+        ExportError: TensorRT refuses the graph, in its own words.
     """
     library = find_library()
     proto = with_capacity(graph, target.capacity)
     return [
-        _build(library, graph, proto, layout, target, capability, folder, progress)
-        for capability in target.compute_capabilities or (_own_capability(),)
+        _build(library, graph, proto, target, capability, folder, progress)
+        for capability in target.compute_capabilities
     ]
 
 
-def _own_capability() -> str:
-    from specplug.engines.cuda_memory import open_device
-
-    return open_device(None).compute_capability
+def _own_capability(library: Library) -> str:
+    try:
+        device = open_device(None)
+    except SpecplugError as error:
+        remedy = "name one with --compute-capability" if library.is_rtx else "export on one"
+        raise ExportError(f"no GPU to build for: {error}; {remedy}") from error
+    capability = device.compute_capability
+    device.close()
+    return capability
 
 
 def with_capacity(graph: Path, capacity: int) -> bytes:
@@ -126,12 +132,11 @@ def _build(
     library: Library,
     graph: Path,
     proto: bytes,
-    layout: CacheLayout,
     target: Target,
     capability: str,
     folder: Path,
     progress: Progress,
-) -> Plan:
+) -> TensorRTPlan:
     api = library.api
     messages = _messages(api)
     builder = api.Builder(messages)
@@ -152,9 +157,9 @@ def _build(
         )
     if timings:
         timings.keep()
-    name = f"{library.name}-{library.version}-sm{capability.replace('.', '')}.plan"
+    name = plan_name(capability)
     (folder / name).write_bytes(plan)
-    return Plan(
+    return TensorRTPlan(
         path=f"{folder.name}/{name}",
         library=library.name,
         version=library.version,
@@ -162,6 +167,12 @@ def _build(
         max_batch=target.max_batch,
         capacity=target.capacity,
     )
+
+
+def plan_name(capability: str) -> str:
+    """File name of a plan of the TensorRT that is installed."""
+    library = find_library()
+    return f"{library.name}-{library.version}-sm{capability.replace('.', '')}.plan"
 
 
 def parse(library: Library, builder: Any, messages: Any, proto: bytes, graph: Path) -> Any:
@@ -235,7 +246,7 @@ class _Timings:
 
 
 def _messages(api: Any) -> Any:
-    class Messages(api.ILogger):  # type: ignore[misc, name-defined]
+    class Messages(api.ILogger):  # type: ignore[misc]
         """Keeps what TensorRT complains of."""
 
         def __init__(self) -> None:
@@ -253,7 +264,7 @@ def _messages(api: Any) -> Any:
 
 
 def _monitor(api: Any, progress: Progress) -> Any:
-    class Monitor(api.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(api.IProgressMonitor):  # type: ignore[misc]
         """Passes on the outermost phase's progress."""
 
         def __init__(self) -> None:

@@ -105,7 +105,7 @@ class Provenance(_Part):
     """Of the export, in UTC; None: a bundle older than the field."""
 
 
-class Plan(_Part):
+class TensorRTPlan(_Part):
     """A graph built by TensorRT: for one version of it and one compute capability."""
 
     path: str
@@ -131,7 +131,7 @@ class Component(_Part):
     parameters: Count
     graph: str
     files: Annotated[list[File], Field(min_length=1)]
-    plans: list[Plan] = []
+    plans: list[TensorRTPlan] = []
     """What TensorRT made of the graph."""
     vocab_size: Count
     max_length: Count

@@ -121,7 +121,8 @@ class SpeculativeDecoder:
             path: the bundle's folder.
             drafter: a name of :data:`specplug.drafters.DRAFTERS`.
             draft_tokens: as in the constructor.
-            options: see :class:`specplug.opening.EngineOptions`.
+            options: of :func:`specplug.opening.open_parts` and, for both engines, of
+                :class:`specplug.opening.EngineOptions`.
 
         Raises:
             BundleError: the bundle is damaged, or holds no draft model when one is asked for.

@@ -40,10 +40,15 @@ def open_parts(
     prompt_lookup_min: int = 2,
     prompt_lookup_max: int = 16,
     target_engine: str | None = None,
+    target_device: str | None = None,
     draft_engine: str | None = None,
+    draft_device: str | None = None,
     **engine_options: Any,
 ) -> dict[str, Any]:
-    """The constructor arguments of a decoder over a bundle, by a name of DRAFTERS."""
+    """The constructor arguments of a decoder over a bundle, by a name of DRAFTERS.
+
+    Engines and devices are as in :class:`EngineOptions`, whose other fields both share.
+    """
     from specplug import engines
 
     options = EngineOptions(**engine_options)
@@ -57,14 +62,15 @@ def open_parts(
             )
         options = replace(options, share_threads=True)
     target = engines.load(
-        bundle.path, bundle.manifest.target, replace(options, engine=target_engine)
+        bundle.path,
+        bundle.manifest.target,
+        replace(options, engine=target_engine, device=target_device),
     )
     made: Drafter = NgramDrafter(**lookup) if drafter == "ngram" else NoDrafter()
     if draft is not None and drafter == "draft":
+        its = replace(options, engine=draft_engine, device=draft_device)
         try:
-            made = ModelDrafter(
-                engines.load(bundle.path, draft, replace(options, engine=draft_engine))
-            )
+            made = ModelDrafter(engines.load(bundle.path, draft, its))
         except SpecplugError:
             target.close()
             raise

@@ -60,7 +60,15 @@ class VerifyOptions:
     """What the bundle was exported from."""
     sequences: int = SEQUENCES
     """Sampled for the distribution."""
+    target_engine: str | None = None
+    target_device: str | None = None
+    """As in :class:`specplug.opening.EngineOptions`."""
     threads: int | None = None
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Where an engine that runs the source finds it."""
+        return (self.source,) if self.source else ()
 
     def __post_init__(self) -> None:
         if self.sequences < 100:
@@ -92,7 +100,12 @@ def verify(path: str | Path, options: VerifyOptions, report: Report) -> Iterator
         yield Check("source", *compare_with_source(bundle, options.source, report))
     yield _check_width(bundle, options, report)
     parts = open_parts(
-        bundle, "draft" if bundle.manifest.draft else "none", threads=options.threads
+        bundle,
+        "draft" if bundle.manifest.draft else "none",
+        target_engine=options.target_engine,
+        target_device=options.target_device,
+        sources=options.sources,
+        threads=options.threads,
     )
     with SpeculativeDecoder(**parts) as decoder:
         prompts = _prompts(decoder)
@@ -113,7 +126,12 @@ def _check_width(bundle: Bundle, options: VerifyOptions, report: Report) -> Chec
     engine = engines.load(
         bundle.path,
         component.model_copy(update={"min_width": 1}),
-        EngineOptions(threads=options.threads),
+        EngineOptions(
+            engine=options.target_engine,
+            device=options.target_device,
+            sources=options.sources,
+            threads=options.threads,
+        ),
     )
     try:
         tokens = _sample(bundle)

@@ -13,9 +13,12 @@ from specplug.bundle import Bundle
 from specplug.engines import load
 from specplug.engines.contract import EngineContract, Make
 from specplug.engines.fake import FakeEngine
+from specplug.engines.padded import PaddedEngine
 from specplug.engines.pytorch import open_model
+from specplug.engines.tensorrt import TensorRTEngine
 from specplug.export.source import open_source
 from tests_support.languages import language
+from tests_support.tensorrt_double import HostDevice, library, write_plan
 
 VOCAB = 260
 BUNDLES = {
@@ -65,6 +68,33 @@ class TestPyTorch(EngineContract):
         def make(max_batch: int = 1) -> Engine:
             model = open_source(tiny_source).model(dtype, "cpu")
             return open_model(model, max_batch=max_batch)
+
+        return make
+
+
+class TestTensorRT(EngineContract):
+    """The adapter, over a double that runs the plan's graph on the CPU, not on a GPU."""
+
+    @pytest.fixture(params=["standard-fp32", "standard-fp16", "standard-int4"])
+    def make(
+        self, request: pytest.FixtureRequest, tiny_bundles: dict[str, Path], tmp_path: Path
+    ) -> Make:
+        bundle = Bundle.open(tiny_bundles[request.param])
+        target = bundle.manifest.target
+
+        def make(max_batch: int = 1) -> Engine:
+            plan = tmp_path / f"{max_batch}.plan"
+            profiles = [(max_batch, width) for width in (1, 16, 64)]
+            write_plan(bundle.path / target.graph, plan, 256, profiles)
+            engine = TensorRTEngine(
+                plan.read_bytes(),
+                library=library(),
+                device=HostDevice(),
+                vocab_size=target.vocab_size,
+                max_length=256,
+                max_batch=max_batch,
+            )
+            return PaddedEngine(engine)
 
         return make
 

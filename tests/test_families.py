@@ -127,8 +127,7 @@ def test_tensorrt_builds_it(case: Case, precision: Precision, tmp_path: Path) ->
     """With the real parser and builder; needs no GPU."""
     graph = case.graph("standard", precision)
     for_one = tensorrt.Target(("8.9",), max_batch=2, capacity=256)
-    layout = graphs.cache_layout(graphs.load(graph.parent))
-    (plan,) = tensorrt.build_plans(graph, layout, for_one, tmp_path, lambda *_: None)
+    (plan,) = tensorrt.build_plans(graph, for_one, tmp_path, lambda *_: None)
     assert (tmp_path.parent / plan.path).stat().st_size > 10_000
 
 

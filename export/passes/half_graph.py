@@ -67,7 +67,7 @@ class HalfGraph(ir.passes.InPlacePass):  # type: ignore[misc]
 
 
 def _saturate(value: Any, dtype: Any) -> None:
-    most = float(ml_dtypes.finfo(dtype.numpy()).max)
+    most = float(ml_dtypes.finfo(dtype.numpy()).max)  # type: ignore[no-untyped-call]
     array = np.clip(value.const_value.numpy(), -most, most)
     value.const_value = ir.tensor(array, name=value.name)
 

@@ -7,9 +7,14 @@ from specplug.cli.choosing import MinP, Seed, Temperature, TopK, TopP
 from specplug.cli.console import (
     AllowNarrow,
     BundlePath,
+    DraftDevice,
+    DraftEngine,
     DrafterName,
     DraftTokens,
     MaxTokens,
+    Sources,
+    TargetDevice,
+    TargetEngine,
     Threads,
 )
 from specplug.types import ContextLimitError
@@ -25,6 +30,11 @@ def chat(
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
     seed: Seed = None,
+    target_engine: TargetEngine = None,
+    target_device: TargetDevice = None,
+    draft_engine: DraftEngine = None,
+    draft_device: DraftDevice = None,
+    source: Sources = None,
     threads: Threads = None,
     allow_narrow: AllowNarrow = False,
 ) -> None:
@@ -32,7 +42,18 @@ def chat(
     sampling = choosing.choice(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
-    with console.open_decoder(bundle, drafter, draft_tokens, threads, allow_narrow) as decoder:
+    with console.open_decoder(
+        bundle,
+        drafter=drafter,
+        draft_tokens=draft_tokens,
+        target_engine=target_engine,
+        target_device=target_device,
+        draft_engine=draft_engine,
+        draft_device=draft_device,
+        sources=source,
+        threads=threads,
+        allow_narrow=allow_narrow,
+    ) as decoder:
         if decoder.tokenizer is None or not decoder.tokenizer.has_chat_template:
             raise ValueError(f"{bundle} has no chat template: use specplug generate --raw")
         messages: list[dict[str, str]] = []

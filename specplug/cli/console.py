@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -15,6 +15,7 @@ from rich.console import Console
 from specplug.context import Token
 from specplug.decoder import SpeculativeDecoder
 from specplug.drafters import DRAFTERS
+from specplug.engines import names
 from specplug.types import Engine, Step
 
 stderr = Console(stderr=True, highlight=False)
@@ -35,6 +36,46 @@ DraftTokens = Annotated[
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="New tokens at most.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Default: one a physical core.")
+]
+TargetEngine = Annotated[
+    str | None,
+    typer.Option(
+        "--target-engine",
+        metavar="ENGINE",
+        help=f"Run the target on {', '.join(names())}. Default: what it was exported for.",
+        show_default=False,
+    ),
+]
+DraftEngine = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-engine", metavar="ENGINE", help="Run the draft on it.", show_default=False
+    ),
+]
+TargetDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--target-device",
+        metavar="DEVICE",
+        help="For engines with several, such as cuda:1.",
+        show_default=False,
+    ),
+]
+DraftDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-device", metavar="DEVICE", help="As --target-device.", show_default=False
+    ),
+]
+Sources = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--source",
+        metavar="SOURCE",
+        help="What a model was exported from, for --target-engine pytorch; repeatable. Default: "
+        "looked for where specplug pull and the Hub keep theirs.",
+        show_default=False,
+    ),
 ]
 AllowNarrow = Annotated[
     bool,
@@ -61,17 +102,13 @@ def _escaped(text: str) -> str:
 
 
 def open_decoder(
-    bundle: Path, drafter: str, draft_tokens: int, threads: int | None, allow_narrow: bool
+    bundle: Path, *, sources: list[Path] | None, allow_narrow: bool, **options: Any
 ) -> SpeculativeDecoder:
     """A decoder as the common options ask for it."""
     if allow_narrow:
         note("--allow-narrow: the text may differ from plain decoding's")
     return SpeculativeDecoder.from_bundle(
-        bundle,
-        drafter=drafter,
-        draft_tokens=draft_tokens,
-        threads=threads,
-        allow_narrow=allow_narrow,
+        bundle, sources=tuple(sources or ()), allow_narrow=allow_narrow, **options
     )
 
 

@@ -27,6 +27,16 @@ class GraphDialect(StrEnum):
     standard = "standard"
 
 
+class EngineName(StrEnum):
+    """Values of ``--engine``."""
+
+    onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+
+
+_DIALECTS = {EngineName.onnxruntime: "ort", EngineName.tensorrt: "standard"}
+
+
 class TargetPrecision(StrEnum):
     """Values of ``--precision``."""
 
@@ -64,11 +74,37 @@ def export(
         ),
     ] = TargetPrecision.auto,
     dialect: Annotated[
-        GraphDialect,
+        GraphDialect | None,
         typer.Option(
-            help="ort: for ONNX Runtime; standard: operators of ONNX alone, for TensorRT, too."
+            help="ort: for ONNX Runtime; standard: operators of ONNX alone, for TensorRT, too.",
+            show_default="ort, or what the engine needs",
         ),
-    ] = GraphDialect.ort,
+    ] = None,
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            help="What the bundle is for; tensorrt: builds plans from --dialect standard."
+        ),
+    ] = EngineName.onnxruntime,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X.Y",
+            help="With --engine tensorrt: a GPU to build for, such as 8.9; repeatable; needs "
+            "TensorRT-RTX, and no GPU here. Default: this machine's.",
+        ),
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(help="With --engine tensorrt: rows a call can have.", show_default="1"),
+    ] = None,
+    capacity: Annotated[
+        int | None,
+        typer.Option(
+            help="With --engine tensorrt: cache entries a row has.",
+            show_default="4096, or the model's positions",
+        ),
+    ] = None,
     draft: Annotated[
         Path | None,
         typer.Option(metavar="SOURCE2", help="A smaller model with the same tokenizer."),
@@ -109,12 +145,25 @@ def export(
         or self_draft
         or keep_fp32
         or precision != TargetPrecision.auto
-        or dialect != GraphDialect.ort
+        or dialect is not None
+        or engine != EngineName.onnxruntime
     )
     if from_onnx is not None and shaping:
         raise ValueError(
-            "--from-onnx takes the graph as it is: leave --precision, --dialect, --draft, "
-            "--self-draft and --keep-fp32 out"
+            "--from-onnx takes the graph as it is: leave --precision, --dialect, --engine, "
+            "--draft, --self-draft and --keep-fp32 out"
+        )
+    for_tensorrt = {
+        "compute_capabilities": tuple(compute_capability or ()),
+        "max_batch": max_batch,
+        "capacity": capacity,
+    }
+    given: dict[str, Any] = {
+        name: value for name, value in for_tensorrt.items() if value not in (None, ())
+    }
+    if given and engine != EngineName.tensorrt:
+        raise ValueError(
+            "--compute-capability, --max-batch and --capacity are for --engine tensorrt"
         )
     if from_onnx is not None and plan:
         raise ValueError("--plan is for SOURCE: a graph from --from-onnx keeps its size")
@@ -123,11 +172,9 @@ def export(
         task = bar.add_task("starting")
 
         def report(stage: str) -> None:
-            bar.update(
-                task,
-                description=stage,
-                advance=0 if bar.tasks[task].description == "starting" else 1,
-            )
+            before = bar.tasks[task].description.partition(":")[0]
+            goes_on = before in ("starting", stage.partition(":")[0])
+            bar.update(task, description=stage, advance=0 if goes_on else 1)
 
         told: dict[str, Any] = {"quality_text": quality, "force": force, "report": report}
         if from_onnx is not None:
@@ -141,12 +188,16 @@ def export(
             what: dict[str, Any] = {
                 "source": source,
                 "precision": precision.value,
-                "dialect": dialect.value,
+                "dialect": dialect.value if dialect else _DIALECTS[engine],
                 "draft": draft,
                 "self_draft": self_draft,
                 "keep_fp32": keep_fp32,
                 "note": console.note,
             }
+            if engine == EngineName.tensorrt:
+                from specplug.export.tensorrt import Target
+
+                what["tensorrt"] = Target(**given)
             if plan:
                 planned = plan_export(output=output, **what, **told)
                 bar.stop()
@@ -154,9 +205,8 @@ def export(
                 return
             sources = 1 + bool(draft or "layers=" in (self_draft or ""))
             components = 1 + bool(draft or self_draft)
-            bar.update(
-                task, total=_STAGES_A_SOURCE * sources + _STAGES_A_COMPONENT * components + 1
-            )
+            each = _STAGES_A_COMPONENT + (engine == EngineName.tensorrt)
+            bar.update(task, total=_STAGES_A_SOURCE * sources + each * components + 1)
             manifest = export_bundle(output=output, **what, **told)
         bar.update(task, description="done", completed=bar.tasks[task].total)
     for name, component in (("target", manifest.target), ("draft", manifest.draft)):

@@ -13,9 +13,14 @@ from specplug.cli.choosing import Acceptance, MinP, Seed, Temperature, TopK, Top
 from specplug.cli.console import (
     AllowNarrow,
     BundlePath,
+    DraftDevice,
+    DraftEngine,
     DrafterName,
     DraftTokens,
     MaxTokens,
+    Sources,
+    TargetDevice,
+    TargetEngine,
     Threads,
 )
 from specplug.context import Token
@@ -71,6 +76,11 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object instead of streamed text.")
     ] = False,
+    target_engine: TargetEngine = None,
+    target_device: TargetDevice = None,
+    draft_engine: DraftEngine = None,
+    draft_device: DraftDevice = None,
+    source: Sources = None,
     threads: Threads = None,
     allow_narrow: AllowNarrow = False,
 ) -> None:
@@ -96,7 +106,18 @@ def generate(
         "logprobs": logprobs,
         "echo": echo,
     }
-    with console.open_decoder(bundle, drafter, draft_tokens, threads, allow_narrow) as decoder:
+    with console.open_decoder(
+        bundle,
+        drafter=drafter,
+        draft_tokens=draft_tokens,
+        target_engine=target_engine,
+        target_device=target_device,
+        draft_engine=draft_engine,
+        draft_device=draft_device,
+        sources=source,
+        threads=threads,
+        allow_narrow=allow_narrow,
+    ) as decoder:
         answers = []
         for options["sample"] in range(samples):
             if as_json:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from specplug import verification
 from specplug.cli import choosing, console
 from specplug.cli.choosing import Acceptance, MinP, Seed, Temperature, TopK, TopP
-from specplug.cli.console import BundlePath, Threads
+from specplug.cli.console import BundlePath, TargetDevice, TargetEngine, Threads
 from specplug.verification import Check, VerifyOptions
 
 _WORDS = {True: "pass", False: "FAIL", None: "skip"}
@@ -39,6 +39,8 @@ def verify(
         int,
         typer.Option(help="Sampled to test the distribution: more find smaller errors."),
     ] = verification.SEQUENCES,
+    target_engine: TargetEngine = None,
+    target_device: TargetDevice = None,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report, for a program.")] = False,
 ) -> None:
@@ -54,6 +56,8 @@ def verify(
         ),
         source=source,
         sequences=sequences,
+        target_engine=target_engine,
+        target_device=target_device,
         threads=threads,
     )
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
