@@ -76,7 +76,9 @@ class CudaDevice:
     def __init__(self, runtime: Any, number: int) -> None:
         self._cuda = runtime
         self.name = f"cuda:{number}"
-        count = self._do("count GPUs", runtime.cudaGetDeviceCount)
+        error, count = runtime.cudaGetDeviceCount()
+        if int(error) != 0:
+            raise EngineError(f"no GPU here that CUDA can use: {error.name}")
         if number >= count:
             raise EngineError(f"device {self.name}: this machine has {count} GPUs")
         self._do("use the GPU", runtime.cudaSetDevice, number)

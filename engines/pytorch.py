@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from specplug.widths import WIDEST
 if TYPE_CHECKING:
     from specplug.bundle import Component
     from specplug.opening import EngineOptions
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars; before it imports tqdm
 
 try:
     import torch

@@ -36,7 +36,12 @@ def open_component(folder: Path, component: Component, options: EngineOptions) -
             "this component has no TensorRT plan: make one with specplug export --engine tensorrt"
         )
     library = find_library()
-    device = open_device(options.device)
+    try:
+        device = open_device(options.device)
+    except EngineError as error:
+        raise EngineError(
+            f"{error}; on a CPU the engine onnxruntime runs the same graph"
+        ) from error
     plan = find_plan(component.plans, library, device.compute_capability)
     engine = TensorRTEngine(
         (folder / plan.path).read_bytes(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specplug.bundle import Bundle
+from specplug.bundle import Bundle, Component
 from specplug.drafters import ModelDrafter, NgramDrafter, NoDrafter
 from specplug.types import BundleError, Drafter, SpecplugError
 
@@ -53,13 +53,8 @@ def open_parts(
 
     options = EngineOptions(**engine_options)
     lookup = {"prompt_lookup_min": prompt_lookup_min, "prompt_lookup_max": prompt_lookup_max}
-    draft = bundle.manifest.draft
     if drafter == "draft":
-        if draft is None:
-            raise BundleError(
-                f"{bundle.path} holds no draft model: export it with --draft or --self-draft, "
-                "or use --drafter ngram"
-            )
+        check_draft(bundle)
         options = replace(options, share_threads=True)
     target = engines.load(
         bundle.path,
@@ -67,11 +62,31 @@ def open_parts(
         replace(options, engine=target_engine, device=target_device),
     )
     made: Drafter = NgramDrafter(**lookup) if drafter == "ngram" else NoDrafter()
-    if draft is not None and drafter == "draft":
-        its = replace(options, engine=draft_engine, device=draft_device)
+    if drafter == "draft":
         try:
-            made = ModelDrafter(engines.load(bundle.path, draft, its))
+            made = open_draft(bundle, replace(options, engine=draft_engine, device=draft_device))
         except SpecplugError:
             target.close()
             raise
     return {"target": target, "drafter": made, "tokenizer": bundle.tokenizer()}
+
+
+def open_draft(bundle: Bundle, options: EngineOptions) -> ModelDrafter:
+    """A bundle's draft model as a drafter; its target should share its threads.
+
+    Raises:
+        BundleError: it holds none.
+    """
+    from specplug import engines
+
+    return ModelDrafter(engines.load(bundle.path, check_draft(bundle), options))
+
+
+def check_draft(bundle: Bundle) -> Component:
+    """The description of a bundle's draft model; see :func:`open_draft`."""
+    if bundle.manifest.draft is None:
+        raise BundleError(
+            f"{bundle.path} holds no draft model: export it with --draft or --self-draft, "
+            "or use --drafter ngram"
+        )
+    return bundle.manifest.draft

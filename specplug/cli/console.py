@@ -18,8 +18,10 @@ from specplug.drafters import DRAFTERS
 from specplug.engines import names
 from specplug.types import Engine, Step
 
+_PIPE_WIDTH = 160  # characters of a table's line where there is no terminal
+
 stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder made by specplug export.")

@@ -1,0 +1,209 @@
+"""Generations: every engine with every drafter on every prompt, in turn, beside plain decoding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from specplug.bench.calls import SETTLE
+from specplug.bench.machine import EnergyMeter
+from specplug.bench.subjects import Subject
+from specplug.bench.workload import Item
+from specplug.decoder import GREEDY, SpeculativeDecoder
+from specplug.drafters import NgramDrafter, NoDrafter
+from specplug.opening import open_draft
+from specplug.sampler import Sampler
+from specplug.sampling import SamplingParams
+from specplug.text import Tokenizer
+from specplug.types import Drafter, Engine, Int64Array, Proposal
+
+PLAIN, SYNTHETIC = "none", "synthetic"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One answer."""
+
+    subject: Subject
+    drafter: str
+    item: Item
+    repeat: int
+    new_tokens: int
+    seconds: float
+    """From the request to the last token."""
+    first_token_seconds: float
+    decode_tokens_per_second: float
+    """Tokens after the first over the time after the first."""
+    gaps: tuple[float, ...]
+    """Seconds between one delivery of tokens and the next; a round delivers all of its."""
+    acceptance_length: float
+    same_text: bool
+    """As the same engine's plain decoding."""
+    joules: float | None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens over the whole time."""
+        return self.new_tokens / self.seconds
+
+
+class SyntheticDrafter:
+    """Drafts a known text, each token wrong with a fixed chance: engines compared at equal luck.
+
+    Args:
+        acceptance: the chance that a token is right, given that those before it are.
+    """
+
+    name = SYNTHETIC
+
+    def __init__(self, acceptance: float) -> None:
+        if not 0 <= acceptance <= 1:
+            raise ValueError(f"synthetic acceptance {acceptance}: need 0 to 1")
+        self._acceptance = acceptance
+        self._text: Sequence[int] = ()
+        self._vocab_size = self._start = 0
+
+    def aim(self, text: Sequence[int], prompt_tokens: int, vocab_size: int) -> None:
+        """Know the next generation's new tokens."""
+        self._text, self._start, self._vocab_size = text, prompt_tokens, vocab_size
+
+    def propose(self, context: Int64Array, k: int) -> Proposal:
+        """The coming ``k`` tokens, some of them wrong; the same ones for every engine."""
+        at = len(context) - self._start
+        coming = self._text[at : at + k]
+        random = np.random.default_rng([len(context), k])
+        right = random.random(len(coming)) < self._acceptance
+        return Proposal(
+            tuple(
+                token if is_right else (token + 1) % self._vocab_size
+                for token, is_right in zip(coming, right, strict=True)
+            )
+        )
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Nothing to note."""
+
+    def reset(self, sampler: Sampler) -> None:
+        """Nothing to forget."""
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """How answers are made."""
+
+    drafters: tuple[str, ...] = (PLAIN, "ngram")
+    """Plain decoding is measured in any case."""
+    draft_tokens: int = 8
+    max_tokens: int = 128
+    repeats: int = 3
+    sampling: SamplingParams = GREEDY
+    synthetic_acceptance: float | None = None
+
+
+def measure_texts(
+    engines: Mapping[Subject, Engine],
+    items: Sequence[Item],
+    options: TextOptions,
+    advance: Callable[[], None],
+) -> list[Run]:
+    """Answer every prompt with every engine and drafter, so many times over.
+
+    Raises:
+        BundleError: a draft model is asked for that a bundle does not have.
+    """
+    contenders = [_open(subject, engine, options) for subject, engine in engines.items()]
+    meter = EnergyMeter()
+    runs: list[Run] = []
+    try:
+        for repeat in range(-1, options.repeats):  # the first, of one prompt, warms up
+            for item in items if repeat >= 0 else items[:1]:
+                for contender in contenders:
+                    time.sleep(SETTLE)
+                    made = _answer(contender, item, repeat, options, meter)
+                    if repeat >= 0:
+                        runs += made
+                        advance()
+    finally:
+        for contender in contenders:
+            for drafter in contender.drafters.values():
+                drafter.close()
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class _Contender:
+    subject: Subject
+    engine: Engine
+    tokenizer: Tokenizer | None
+    drafters: dict[str, Drafter]
+    """Plain decoding's comes first."""
+
+
+def _open(subject: Subject, engine: Engine, options: TextOptions) -> _Contender:
+    names = [PLAIN, *(name for name in options.drafters if name != PLAIN)]
+    if options.synthetic_acceptance is not None:
+        names.append(SYNTHETIC)
+    made: dict[str, Drafter] = {}
+    for name in names:
+        match name:
+            case "none":
+                made[name] = NoDrafter()
+            case "ngram":
+                made[name] = NgramDrafter()
+            case "draft":
+                made[name] = open_draft(subject.bundle, subject.options)
+            case "synthetic":
+                made[name] = SyntheticDrafter(options.synthetic_acceptance or 0.0)
+    return _Contender(subject, engine, subject.bundle.tokenizer(), made)
+
+
+def _answer(
+    contender: _Contender, item: Item, repeat: int, options: TextOptions, meter: EnergyMeter
+) -> list[Run]:
+    """With each drafter; plain decoding first, which the others are compared with."""
+    engine = contender.engine
+    made: list[Run] = []
+    plain: list[int] = []
+    for name, drafter in contender.drafters.items():
+        decoder = SpeculativeDecoder(
+            engine,
+            drafter=drafter,
+            draft_tokens=options.draft_tokens,
+            tokenizer=contender.tokenizer,
+        )
+        prompt = decoder.encode(item.prompt)
+        if isinstance(drafter, SyntheticDrafter):
+            drafter.aim(plain, len(prompt), engine.spec.vocab_size)
+        energy = meter.read()
+        tokens: list[int] = []
+        times = [time.perf_counter()]
+        for delivered in decoder.rounds(
+            prompt, max_tokens=options.max_tokens, sampling=options.sampling
+        ):
+            tokens += [token.id for token in delivered]
+            times.append(time.perf_counter())
+        joules = meter.joules(energy)
+        plain = plain or tokens
+        made.append(
+            Run(
+                subject=contender.subject,
+                drafter=name,
+                item=item,
+                repeat=repeat,
+                new_tokens=len(tokens),
+                seconds=times[-1] - times[0],
+                first_token_seconds=times[1] - times[0],
+                decode_tokens_per_second=decoder.stats.decode_tokens_per_second,
+                gaps=tuple(np.diff(times[1:]).tolist()),
+                acceptance_length=decoder.stats.acceptance_length,
+                same_text=tokens == plain,
+                joules=joules,
+            )
+        )
+    return made
