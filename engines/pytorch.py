@@ -55,6 +55,11 @@ def open_component(folder: Path, component: Component, options: EngineOptions) -
             f"{component.precision}: export it in one of those, or use its own engine"
         )
     source = open_source(find_source(component.provenance, options.sources))
+    if source.parameters() != component.parameters:
+        raise EngineError(
+            f"this component has {component.parameters} of its source's {source.parameters()} "
+            "weights, a draft of some of its layers: use its own engine"
+        )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     return open_model(

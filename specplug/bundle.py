@@ -24,6 +24,7 @@ _LARGEST_MANIFEST = 1 << 20  # bytes
 
 Count = Annotated[int, Field(ge=1, le=1 << 31)]
 Dialect = Literal["ort", "standard", "concat"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -123,7 +124,7 @@ class Component(_Part):
     engine: Annotated[str, Field(max_length=100)] = "onnxruntime"
     dialect: Dialect = "ort"
     architecture: str
-    precision: Literal["fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"]
+    precision: PrecisionName
     keep_fp32: Annotated[str, Field(max_length=1000)] | None = None
     """Regular expression over the weights' names: the layers that were left in fp32."""
     rounded_again: dict[str, Count] = {}

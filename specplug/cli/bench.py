@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,7 +19,7 @@ from specplug.bench.report import Report
 from specplug.bench.subjects import export_missing, find_subjects, open_subjects
 from specplug.bench.texts import PLAIN, SyntheticDrafter, TextOptions, measure_texts
 from specplug.bench.workload import BUILT_IN, read_workload
-from specplug.bundle import Bundle
+from specplug.bundle import Bundle, PrecisionName
 from specplug.cli import choosing, console
 from specplug.cli.choosing import Seed, Temperature
 from specplug.cli.console import DraftTokens, Sources, Threads
@@ -97,7 +98,8 @@ def bench(
     """Compare engines, precisions and drafters: calls, prompts, text, memory, start-up."""
     wanted_widths, wanted_batches = _numbers("--widths", widths), _numbers("--batches", batches)
     drafter_names = _chosen("--drafters", drafters, DRAFTERS)
-    wanted_precisions = [name for name in (precisions or "").split(",") if name]
+    engine_names = _chosen("--engines", engines or "", names())
+    wanted_precisions = _chosen("--precisions", precisions or "", get_args(PrecisionName))
     if plot:
         check_plot(plot)
     if synthetic_acceptance is not None:
@@ -146,7 +148,7 @@ def bench(
             opened += export_missing(opened[0], lacking, sources, Path(folder))
         subjects = find_subjects(
             opened,
-            [name for name in (engines or "").split(",") if name],
+            engine_names,
             wanted_precisions,
             EngineOptions(
                 device=device,
@@ -201,7 +203,7 @@ def _numbers(option: str, given: str) -> list[int]:
     return found
 
 
-def _chosen(option: str, given: str, known: dict[str, str]) -> list[str]:
+def _chosen(option: str, given: str, known: Collection[str]) -> list[str]:
     found = [name for name in given.split(",") if name]
     if unknown := [name for name in found if name not in known]:
         raise ValueError(f"{option} {unknown[0]}: have {', '.join(known)}")
