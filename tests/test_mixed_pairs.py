@@ -67,5 +67,7 @@ def test_a_precision_that_pytorch_has_not(tiny_source: Path, tmp_path: Path) -> 
 
 
 def test_onnxruntime_has_no_other_device(pair: tuple[Path, list[Path]]) -> None:
-    with pytest.raises(EngineError, match="device 'cuda:1': the onnxruntime engine runs on the CPU"):
+    with pytest.raises(
+        EngineError, match="device 'cuda:1': the onnxruntime engine runs on the CPU"
+    ):
         answers(pair, target_device="cuda:1")
