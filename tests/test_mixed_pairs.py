@@ -48,7 +48,7 @@ def test_every_combination_gives_the_same_text(pair: tuple[Path, list[Path]]) ->
 
 def test_a_source_that_is_not_there(pair: tuple[Path, list[Path]]) -> None:
     bundle, (target, _) = pair
-    with pytest.raises(EngineError, match="the source 'draft' .* is not among .*--source"):
+    with pytest.raises(EngineError, match=r"the source 'draft' .* is not among .*--source"):
         answers((bundle, [target]), drafter="draft", draft_engine="pytorch")
 
 
@@ -62,7 +62,7 @@ def test_some_layers_are_not_the_source(tiny_source: Path, tmp_path: Path) -> No
 def test_a_precision_that_pytorch_has_not(tiny_source: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "int8.bundle"
     export_bundle(tiny_source, bundle, precision="int8")
-    with pytest.raises(EngineError, match="computes in fp32, fp16, bf16, and .* in int8"):
+    with pytest.raises(EngineError, match=r"computes in fp32, fp16, bf16, and .* in int8"):
         answers((bundle, [tiny_source]), target_engine="pytorch")
 
 

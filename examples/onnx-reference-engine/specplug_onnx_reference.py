@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from onnx.reference import ReferenceEvaluator
+
 from specplug.bundle import Component
 from specplug.engines.host import HostScores, check_step
 from specplug.engines.padded import PaddedEngine

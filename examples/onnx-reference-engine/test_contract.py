@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from specplug import Bundle, Engine, EngineOptions
 from specplug.engines import load
 from specplug.engines.contract import EngineContract, Make
