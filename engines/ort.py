@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from specplug.engines.host import HostScores, check_step
 from specplug.engines.ort_session import check_vocabulary, mapped_errors, open_session
+from specplug.engines.trees import fill_mask, positions
 from specplug.types import EngineError, EngineSpec, Float32Array, Step
 
 if TYPE_CHECKING:
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from specplug.opening import EngineOptions
 
 _FIRST_CAPACITY = 512  # cache entries; doubled when outgrown
-_KEPT_BINDINGS = 64  # by batch, width and scored rows; prompts' odd widths come and go
+_BIAS = "attention_bias"
+_KEPT_BINDINGS = 64  # by shape of call; prompts' odd widths come and go
 
 Array = np.ndarray[Any, Any]
 
@@ -41,13 +44,12 @@ class OrtEngine:
         vocab_size: V.
         max_length: cache entries a row can hold.
         min_width: as measured at export.
+        exact_trees: as measured at export.
         options: threads, providers, narrow calls.
 
     Raises:
         EngineError: the file cannot be loaded, or a provider is not in this build.
     """
-
-    supports_tree = False
 
     def __init__(
         self,
@@ -57,23 +59,26 @@ class OrtEngine:
         vocab_size: int,
         max_length: int,
         min_width: int,
+        exact_trees: bool = False,
         options: EngineOptions,
     ) -> None:
+        self._session = open_session(graph, options)
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        check_vocabulary(self._session, vocab_size)
         self.spec = EngineSpec(
             name="onnxruntime",
             vocab_size=vocab_size,
             max_length=max_length,
             max_batch=options.max_batch,
             min_width=1 if options.allow_narrow else min_width,
-            supports_tree=self.supports_tree,
+            supports_tree=self._takes_trees(),
+            exact_trees=exact_trees,
         )
         self._layout = cache
         self._narrow = options.allow_narrow
-        self._session = open_session(graph, options)
-        self._inputs = {value.name for value in self._session.get_inputs()}
-        check_vocabulary(self._session, vocab_size)
         self._cache = self._new_cache(min(_FIRST_CAPACITY, max_length) + cache.spare)
-        self._bindings: dict[tuple[int, int, int], _Binding] = {}
+        self._bindings: dict[tuple[int, int, int, bool], _Binding] = {}
+        self._no_bias = np.zeros(0, dtype=np.float32)
 
     def forward(self, step: Step) -> HostScores:
         """Run tokens over the cache; see :class:`specplug.types.Engine`."""
@@ -82,7 +87,8 @@ class OrtEngine:
         check_step(self.spec, step)
         batch, width = step.tokens.shape
         self._make_room(max(step.past.tolist()) + width)
-        binding = self._binding(batch, width, width - step.scores_from)
+        tree = step.parents is not None
+        binding = self._binding(batch, width, width - step.scores_from, tree)
         binding.inputs["input_ids"][...] = step.tokens
         binding.inputs["scores_from"][0] = step.scores_from
         self._fill(binding.inputs, step)
@@ -92,6 +98,11 @@ class OrtEngine:
             raise EngineError(f"ONNX Runtime failed running the graph: {error}") from error
         return binding.scores
 
+    def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
+        """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
+        entries = self._cache[:, :, row]
+        entries[:, :, :, past : past + len(nodes)] = entries[:, :, :, [past + n for n in nodes]]
+
     def close(self) -> None:
         """Release session and cache."""
         self._bindings = {}
@@ -100,15 +111,29 @@ class OrtEngine:
 
     # --- the dialect --------------------------------------------------------------------------
 
-    def _new_inputs(self, batch: int, width: int) -> dict[str, Array]:
+    def _takes_trees(self) -> bool:
+        return _BIAS in self._inputs
+
+    def _new_inputs(self, batch: int, width: int, tree: bool) -> dict[str, Array]:
         """Arrays of the dialect's own inputs for a shape of call."""
-        return {
-            "position_ids": np.zeros((batch, width), dtype=np.int64),  # learned, or rotated outside
+        made: dict[str, Array] = {
+            "position_ids": np.zeros((batch, width), dtype=np.int64),
             "seqlens_k": np.zeros(batch, dtype=np.int32),  # last valid entry, this call's included
             "query_seqlens": np.zeros(batch, dtype=np.int32),  # this call's tokens
             "total_sequence_length": np.zeros((), dtype=np.int32),
             "attention_rows": np.array(1 if self._narrow else 2, dtype=np.int64),
         }
+        if _BIAS in self._inputs:
+            capacity = self._cache.shape[4]
+            made["total_sequence_length"][...] = capacity
+            if tree:
+                made[_BIAS] = np.zeros((batch, 1, width, capacity), dtype=np.float32)
+            else:  # zeros, the same ones for all shapes
+                if self._no_bias.size < width * capacity:
+                    self._no_bias = np.zeros(width * capacity, dtype=np.float32)
+                zeros = self._no_bias[: width * capacity]
+                made[_BIAS] = zeros.reshape(1, 1, width, capacity)
+        return made
 
     def _fill(self, inputs: dict[str, Array], step: Step) -> None:
         """Write a step into them."""
@@ -119,8 +144,12 @@ class OrtEngine:
             inputs["seqlens_k"][row] = past + length - 1
             inputs["query_seqlens"][row] = length
             inputs["position_ids"][row] = range(past, past + width)
-        # No less than the call is wide, though every row of it may be shorter.
-        inputs["total_sequence_length"][...] = max(width, *map(int.__add__, pasts, lengths))
+        if step.parents is not None:
+            inputs["position_ids"][...] = positions(step)
+            fill_mask(inputs[_BIAS], step)
+        if _BIAS not in self._inputs:
+            # No less than the call is wide, though every row of it may be shorter.
+            inputs["total_sequence_length"][...] = max(width, *map(int.__add__, pasts, lengths))
 
     # --- memory -------------------------------------------------------------------------------
 
@@ -146,20 +175,20 @@ class OrtEngine:
         self._cache[..., : old.shape[4], :] = old
         self._bindings = {}
 
-    def _binding(self, batch: int, width: int, scored: int) -> _Binding:
-        found = self._bindings.get((batch, width, scored))
+    def _binding(self, batch: int, width: int, scored: int, tree: bool) -> _Binding:
+        found = self._bindings.get((batch, width, scored, tree))
         if found is None:
-            found = self._bind(batch, width, scored)
+            found = self._bind(batch, width, scored, tree)
             if len(self._bindings) >= _KEPT_BINDINGS:
                 self._bindings.pop(next(iter(self._bindings)))
-            self._bindings[batch, width, scored] = found
+            self._bindings[batch, width, scored, tree] = found
         return found
 
-    def _bind(self, batch: int, width: int, scored: int) -> _Binding:
+    def _bind(self, batch: int, width: int, scored: int, tree: bool) -> _Binding:
         inputs = {
             "input_ids": np.zeros((batch, width), dtype=np.int64),
             "scores_from": np.zeros(1, dtype=np.int64),
-            **self._new_inputs(batch, width),
+            **self._new_inputs(batch, width, tree),
         }
         logits: Float32Array = np.zeros((batch, scored, self.spec.vocab_size), dtype=np.float32)
         io = self._session.io_binding()

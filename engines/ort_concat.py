@@ -32,6 +32,7 @@ class OrtConcatEngine:
         vocab_size: V.
         max_length: cache entries a row can hold.
         min_width: as measured at export.
+        exact_trees: not used: appending graphs take no trees here.
         options: threads, providers, narrow calls.
 
     Raises:
@@ -47,6 +48,7 @@ class OrtConcatEngine:
         vocab_size: int,
         max_length: int,
         min_width: int,
+        exact_trees: bool = False,
         options: EngineOptions,
     ) -> None:
         if options.max_batch != 1:

@@ -40,5 +40,6 @@ def open_component(
         vocab_size=component.vocab_size,
         max_length=component.max_length,
         min_width=component.min_width,
+        exact_trees=component.exact_trees,
         options=options,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from specplug.engines.ort import Array, OrtEngine
@@ -14,9 +12,10 @@ from specplug.types import Step
 class OrtStandardEngine(OrtEngine):
     """A ``standard``-dialect graph and its cache; see :class:`OrtEngine`."""
 
-    supports_tree = True
+    def _takes_trees(self) -> bool:
+        return True
 
-    def _new_inputs(self, batch: int, width: int) -> dict[str, Array]:
+    def _new_inputs(self, batch: int, width: int, tree: bool) -> dict[str, Array]:
         shape = (batch, 1, width, self._cache.shape[4])
         return {
             "position_ids": np.zeros((batch, width), dtype=np.int64),
@@ -32,8 +31,3 @@ class OrtStandardEngine(OrtEngine):
 
     def _masks(self) -> list[str]:
         return [name for name in self._inputs if name.startswith(MASK)]
-
-    def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
-        """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
-        entries = self._cache[:, :, row]
-        entries[:, :, :, past : past + len(nodes)] = entries[:, :, :, [past + n for n in nodes]]

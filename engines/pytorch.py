@@ -116,6 +116,7 @@ class PyTorchEngine:
             max_length=min(max_length or most, most),
             max_batch=max_batch,
             supports_tree=True,
+            exact_trees=model.dtype == torch.float32,
             device=str(self._device),
         )
 

@@ -50,6 +50,7 @@ def open_component(folder: Path, component: Component, options: EngineOptions) -
         vocab_size=component.vocab_size,
         max_length=min(plan.capacity, component.max_length),
         max_batch=options.max_batch,
+        exact_trees=component.exact_trees,
     )
     return PaddedEngine(engine)
 
@@ -102,6 +103,7 @@ class TensorRTEngine:
         vocab_size: int,
         max_length: int,
         max_batch: int = 1,
+        exact_trees: bool = False,
     ) -> None:
         self._device = device
         self._runtime = library.api.Runtime(library.api.Logger(library.api.Logger.ERROR))
@@ -116,6 +118,7 @@ class TensorRTEngine:
             max_length=max_length,
             max_batch=max_batch,
             supports_tree=True,
+            exact_trees=exact_trees,
             device=device.name,
         )
         self._cache = device.allocate(self._layout.cache_bytes(max_batch))

@@ -204,6 +204,7 @@ def _write_component(
     if layout.dtype != "float32":
         # Products of one row take another kernel, and rounding hides that from most samples.
         min_width = max(min_width, 2)
+    tree_difference = measuring.measure_tree_difference(engine, model.reference.tokens)
     quality = measuring.measure_quality(engine, model.reference)
     engine.close()
     files = [f"{name}/{file}" for file in (graphs.GRAPH, graphs.DATA)]
@@ -231,6 +232,7 @@ def _write_component(
         vocab_size=model.vocab_size,
         max_length=model.max_length,
         min_width=min_width,
+        tree_difference=tree_difference,
         cache=layout,
         parity=parity,
         quality=quality,

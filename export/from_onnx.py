@@ -117,7 +117,7 @@ def _write_component(
     appending = not attention_nodes(model.graph)
     longest = settings.max_positions - 1  # a padded attention row takes one
     sample = take_sample(encoder(tokenizer), vocab_size, longest, quality_text)
-    size = {"vocab_size": vocab_size, "max_length": longest, "min_width": 1}
+    size: Any = {"vocab_size": vocab_size, "max_length": longest, "min_width": 1}
     report("running the graph as it is for reference")
     work = stage / "work"
     work.mkdir()

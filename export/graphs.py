@@ -22,6 +22,7 @@ from specplug.export.passes import (
     SourceAttention,
     StandardAttention,
     StandardOperators,
+    TreeAttention,
 )
 from specplug.export.passes.editing import MICROSOFT, attention_nodes
 from specplug.export.source import Source
@@ -56,6 +57,8 @@ def build_fp32(source: Source, dialect: Dialect = "ort") -> Any:
         PackGateUp(),
     )(model)
     _check_complete(model, source)
+    if dialect == "ort":
+        TreeAttention()(model)
     if dialect == "standard":
         ir.passes.Sequential(StandardAttention(), StandardOperators(), NextToken())(model)
         model.opset_imports.pop(MICROSOFT, None)

@@ -14,13 +14,14 @@ from specplug.engines.ort_dialects import DIALECTS
 from specplug.export.quality_text import Sample
 from specplug.feeding import feed
 from specplug.opening import EngineOptions
-from specplug.types import Engine, Float32Array, Int64Array, ParityError
+from specplug.types import Engine, Float32Array, Int64Array, ParityError, Step
 from specplug.widths import WIDEST, rows_of, smallest_width
 
 PARITY_TOLERANCE = 1e-4
 """Of fp32 logits, relative to the largest."""
 
 _PREFIX, _VERIFIED = 24, 16  # tokens of the parity check
+_PATH = 5  # tokens of a path that is compared with a chain
 PIECE = 128
 """Tokens of a quality call; bounds the memory of logits."""
 _REFERENCE_PIECE = 640
@@ -125,6 +126,34 @@ def measure_min_width(engine: Engine, tokens: Int64Array) -> int:
             f"up to {WIDEST}: text would change under speculation; try --precision fp32"
         )
     return smallest
+
+
+def measure_tree_difference(engine: Engine, tokens: Int64Array) -> float | None:
+    """How far a tree's tokens are from the same in a chain, the most that a logit differs.
+
+    Every token of the path has two siblings before it, whose cache entries then lie between.
+
+    Returns:
+        None where the engine takes no trees.
+    """
+    if not engine.spec.supports_tree:
+        return None
+    past = min(_PREFIX, len(tokens) // 2)
+    path = tokens[past : past + _PATH]
+    rows_of(engine, tokens[:past], 0)
+    chain = rows_of(engine, path, past)
+    nodes, parents, at = [], [], -1
+    for token in path.tolist():
+        nodes += [(token + 1) % engine.spec.vocab_size, (token + 2) % engine.spec.vocab_size, token]
+        parents += [at] * 3
+        at = len(nodes) - 1
+    step = Step(
+        tokens=np.array([nodes]),
+        past=np.array([past]),
+        parents=np.array(parents, dtype=np.int32),
+    )
+    tree = engine.forward(step).logits()[0, 2::3]
+    return float(np.abs(tree[: len(chain)] - chain).max())
 
 
 def measure_quality(engine: Engine, reference: Reference) -> Quality:

@@ -80,6 +80,7 @@ class PiecewiseEngine:
             values["seqlens_k"] = np.array([past + width - 1], dtype=np.int32)
             values["query_seqlens"] = np.array([width], dtype=np.int32)
             values["total_sequence_length"] = np.array(past + width, dtype=np.int32)
+            values["attention_bias"] = np.zeros((1, 1, width, past + width), dtype=np.float32)
         for name, entries in self._cache.items():
             values[f"past_key_values.{name}"] = np.pad(
                 entries[:, :, :past], ((0, 0), (0, 0), (0, room), (0, 0))

@@ -1,14 +1,17 @@
 """Speculative decoding as a plug-in for the inference engine you already run.
 
->>> decoder = SpeculativeDecoder.from_bundle("smol.bundle", drafter="ngram", draft_tokens=8)
+>>> decoder = SpeculativeDecoder.from_bundle("smol.bundle", drafter="auto")
 >>> for token in decoder.stream("Write a haiku about rivers.", max_tokens=64):
 ...     print(token, end="")
 """
 
+from specplug.budget import Budget
 from specplug.bundle import Bundle
 from specplug.context import Token
-from specplug.decoder import Result, SpeculativeDecoder
+from specplug.decoder import SpeculativeDecoder
 from specplug.drafters import ModelDrafter, NgramDrafter, NoDrafter
+from specplug.generation import Result
+from specplug.history import History
 from specplug.logprobs import TokenLogprobs
 from specplug.opening import EngineOptions
 from specplug.sampling import SamplingParams
@@ -23,8 +26,10 @@ from specplug.types import (
     EngineSpec,
     ExportError,
     MissingExtraError,
+    Outcome,
     ParityError,
     Proposal,
+    Request,
     Scores,
     SpecplugError,
     Step,
@@ -34,6 +39,7 @@ from specplug.types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Budget",
     "Bundle",
     "BundleError",
     "ContextLimitError",
@@ -43,12 +49,15 @@ __all__ = [
     "EngineOptions",
     "EngineSpec",
     "ExportError",
+    "History",
     "MissingExtraError",
     "ModelDrafter",
     "NgramDrafter",
     "NoDrafter",
+    "Outcome",
     "ParityError",
     "Proposal",
+    "Request",
     "Result",
     "SamplingParams",
     "Scores",

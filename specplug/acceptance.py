@@ -6,33 +6,49 @@ are probabilities after the same temperature, penalties and truncations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from specplug.types import Float64Array, Int64Array, Proposal, Verdict
 
 
+def follow(proposal: Proposal, own: Callable[[Sequence[int]], int]) -> Verdict:
+    """Accept drafted tokens for as long as one of them is the target's own choice.
+
+    Args:
+        proposal: a tree of drafted tokens, possibly empty.
+        own: from the accepted tokens' indices so far to the target's choice after them. It may
+            depend on nothing else of the proposal, so that the text does not, either.
+    """
+    children = proposal.children()
+    path: list[int] = []
+    at = -1
+    while True:
+        token = own(path)
+        for child in children.get(at, ()):
+            if proposal.tokens[child] == token:
+                break
+        else:
+            return Verdict(tuple(path), token)
+        path.append(child)
+        at = child
+
+
 def accept_greedy(best: Int64Array, proposal: Proposal) -> Verdict:
-    """Accept drafted tokens while each equals the target's best token at its position.
+    """Accept drafted tokens that are the target's best ones.
 
     Args:
         best: the target's argmax at the last committed token and after each drafted one, i64[n]
-            with n > len(proposal); entry i judges drafted token i, and the entry after the
-            accepted ones is the bonus token. Further entries (padding) are ignored.
-        proposal: a chain of drafted tokens, possibly empty.
+            with n > len(proposal). Further entries (padding) are ignored.
+        proposal: a tree of drafted tokens, possibly empty.
 
     Returns:
-        The verdict. The committed text, drafted[:accepted] + [bonus], is what greedy decoding
+        The verdict. The committed text, the accepted tokens and the bonus, is what greedy decoding
         one token at a time gives, whatever was drafted.
     """
     wanted = best.tolist()
-    accepted = 0
-    for drafted in proposal.tokens:
-        if drafted != wanted[accepted]:
-            break
-        accepted += 1
-    return Verdict(accepted, wanted[accepted])
+    return follow(proposal, lambda path: wanted[path[-1] + 1 if path else 0])
 
 
 def race(weights: Float64Array, exponentials: Float64Array) -> int:
@@ -52,19 +68,6 @@ def race(weights: Float64Array, exponentials: Float64Array) -> int:
     return first if times[first] >= 0 else int(np.nanargmin(times))  # 0/0 is no time at all
 
 
-def rejection_chances(
-    p_target: Sequence[Float64Array], p_draft: Sequence[Float64Array], drafted: Sequence[int]
-) -> list[float]:
-    """The chance of accepting each drafted token, those before it accepted: min(1, p_t / p_d).
-
-    Leviathan et al., arXiv:2211.17192; Chen et al., arXiv:2302.01318.
-    """
-    return [
-        min(1.0, float(target[token] / draft[token]))
-        for target, draft, token in zip(p_target, p_draft, drafted, strict=False)
-    ]
-
-
 def residual(p_target: Float64Array, p_draft: Float64Array, scale: float = 1.0) -> Float64Array:
     """What the target's own token is drawn from after a rejection: max(0, scale * p_t - p_d).
 
@@ -72,6 +75,39 @@ def residual(p_target: Float64Array, p_draft: Float64Array, scale: float = 1.0) 
     """
     left = (p_target if scale == 1 else scale * p_target) - p_draft
     return np.maximum(left, 0.0, out=left)
+
+
+def try_siblings(
+    weights: Float64Array,
+    p_draft: Sequence[Float64Array],
+    entries: Sequence[int | None],
+    uniforms: Sequence[float],
+) -> tuple[list[float], int | None, Float64Array]:
+    """Rejection sampling over the drafted tokens that may follow one, each tried in turn.
+
+    The first is accepted with min(1, p_target / p_draft) (Leviathan et al., arXiv:2211.17192; Chen
+    et al., arXiv:2302.01318); the next ones likewise against what is left of the target's
+    distribution (SpecInfer, arXiv:2305.09781).
+
+    Args:
+        weights: of the target's tokens, f64[n], unnormalised.
+        p_draft: what each sibling was drawn from, the ones before it left out, f64[n] each.
+        entries: where the siblings are among the n; None: the target never gives one.
+        uniforms: numbers in [0, 1), one each: a sibling is accepted if its chance is larger.
+
+    Returns:
+        The chances of those that were tried; which one was accepted, or None; and what the
+        target's own token is to be drawn from if none was, f64[n], unnormalised.
+    """
+    chances: list[float] = []
+    for which, (draft, entry) in enumerate(zip(p_draft, entries, strict=True)):
+        total = weights.sum()
+        chance = 0.0 if entry is None else float(weights[entry] / (total * draft[entry]))
+        chances.append(min(chance, 1.0))
+        if uniforms[which] < chance:
+            return chances, which, weights
+        weights = residual(weights, total * draft)
+    return chances, None, weights
 
 
 def block_chances(

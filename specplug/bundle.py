@@ -118,6 +118,10 @@ class TensorRTPlan(_Part):
     """Cache entries a row has."""
 
 
+TREE_TOLERANCE = 1e-3
+"""Of a logit: what fp32's sums in another order may make of it."""
+
+
 class Component(_Part):
     """A model of the bundle: the target or the draft."""
 
@@ -138,10 +142,25 @@ class Component(_Part):
     max_length: Count
     min_width: Annotated[int, Field(ge=1, le=16)]
     """Smallest width whose rows do not depend on the width, as measured at export."""
+    tree_difference: Annotated[float, Field(ge=0)] | None = None
+    """The most that a logit of a token in a tree differed from the same in a chain, as measured at
+    export; None: the graph takes no trees."""
     cache: CacheLayout
     parity: Parity
     quality: Quality | None
     provenance: Provenance
+
+    @property
+    def exact_trees(self) -> bool:
+        """Whether a token in a tree scores as in a chain, but for the order of sums.
+
+        Precisions that round activations to integers amplify that order, sooner or later.
+        """
+        return (
+            self.precision in ("fp32", "fp16", "bf16")
+            and self.tree_difference is not None
+            and self.tree_difference <= TREE_TOLERANCE
+        )
 
     @model_validator(mode="after")
     def _what_runs_is_listed(self) -> Self:

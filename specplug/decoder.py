@@ -1,76 +1,51 @@
 """The loop: propose, verify, accept, commit.
 
-A round feeds the target the tokens it has not seen together with the drafted ones, and keeps as
-many of these as the acceptance rule allows. Plain decoding is the same loop with nothing drafted,
-so a comparison of the two compares nothing else.
+A round feeds the target the tokens it has not seen together with the drafted ones, a tree of them,
+and keeps as many of these as the acceptance rule allows. Plain decoding is the same loop with
+nothing drafted, so a comparison of the two compares nothing else.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack, cast
+from typing import Any, Self, Unpack, cast
 
 import numpy as np
 
 from specplug.bundle import Bundle
 from specplug.context import Context, Token
+from specplug.controller import CallCosts, DraftLength, FixedLength, MeasuredLength
+from specplug.costs import measure_costs
 from specplug.drafters import DRAFTERS, NoDrafter
 from specplug.feeding import PREFILL_WIDTH, feed
+from specplug.generation import (
+    GREEDY,
+    DraftTokens,
+    GenerationOptions,
+    Prompt,
+    Result,
+    check_generation,
+)
 from specplug.grammar import Grammar
 from specplug.logprobs import LogprobsMode, TokenLogprobs
 from specplug.sampler import Sampler
 from specplug.sampling import SamplingParams
 from specplug.stats import SpeculationStats
 from specplug.text import Messages, TextStream, Tokenizer
-from specplug.types import ContextLimitError, Drafter, Engine, Proposal, Verdict
+from specplug.types import (
+    Drafter,
+    Engine,
+    Outcome,
+    Proposal,
+    Request,
+    Scores,
+    TreeEngine,
+    Verdict,
+)
 
-GREEDY = SamplingParams()
 _ECHOED_WIDTH = 64  # tokens of a prompt that are scored at once; bounds the memory of logits
-
-Prompt = str | Sequence[int] | Messages
-"""Text, token ids, or chat messages (``{"role": …, "content": …}``)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A finished generation."""
-
-    text: str
-    tokens: tuple[Token, ...]
-    """New tokens, a final stop token included; the prompt's before them if echoed."""
-    finish_reason: str
-    """``"stop"`` (token or string), ``"length"`` (max_tokens), ``"context"`` (the model's limit),
-    ``"cancelled"``."""
-    stats: SpeculationStats
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The tokens' ids."""
-        return tuple(token.id for token in self.tokens)
-
-
-class GenerationOptions(TypedDict, total=False):
-    """What may be asked of one generation."""
-
-    max_tokens: int
-    """New tokens at most, a final stop token included; 256 unless given."""
-    sampling: SamplingParams
-    """How tokens are chosen; greedily unless given."""
-    sample: int
-    """Which of several answers to the prompt: each has its own noise."""
-    stop: str | Sequence[str]
-    """Strings that end the answer; nothing of them is in its text."""
-    logprobs: int | None
-    """Give each token's log-probability, and this many of the likeliest (0 or more)."""
-    logprobs_mode: LogprobsMode
-    """Those of the target as it is (``"raw"``), or after penalties and truncations."""
-    echo: bool
-    """Begin with the prompt's tokens; their log-probabilities are raw, and the first has none."""
-    cancelled: Callable[[], bool]
-    """Asked before every round; True ends the generation."""
 
 
 class SpeculativeDecoder:
@@ -79,7 +54,11 @@ class SpeculativeDecoder:
     Args:
         target: the engine whose text is wanted.
         drafter: what proposes tokens; None: plain decoding. The text is the same either way.
-        draft_tokens: how many tokens a round may draft, at least 0; 0 never asks the drafter.
+        draft_tokens: how many tokens a round may draft, at least 0; 0 never asks the drafter;
+            ``"auto"``: as many as pay, none included.
+        costs: seconds of the target's calls by width, for ``"auto"``; None: measured before the
+            first answer, in less than a second.
+        inexact_trees: draft trees also where a token's scores in a tree are not those in a chain.
         tokenizer: needed for text in or out; token ids work without.
         stop_token_ids: tokens that end an answer; the tokenizer's own if None.
 
@@ -91,16 +70,16 @@ class SpeculativeDecoder:
         target: Engine,
         *,
         drafter: Drafter | None = None,
-        draft_tokens: int = 8,
+        draft_tokens: DraftTokens = "auto",
+        costs: CallCosts | None = None,
+        inexact_trees: bool = False,
         tokenizer: Tokenizer | None = None,
         stop_token_ids: Sequence[int] | None = None,
     ) -> None:
-        if not 0 <= draft_tokens < PREFILL_WIDTH:
-            raise ValueError(
-                f"draft_tokens {draft_tokens}: need 0 <= draft_tokens < {PREFILL_WIDTH}"
-            )
         self.target = target
         self.drafter: Drafter = drafter or NoDrafter()
+        self._costs = costs
+        self._trees = target.spec.supports_tree and (target.spec.exact_trees or inexact_trees)
         self.draft_tokens = draft_tokens
         self.tokenizer = tokenizer
         if stop_token_ids is None:
@@ -113,7 +92,13 @@ class SpeculativeDecoder:
 
     @classmethod
     def from_bundle(
-        cls, path: str | Path, *, drafter: str = "none", draft_tokens: int = 8, **options: Any
+        cls,
+        path: str | Path,
+        *,
+        drafter: str = "auto",
+        draft_tokens: DraftTokens = "auto",
+        inexact_trees: bool = False,
+        **options: Any,
     ) -> Self:
         """Open a bundle: its target, its tokenizer and, if asked for, its draft model.
 
@@ -121,6 +106,7 @@ class SpeculativeDecoder:
             path: the bundle's folder.
             drafter: a name of :data:`specplug.drafters.DRAFTERS`.
             draft_tokens: as in the constructor.
+            inexact_trees: as in the constructor.
             options: of :func:`specplug.opening.open_parts` and, for both engines, of
                 :class:`specplug.opening.EngineOptions`.
 
@@ -132,7 +118,22 @@ class SpeculativeDecoder:
         if drafter not in DRAFTERS:
             raise ValueError(f"drafter {drafter!r} is none of {', '.join(DRAFTERS)}")
         parts = open_parts(Bundle.open(path), drafter, **options)
-        return cls(**parts, draft_tokens=draft_tokens)
+        return cls(**parts, draft_tokens=draft_tokens, inexact_trees=inexact_trees)
+
+    @property
+    def draft_tokens(self) -> DraftTokens:
+        """How many tokens a round may draft; may be set between generations."""
+        return self._draft_tokens
+
+    @draft_tokens.setter
+    def draft_tokens(self, wanted: DraftTokens) -> None:
+        if wanted != "auto" and not (isinstance(wanted, int) and 0 <= wanted < PREFILL_WIDTH):
+            raise ValueError(
+                f"draft_tokens {wanted!r}: need auto, or a number from 0 to {PREFILL_WIDTH - 1}"
+            )
+        self._draft_tokens = wanted
+        self.length: DraftLength | None = FixedLength(wanted) if wanted != "auto" else None
+        """What decides how many tokens a round drafts; None until the costs were measured."""
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -143,44 +144,71 @@ class SpeculativeDecoder:
         context = self._begin(prompt, **options)
         if options.get("echo"):
             yield self._echo(prompt, context)
-        while context.finish_reason is None:
-            if self._cancelled():
-                self.finish_reason = "cancelled"
-                return
-            proposal = self._propose(context)
-            verdict, logprobs = self._verify(context, proposal)
-            drafted = proposal.tokens[: verdict.accepted]
-            made = context.commit([*drafted, verdict.bonus], verdict.accepted, logprobs)
-            self.drafter.commit([token.id for token in made])
-            self._count(len(proposal), made)
-            self.finish_reason = context.finish_reason
-            yield made
+        try:
+            while context.finish_reason is None:
+                if self._cancelled():
+                    self.finish_reason = "cancelled"
+                    return
+                proposal = self._propose(context)
+                scores, verdict = self._verify(context, proposal)
+                yield self._commit(context, proposal, scores, verdict)
+        finally:
+            self.drafter.finish(context.tokens)
 
     def _propose(self, context: Context) -> Proposal:
-        k = min(self.draft_tokens, context.room - 1)
-        if k < 1 or not context.cached:  # the prompt's own call gives the first token alone
+        if not context.cached or self.length is None:
+            return Proposal()  # the prompt's own call gives the first token alone
+        branching = self._trees and self._sampler.branching
+        budget = self.length.budget(context.room - 1, branching=branching)
+        if budget is None:
             return Proposal()
         started = time.perf_counter()
-        proposal = self.drafter.propose(context.tokens, k)
-        self.stats.draft_seconds += time.perf_counter() - started
+        proposal = self.drafter.propose(context.tokens, budget)
+        self._round_draft_seconds = time.perf_counter() - started
         return proposal
 
-    def _verify(
-        self, context: Context, proposal: Proposal
-    ) -> tuple[Verdict, list[TokenLogprobs] | None]:
-        pending = [*context.tokens[context.cached :].tolist(), *proposal.tokens]
+    def _verify(self, context: Context, proposal: Proposal) -> tuple[Scores, Verdict]:
+        past = context.cached
+        pending = context.tokens[past:].tolist()
         started = time.perf_counter()
-        scores = feed(self.target, pending, past=context.cached, scored=len(proposal) + 1)
+        scores = feed(
+            self.target,
+            [*pending, *proposal.tokens],
+            past=past,
+            scored=len(proposal) + 1,
+            parents=proposal.parents if proposal.branches else None,
+        )
         verdict = self._sampler.judge(scores, context.tokens, proposal)
+        if verdict.path != tuple(range(verdict.accepted)):
+            nodes = [*range(len(pending)), *(len(pending) + node for node in verdict.path)]
+            cast(TreeEngine, self.target).keep(0, past, nodes)
+        self._round_target_seconds = time.perf_counter() - started
+        return scores, verdict
+
+    def _commit(
+        self, context: Context, proposal: Proposal, scores: Scores, verdict: Verdict
+    ) -> list[Token]:
+        tokens = [*(proposal.tokens[node] for node in verdict.path), verdict.bonus]
         logprobs = None
         if self._top is not None:
-            tokens = [*proposal.tokens[: verdict.accepted], verdict.bonus]
             logprobs = self._sampler.logprobs(
-                scores, context.tokens, tokens, top=self._top, mode=self._logprobs_mode
+                scores,
+                context.tokens,
+                tokens,
+                top=self._top,
+                mode=self._logprobs_mode,
+                path=verdict.path,
             )
-        self.stats.target_seconds += time.perf_counter() - started
+        after = int(context.tokens[-1])
         context.cached = context.length + verdict.accepted
-        return verdict, logprobs
+        made = context.commit(tokens, verdict.accepted, logprobs)
+        committed = [token.id for token in made]
+        started = time.perf_counter()
+        self.drafter.commit(Outcome(after, proposal, verdict, committed, scores))
+        self._round_draft_seconds += time.perf_counter() - started
+        self._count(len(proposal), made)
+        self.finish_reason = context.finish_reason
+        return made
 
     # --- around the loop ----------------------------------------------------------------------
 
@@ -194,12 +222,23 @@ class SpeculativeDecoder:
         stop: str | Sequence[str] = (),
         logprobs: int | None = None,
         logprobs_mode: LogprobsMode = "raw",
+        prediction: str | Sequence[int] = (),
+        tenant: str = "",
         echo: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Context:
         spec = self.target.spec
         stop = [stop] if isinstance(stop, str) else list(stop)
-        self._check(prompt, max_tokens, sample, stop, logprobs, logprobs_mode)
+        check_generation(
+            spec,
+            prompt,
+            max_tokens=max_tokens,
+            sample=sample,
+            stop=stop,
+            has_tokenizer=self.tokenizer is not None,
+            logprobs=logprobs,
+            logprobs_mode=logprobs_mode,
+        )
         self._top, self._logprobs_mode, self._cancelled = logprobs, logprobs_mode, cancelled
         self._sampler = Sampler(
             sampling,
@@ -208,9 +247,21 @@ class SpeculativeDecoder:
             sample=sample,
             grammar=self._grammar(sampling),
         )
-        self.drafter.reset(self._sampler)
+        self.drafter.reset(
+            Request(
+                sampler=self._sampler,
+                prompt_tokens=len(prompt),
+                prediction=self._predicted(prediction),
+                tenant=tenant,
+            )
+        )
+        if self.length is None and not isinstance(self.drafter, NoDrafter):
+            self.length = MeasuredLength(self._costs or CallCosts(measure_costs(self.target)))
         self.finish_reason = None
-        self.stats = SpeculationStats(prompt_tokens=len(prompt), draft_length=self.draft_tokens)
+        self.stats = SpeculationStats(
+            prompt_tokens=len(prompt), draft_length=self.length.longest if self.length else 0
+        )
+        self._round_draft_seconds = self._round_target_seconds = 0.0
         self._clock = time.perf_counter()
         return Context(
             prompt,
@@ -219,41 +270,6 @@ class SpeculativeDecoder:
             limit=spec.context_limit,
             stop_token_ids=self.stop_token_ids,
         )
-
-    def _check(
-        self,
-        prompt: Sequence[int],
-        max_tokens: int,
-        sample: int,
-        stop: Sequence[str],
-        logprobs: int | None,
-        logprobs_mode: str,
-    ) -> None:
-        spec = self.target.spec
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens {max_tokens}: need at least 1")
-        if not 0 <= sample < 1 << 64:
-            raise ValueError(f"sample {sample}: it must be in [0, 2**64)")
-        if "" in stop:
-            raise ValueError("stop '': a stop string has at least one character")
-        if stop and self.tokenizer is None:
-            raise ValueError(f"stop {stop[0]!r}: stop strings need a tokenizer")
-        if logprobs is not None and not 0 <= logprobs <= spec.vocab_size:
-            raise ValueError(f"logprobs {logprobs}: it must be in [0, {spec.vocab_size}]")
-        if logprobs_mode not in ("raw", "processed"):
-            raise ValueError(f"logprobs_mode {logprobs_mode!r}: it must be raw or processed")
-        if not len(prompt):
-            raise ValueError("the prompt is empty: at least one token is needed")
-        outside = [token for token in prompt if not 0 <= token < spec.vocab_size]
-        if outside:
-            raise ValueError(
-                f"token id {outside[0]} is outside the vocabulary of {spec.vocab_size}"
-            )
-        if len(prompt) >= spec.context_limit:
-            raise ContextLimitError(
-                f"the prompt has {len(prompt)} tokens and the context ends at "
-                f"{spec.context_limit}: shorten the prompt"
-            )
 
     def _grammar(self, sampling: SamplingParams) -> Grammar | None:
         if not sampling.structured:
@@ -285,14 +301,29 @@ class SpeculativeDecoder:
     def _count(self, drafted: int, made: Sequence[Token]) -> None:
         now = time.perf_counter()
         stats = self.stats
+        stats.target_seconds += self._round_target_seconds
+        stats.draft_seconds += self._round_draft_seconds
         if stats.new_tokens:
             stats.drafted_per_round.append(drafted)
             stats.accepted_per_round.append(sum(token.from_draft for token in made))
             stats.decode_seconds += now - self._clock
+            if self.length is not None:
+                self.length.record(
+                    drafted, len(made), self._round_target_seconds, self._round_draft_seconds
+                )
         else:
             stats.prefill_seconds = now - self._clock
+        self._round_draft_seconds = 0.0
         stats.new_tokens += len(made)
         self._clock = now
+
+    def _predicted(self, prediction: str | Sequence[int]) -> Sequence[int]:
+        """The token ids of an expected answer."""
+        if not isinstance(prediction, str):
+            return prediction
+        if self.tokenizer is None:
+            raise ValueError("a prediction in text needs a tokenizer: pass token ids")
+        return self.tokenizer.encode(prediction)
 
     def encode(self, prompt: Prompt, *, chat: bool | None = None) -> list[int]:
         """The token ids of a prompt.

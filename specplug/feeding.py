@@ -6,13 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specplug.types import Engine, Scores, Step
+from specplug.types import Engine, Int32Array, Scores, Step
 
 PREFILL_WIDTH = 512
 """Tokens of a long run that one call takes; bounds the memory of activations."""
 
 
-def feed(engine: Engine, tokens: Sequence[int], *, past: int, scored: int) -> Scores:
+def feed(
+    engine: Engine,
+    tokens: Sequence[int],
+    *,
+    past: int,
+    scored: int,
+    parents: Sequence[int] | None = None,
+) -> Scores:
     """Run one sequence's next tokens through an engine.
 
     Args:
@@ -20,6 +27,8 @@ def feed(engine: Engine, tokens: Sequence[int], *, past: int, scored: int) -> Sc
         tokens: the tokens that follow them, at least one.
         past: valid cache entries before this call.
         scored: how many of the last tokens need scores, 1 <= scored <= PREFILL_WIDTH.
+        parents: if the last tokens are a tree, the index among them of the one before each; -1:
+            the token before them all.
 
     Returns:
         Scores whose first ``scored`` rows are those of the last ``scored`` tokens. Rows after
@@ -33,12 +42,23 @@ def feed(engine: Engine, tokens: Sequence[int], *, past: int, scored: int) -> Sc
         pending, past = pending[PREFILL_WIDTH:], past + PREFILL_WIDTH
     scores_from = len(pending) - scored
     pending += pending[-1:] * (engine.spec.min_width - len(pending))
-    return engine.forward(_step(pending, past, scores_from))
+    tree = None
+    if parents is not None:
+        chain = len(tokens) - len(parents)
+        padding = range(len(tokens) - 1, len(pending) - 1)
+        tree = np.array(
+            [*range(-1, chain - 1), *(chain + parent for parent in parents), *padding],
+            dtype=np.int32,
+        )
+    return engine.forward(_step(pending, past, scores_from, tree))
 
 
-def _step(tokens: list[int], past: int, scores_from: int) -> Step:
+def _step(
+    tokens: list[int], past: int, scores_from: int, parents: Int32Array | None = None
+) -> Step:
     return Step(
         tokens=np.array([tokens], dtype=np.int64),
         past=np.array([past], dtype=np.int64),
         scores_from=scores_from,
+        parents=parents,
     )

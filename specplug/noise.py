@@ -71,9 +71,12 @@ class Noise:
         np.log(fractions, out=fractions)
         return np.negative(fractions, out=fractions)
 
-    def uniform(self, position: int, purpose: Purpose, *, attempt: int = 0) -> float:
-        """A number in [0, 1)."""
-        return float(self._all(position, purpose, 1, attempt)[0])
+    def uniforms(
+        self, position: int, purpose: Purpose, count: int, *, attempt: int = 0
+    ) -> list[float]:
+        """Numbers in [0, 1), those of token ids 0, 1, …; arguments as above."""
+        found: list[float] = self._all(position, purpose, count, attempt).tolist() if count else []
+        return found
 
     def _all(self, position: int, purpose: int, count: int, attempt: int) -> Float64Array:
         # numpy counts before it draws, and takes the upper 53 bits as we do.

@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from specplug.bundle import Bundle, Component
-from specplug.drafters import ModelDrafter, NgramDrafter, NoDrafter
+from specplug.drafters import (
+    HistorySource,
+    ModelDrafter,
+    ModelSource,
+    NgramDrafter,
+    NoDrafter,
+    PredictedSource,
+    RecycleSource,
+    Source,
+    SuffixSource,
+    TreeDrafter,
+)
+from specplug.history import History
 from specplug.types import BundleError, Drafter, SpecplugError
 
 
@@ -39,21 +51,33 @@ def open_parts(
     *,
     prompt_lookup_min: int = 2,
     prompt_lookup_max: int = 16,
+    history: History | None = None,
     target_engine: str | None = None,
     target_device: str | None = None,
     draft_engine: str | None = None,
     draft_device: str | None = None,
     **engine_options: Any,
 ) -> dict[str, Any]:
-    """The constructor arguments of a decoder over a bundle, by a name of DRAFTERS.
+    """The constructor arguments of a decoder over a bundle.
 
-    Engines and devices are as in :class:`EngineOptions`, whose other fields both share.
+    Args:
+        bundle: opened.
+        drafter: a name of :data:`specplug.drafters.DRAFTERS`.
+        prompt_lookup_min: of the n-gram drafter.
+        prompt_lookup_max: of the n-gram drafter.
+        history: texts of earlier requests for the drafters that look there, perhaps shared with
+            other decoders; None: of this decoder's own requests.
+        target_engine: as in :class:`EngineOptions`, like the three that follow.
+        target_device: see there.
+        draft_engine: see there.
+        draft_device: see there.
+        engine_options: the other fields of it, for both engines.
     """
     from specplug import engines
 
     options = EngineOptions(**engine_options)
-    lookup = {"prompt_lookup_min": prompt_lookup_min, "prompt_lookup_max": prompt_lookup_max}
-    if drafter == "draft":
+    has_draft = drafter == "draft" or (drafter == "auto" and bundle.manifest.draft is not None)
+    if has_draft:
         check_draft(bundle)
         options = replace(options, share_threads=True)
     target = engines.load(
@@ -61,14 +85,56 @@ def open_parts(
         bundle.manifest.target,
         replace(options, engine=target_engine, device=target_device),
     )
-    made: Drafter = NgramDrafter(**lookup) if drafter == "ngram" else NoDrafter()
-    if drafter == "draft":
-        try:
-            made = open_draft(bundle, replace(options, engine=draft_engine, device=draft_device))
-        except SpecplugError:
-            target.close()
-            raise
+    lookup = {"prompt_lookup_min": prompt_lookup_min, "prompt_lookup_max": prompt_lookup_max}
+    try:
+        draft = None
+        if has_draft:
+            draft = open_draft(bundle, replace(options, engine=draft_engine, device=draft_device))
+    except SpecplugError:
+        target.close()
+        raise
+    made = make_drafter(drafter, draft=draft, history=history, **lookup)
     return {"target": target, "drafter": made, "tokenizer": bundle.tokenizer()}
+
+
+def make_drafter(
+    name: str,
+    *,
+    draft: ModelDrafter | None = None,
+    history: History | None = None,
+    **lookup: int,
+) -> Drafter:
+    """A drafter by its name.
+
+    Args:
+        name: of :data:`specplug.drafters.DRAFTERS`.
+        draft: the draft model, for ``"draft"`` and, if there is one, ``"auto"``.
+        history: as in :func:`open_parts`.
+        lookup: arguments of the n-gram drafter.
+    """
+    remembered = HistorySource(history if history is not None else History())
+    match name:
+        case "ngram":
+            return NgramDrafter(**lookup)
+        case "suffix":
+            return TreeDrafter(name, [SuffixSource(), remembered])
+        case "recycle":
+            return TreeDrafter(name, [RecycleSource()])
+        case "predicted":
+            return TreeDrafter(name, [PredictedSource()])
+        case "draft" if draft:
+            return draft
+        case "auto":
+            sources: list[Source] = [
+                PredictedSource(),
+                SuffixSource(),
+                remembered,
+                RecycleSource(),
+            ]
+            if draft:
+                sources.append(ModelSource(draft.engine))
+            return TreeDrafter(name, sources)
+    return NoDrafter()
 
 
 def open_draft(bundle: Bundle, options: EngineOptions) -> ModelDrafter:

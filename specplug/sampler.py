@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specplug.acceptance import accept_greedy, block_chances, race, residual
+from specplug.acceptance import (
+    accept_greedy,
+    block_chances,
+    follow,
+    race,
+    residual,
+    try_siblings,
+)
 from specplug.grammar import Grammar
 from specplug.logprobs import LogprobsMode, TokenLogprobs, log_softmax, token_logprobs
 from specplug.noise import Noise, Purpose
@@ -96,46 +103,48 @@ class Sampler:
         Args:
             scores: of the target, at the last committed token and after each drafted one.
             history: the committed tokens, i64[n].
-            proposal: a chain of k tokens, possibly empty.
+            proposal: a tree of k tokens, possibly empty; a chain if not :attr:`branching`.
         """
         if self.params.plain:
             return accept_greedy(scores.argmax()[0], proposal)
         rows = scores.logits()[0]
         if self._matching:
-            judge = self._judge_matching
-        elif self.params.acceptance == "block":
-            judge = self._judge_block
-        else:
-            judge = self._judge_rejection
-        return judge(rows, len(history), _joined(history, proposal.tokens), proposal)
+            # Drafts are accepted for as long as they are what the target itself chooses.
+            return follow(proposal, lambda path: self._choose(*_at(rows, history, proposal, path)))
+        if self.params.acceptance == "block":
+            return self._judge_block(rows, history, proposal)
+        return self._judge_rejection(rows, history, proposal)
 
-    def _judge_matching(
-        self, rows: Float32Array, start: int, tokens: Int64Array, proposal: Proposal
-    ) -> Verdict:
-        """Accept drafts for as long as they are what the target itself chooses."""
-        for accepted, drafted in enumerate(proposal.tokens):
-            own = self._choose(rows[accepted], tokens[: start + accepted])
-            if own != drafted:
-                return Verdict(accepted, own)
-        return Verdict(len(proposal), self._choose(rows[len(proposal)], tokens))
+    @property
+    def branching(self) -> bool:
+        """Whether the rule judges trees; block verification is for chains."""
+        return self._matching or self.params.acceptance != "block"
 
     def _judge_rejection(
-        self, rows: Float32Array, start: int, tokens: Int64Array, proposal: Proposal
+        self, rows: Float32Array, history: Int64Array, proposal: Proposal
     ) -> Verdict:
-        for accepted, drafted in enumerate(proposal.tokens):
-            target = self._distribution(rows[accepted], tokens[: start + accepted])
-            draft = _draft_row(proposal, accepted, target.vocab_size)
-            chance = target.probability(drafted) / draft[drafted]
-            if self._noise.uniform(start + accepted, Purpose.accept, attempt=start) >= chance:
-                left = residual(target.weights, target.weights.sum() * target.of(draft))
-                return Verdict(accepted, self._own(left, start, accepted, target))
-        last = self._distribution(rows[len(proposal)], tokens)
-        return Verdict(len(proposal), self._own(last.weights, start, len(proposal), last))
+        children = proposal.children()
+        start = len(history)
+        path: list[int] = []
+        while True:
+            target = self._distribution(*_at(rows, history, proposal, path))
+            siblings = children.get(path[-1] if path else -1, ())
+            _, which, left = try_siblings(
+                target.weights,
+                [target.of(_draft_row(proposal, s, target.vocab_size)) for s in siblings],
+                [target.entry(proposal.tokens[s]) for s in siblings],
+                self._noise.uniforms(
+                    start + len(path), Purpose.accept, len(siblings), attempt=start
+                ),
+            )
+            if which is None:
+                return Verdict(tuple(path), self._own(left, start, len(path), target))
+            path.append(siblings[which])
 
-    def _judge_block(
-        self, rows: Float32Array, start: int, tokens: Int64Array, proposal: Proposal
-    ) -> Verdict:
-        k = len(proposal)
+    def _judge_block(self, rows: Float32Array, history: Int64Array, proposal: Proposal) -> Verdict:
+        if proposal.branches:
+            raise ValueError("block verification is for chains, and this proposal branches")
+        k, start, tokens = len(proposal), len(history), _joined(history, proposal.tokens)
         found = [self._distribution(rows[i], tokens[: start + i]) for i in range(k + 1)]
         target = [one.probabilities() for one in found]
         draft = [_draft_row(proposal, i, len(target[0])) for i in range(k)]
@@ -143,7 +152,7 @@ class Sampler:
         passing = [
             i
             for i in range(1, k + 1)
-            if self._noise.uniform(start + i - 1, Purpose.accept, attempt=start) < chances[i]
+            if self._noise.uniforms(start + i - 1, Purpose.accept, 1, attempt=start)[0] < chances[i]
         ]
         accepted = max(passing, default=0)
         own = found[accepted].of(
@@ -151,7 +160,7 @@ class Sampler:
             if accepted == k
             else residual(target[accepted], draft[accepted], scales[accepted])
         )
-        return Verdict(accepted, self._own(own, start, accepted, found[accepted]))
+        return Verdict(tuple(range(accepted)), self._own(own, start, accepted, found[accepted]))
 
     def _own(self, weights: Float64Array, start: int, accepted: int, of: Distribution) -> int:
         """The target's own token: drawn by weights of a distribution's entries."""
@@ -197,18 +206,23 @@ class Sampler:
         *,
         top: int,
         mode: LogprobsMode = "raw",
+        path: Sequence[int] | None = None,
     ) -> list[TokenLogprobs]:
         """Log-probabilities of the tokens that the target's scores judged or gave.
 
         Args:
-            scores: of the target, at the last committed token and after each of ``tokens``.
+            scores: of the target, at the last committed token and after drafted ones.
             history: the committed tokens, i64[n].
             tokens: those that follow.
             top: how many of the likeliest to name, too.
             mode: see :data:`specplug.logprobs.LogprobsMode`.
+            path: the accepted tokens' indices among the drafted ones; None: 0, 1, 2, …
         """
+        rows = scores.logits()[0]
+        if path is not None:
+            rows = rows[[0, *(node + 1 for node in path)]]
         found = []
-        for row, position in zip(scores.logits()[0], range(len(tokens)), strict=False):
+        for row, position in zip(rows, range(len(tokens)), strict=False):
             values = (
                 log_softmax(row)
                 if mode == "raw"
@@ -228,10 +242,20 @@ def _joined(context: Int64Array, tokens: Sequence[int]) -> Int64Array:
     return np.concatenate([context, np.array(tokens, dtype=np.int64)])
 
 
+def _at(
+    rows: Float32Array, history: Int64Array, proposal: Proposal, path: Sequence[int]
+) -> tuple[Float32Array, Int64Array]:
+    """The target's row after a path of a proposal, and the tokens before it."""
+    if not path:
+        return rows[0], history
+    return rows[path[-1] + 1], _joined(history, [proposal.tokens[node] for node in path])
+
+
 def _draft_row(proposal: Proposal, index: int, vocab_size: int) -> Float64Array:
     """What a drafted token was drawn from; all on itself if it was not drawn."""
-    if proposal.probabilities is not None:
-        return proposal.probabilities[index]
+    drawn_from = proposal.probabilities[index] if proposal.probabilities is not None else None
+    if drawn_from is not None:
+        return drawn_from
     row = np.zeros(vocab_size)
     row[proposal.tokens[index]] = 1.0
     return row

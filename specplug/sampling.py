@@ -154,14 +154,12 @@ class Distribution:
         """A row's values f64[V] for the entries, f64[n]."""
         return row if self.tokens is None else row[self.tokens]
 
-    def probability(self, token: int) -> float:
-        """Of one token, listed or not."""
+    def entry(self, token: int) -> int | None:
+        """Where a token is listed, if it is."""
         if self.tokens is None:
-            return float(self.weights[token] / self.weights.sum())
+            return token
         index = int(np.searchsorted(self.tokens, token))
-        if index == len(self.tokens) or self.tokens[index] != token:
-            return 0.0
-        return float(self.weights[index] / self.weights.sum())
+        return index if index < len(self.tokens) and self.tokens[index] == token else None
 
     def probabilities(self) -> Float64Array:
         """Of all tokens, f64[V]."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from specplug.budget import Budget
     from specplug.sampler import Sampler
 
 Int64Array = NDArray[np.int64]
@@ -70,6 +71,8 @@ class EngineSpec:
     """
     supports_tree: bool = False
     """Whether ``Step.parents`` is understood."""
+    exact_trees: bool = False
+    """Whether a token's scores in a tree are those in a chain, but for the order of sums."""
     device: str = "cpu"
 
     @property
@@ -146,44 +149,101 @@ class TreeEngine(Engine, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What a drafter proposes for one round."""
+    """What a drafter proposes for one round: a tree of tokens, of which a chain is one."""
 
     tokens: tuple[int, ...] = ()
-    probabilities: Sequence[Float64Array] | None = None
-    """What each token was drawn from, k times f64[V]; None: the tokens were not drawn."""
-    parents: Int32Array | None = None  # [k], None: a chain
+    probabilities: Sequence[Float64Array | None] | None = None
+    """What each token was drawn from, k times f64[V], earlier siblings left out; None: the token,
+    or none of them, was drawn."""
+    parents: tuple[int, ...] | None = None
+    """Of each token the one before it, of a smaller index; -1: the last committed token. None: a
+    chain. Siblings differ."""
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def branches(self) -> bool:
+        """Whether it is more than a chain."""
+        return self.parents is not None and self.parents != tuple(range(-1, len(self) - 1))
+
+    def children(self) -> dict[int, list[int]]:
+        """The tokens after each token, in order; those after the last committed one under -1."""
+        found: dict[int, list[int]] = {}
+        parents = range(-1, len(self) - 1) if self.parents is None else self.parents
+        for node, parent in enumerate(parents):
+            found.setdefault(parent, []).append(node)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What the acceptance rule made of a proposal."""
 
-    accepted: int
-    """How many drafted tokens, from the first on, were accepted."""
+    path: tuple[int, ...]
+    """The accepted tokens' indices, from a child of the last committed token on."""
     bonus: int
     """The target's own token after the accepted ones."""
 
+    @property
+    def accepted(self) -> int:
+        """How many drafted tokens were accepted."""
+        return len(self.path)
 
-class Drafter(Protocol):
-    """Proposes continuations of a context. Wrong proposals cost time, never correctness."""
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a round."""
+
+    after: int
+    """The last token that was committed before."""
+    proposal: Proposal
+    verdict: Verdict
+    tokens: Sequence[int]
+    """Those that were committed: accepted ones and bonus, unless the answer ended before."""
+    scores: Scores
+    """Of the target, at the last committed token and after each proposed one; valid until the
+    target's next call."""
+
+    @property
+    def judged(self) -> tuple[int, ...]:
+        """The tokens whose continuations the rows of ``scores`` are about."""
+        return (self.after, *self.proposal.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a drafter may know of a generation before it begins."""
+
+    sampler: Sampler
+    """Chooses the draft's tokens as it chooses the target's."""
+    prompt_tokens: int
+    prediction: Sequence[int] = ()
+    """What the caller expects as the answer."""
+    tenant: str = ""
+    """On whose behalf: what is learnt of texts is kept apart by it."""
+
+
+class Drafter:
+    """Proposes continuations of a context. Wrong proposals cost time, never correctness.
+
+    The base proposes nothing and notes nothing: a drafter says what it does otherwise.
+    """
 
     name: str
 
-    def propose(self, context: Int64Array, k: int) -> Proposal:
-        """At most ``k`` tokens expected to follow ``context``, i64[n], k >= 1. May be empty."""
-        ...
+    def propose(self, context: Int64Array, budget: Budget) -> Proposal:
+        """Tokens expected to follow ``context``, i64[n], as many as the budget has; maybe none."""
+        return Proposal()
 
-    def commit(self, tokens: Sequence[int]) -> None:
-        """``tokens`` were appended to the context since the last proposal."""
-        ...
+    def commit(self, outcome: Outcome) -> None:
+        """What became of a round, also of one that proposed nothing."""
 
-    def reset(self, sampler: Sampler) -> None:
-        """Forget the sequence; the next proposal is for a new one, with tokens chosen so."""
-        ...
+    def reset(self, request: Request) -> None:
+        """Forget the sequence: the next proposal is for a new one."""
+
+    def finish(self, tokens: Int64Array) -> None:
+        """The sequence is complete, or was given up: i64[n], prompt included."""
 
     def close(self) -> None:
         """Release what the drafter holds."""
-        ...

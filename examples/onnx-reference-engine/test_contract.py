@@ -12,7 +12,7 @@ from specplug.engines.contract import EngineContract, Make
 
 
 class TestReferenceEngine(EngineContract):
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def make(self) -> Make:
         bundle = Bundle.open(os.environ["SPECPLUG_BUNDLE"])
 

@@ -19,6 +19,7 @@ from specplug.export.passes.scores_from import ScoresFrom
 from specplug.export.passes.source_attention import SourceAttention
 from specplug.export.passes.standard_attention import StandardAttention
 from specplug.export.passes.standard_operators import StandardOperators
+from specplug.export.passes.tree_attention import TreeAttention
 
 __all__ = [
     "DequantizeBlocks",
@@ -37,4 +38,5 @@ __all__ = [
     "SourceAttention",
     "StandardAttention",
     "StandardOperators",
+    "TreeAttention",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from specplug.export.passes.editing import attention_nodes, constant, graph_input, replace
+from specplug.export.passes.tree_attention import ATTENTION_BIAS, POSITION_IDS
 
 _SEQLENS_K, _TOTAL_LENGTH, _QUERY_SEQLENS = 5, 6, 16  # inputs of GroupQueryAttention
 
@@ -38,7 +39,11 @@ class PadAttention(ir.passes.InPlacePass):  # type: ignore[misc]
                     graph.insert_before(node, padded)
                     node.replace_input_with(index, padded.outputs[0])
             node.replace_input_with(_SEQLENS_K, rows.seqlens_k)
-            node.replace_input_with(_TOTAL_LENGTH, rows.total_length)
+            if len(node.inputs) > ATTENTION_BIAS and node.inputs[ATTENTION_BIAS] is not None:
+                for index in (POSITION_IDS, ATTENTION_BIAS):
+                    node.replace_input_with(index, rows.repeated[node.inputs[index]])
+            else:  # with a bias the length is the cache's, spare entry included
+                node.replace_input_with(_TOTAL_LENGTH, rows.total_length)
             node.replace_input_with(_QUERY_SEQLENS, rows.query_seqlens)
             attended = node.outputs[0]
             attended.shape = None  # one row more than was inferred
@@ -53,8 +58,8 @@ class _Rows:
     """The row indices and lengths of a call, computed at the head of the graph."""
 
     def __init__(self, graph: Any, attention: Any) -> None:
-        self._graph = graph
         self._nodes: list[Any] = []
+        self.repeated: dict[Any, Any] = {None: None}
         tokens = next(value for value in graph.inputs if value.name == "input_ids")
         fewest = graph_input(graph, "attention_rows", ir.DataType.INT64, [])
         zero = constant(graph, "row_0", np.array(0, dtype=np.int64))
@@ -66,6 +71,10 @@ class _Rows:
         widened = self._add("Max", width, fewest)
         last = self._add("Sub", width, one)
         self.padded = self._add("Min", self._add("Range", zero, widened, one), last)
+        for index, axis in ((POSITION_IDS, 1), (ATTENTION_BIAS, 2)):
+            given = attention.inputs[index] if index < len(attention.inputs) else None
+            if given is not None:
+                self.repeated[given] = self._add("Gather", given, self.padded, axis=axis)
         extra = self._add("Cast", self._add("Sub", widened, width), to=ir.DataType.INT32.value)
         self.seqlens_k = self._add("Add", attention.inputs[_SEQLENS_K], extra)
         self.total_length = self._add("Add", attention.inputs[_TOTAL_LENGTH], extra)

@@ -12,12 +12,14 @@ from specplug.bench.calls import SETTLE
 from specplug.bench.machine import EnergyMeter
 from specplug.bench.subjects import Subject
 from specplug.bench.workload import Item
-from specplug.decoder import GREEDY, SpeculativeDecoder
-from specplug.drafters import NgramDrafter, NoDrafter
-from specplug.opening import open_draft
-from specplug.sampler import Sampler
+from specplug.budget import Budget
+from specplug.controller import CallCosts
+from specplug.costs import measure_costs
+from specplug.decoder import SpeculativeDecoder
+from specplug.drafters import ModelDrafter
+from specplug.generation import GREEDY, DraftTokens
+from specplug.opening import make_drafter, open_draft
 from specplug.sampling import SamplingParams
-from specplug.text import Tokenizer
 from specplug.types import Drafter, Engine, Int64Array, Proposal
 
 PLAIN, SYNTHETIC = "none", "synthetic"
@@ -50,7 +52,7 @@ class Run:
         return self.new_tokens / self.seconds
 
 
-class SyntheticDrafter:
+class SyntheticDrafter(Drafter):
     """Drafts a known text, each token wrong with a fixed chance: engines compared at equal luck.
 
     Args:
@@ -70,11 +72,11 @@ class SyntheticDrafter:
         """Know the next generation's new tokens."""
         self._text, self._start, self._vocab_size = text, prompt_tokens, vocab_size
 
-    def propose(self, context: Int64Array, k: int) -> Proposal:
-        """The coming ``k`` tokens, some of them wrong; the same ones for every engine."""
+    def propose(self, context: Int64Array, budget: Budget) -> Proposal:
+        """The coming tokens, some of them wrong; the same ones for every engine."""
         at = len(context) - self._start
-        coming = self._text[at : at + k]
-        random = np.random.default_rng([len(context), k])
+        coming = self._text[at : at + budget.most]
+        random = np.random.default_rng([len(context), budget.most])
         right = random.random(len(coming)) < self._acceptance
         return Proposal(
             tuple(
@@ -83,15 +85,6 @@ class SyntheticDrafter:
             )
         )
 
-    def commit(self, tokens: Sequence[int]) -> None:
-        """Nothing to note."""
-
-    def reset(self, sampler: Sampler) -> None:
-        """Nothing to forget."""
-
-    def close(self) -> None:
-        """Nothing to release."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
@@ -99,7 +92,7 @@ class TextOptions:
 
     drafters: tuple[str, ...] = (PLAIN, "ngram")
     """Plain decoding is measured in any case."""
-    draft_tokens: int = 8
+    draft_tokens: DraftTokens = "auto"
     max_tokens: int = 128
     repeats: int = 3
     sampling: SamplingParams = GREEDY
@@ -117,11 +110,16 @@ def measure_texts(
     Raises:
         BundleError: a draft model is asked for that a bundle does not have.
     """
-    contenders = [_open(subject, engine, options) for subject, engine in engines.items()]
     meter = EnergyMeter()
+    costs = {subject: measure_costs(engine) for subject, engine in engines.items()}
+    drafts = {subject: _draft(subject, options) for subject in engines}
     runs: list[Run] = []
     try:
         for repeat in range(-1, options.repeats):  # the first, of one prompt, warms up
+            contenders = [
+                _Contender(subject, _decoders(subject, engine, drafts, costs, options))
+                for subject, engine in engines.items()
+            ]
             for item in items if repeat >= 0 else items[:1]:
                 for contender in contenders:
                     time.sleep(SETTLE)
@@ -130,56 +128,61 @@ def measure_texts(
                         runs += made
                         advance()
     finally:
-        for contender in contenders:
-            for drafter in contender.drafters.values():
-                drafter.close()
+        for draft in filter(None, drafts.values()):
+            draft.close()
     return runs
 
 
 @dataclass(frozen=True, slots=True)
 class _Contender:
     subject: Subject
-    engine: Engine
-    tokenizer: Tokenizer | None
-    drafters: dict[str, Drafter]
-    """Plain decoding's comes first."""
+    decoders: dict[str, SpeculativeDecoder]
+    """By drafter; plain decoding's comes first."""
 
 
-def _open(subject: Subject, engine: Engine, options: TextOptions) -> _Contender:
+def _draft(subject: Subject, options: TextOptions) -> ModelDrafter | None:
+    has_one = subject.bundle.manifest.draft is not None
+    if "draft" in options.drafters or ("auto" in options.drafters and has_one):
+        return open_draft(subject.bundle, subject.options)
+    return None
+
+
+def _decoders(
+    subject: Subject,
+    engine: Engine,
+    drafts: Mapping[Subject, ModelDrafter | None],
+    costs: Mapping[Subject, dict[int, float]],
+    options: TextOptions,
+) -> dict[str, SpeculativeDecoder]:
+    """New ones for every repeat: what was learnt of the same prompts would be no measurement."""
     names = [PLAIN, *(name for name in options.drafters if name != PLAIN)]
     if options.synthetic_acceptance is not None:
         names.append(SYNTHETIC)
-    made: dict[str, Drafter] = {}
-    for name in names:
-        match name:
-            case "none":
-                made[name] = NoDrafter()
-            case "ngram":
-                made[name] = NgramDrafter()
-            case "draft":
-                made[name] = open_draft(subject.bundle, subject.options)
-            case "synthetic":
-                made[name] = SyntheticDrafter(options.synthetic_acceptance or 0.0)
-    return _Contender(subject, engine, subject.bundle.tokenizer(), made)
+    tokenizer = subject.bundle.tokenizer()
+    return {
+        name: SpeculativeDecoder(
+            engine,
+            drafter=SyntheticDrafter(options.synthetic_acceptance or 0.0)
+            if name == SYNTHETIC
+            else make_drafter(name, draft=drafts[subject]),
+            draft_tokens=options.draft_tokens,
+            costs=CallCosts(costs[subject]),
+            tokenizer=tokenizer,
+        )
+        for name in names
+    }
 
 
 def _answer(
     contender: _Contender, item: Item, repeat: int, options: TextOptions, meter: EnergyMeter
 ) -> list[Run]:
     """With each drafter; plain decoding first, which the others are compared with."""
-    engine = contender.engine
     made: list[Run] = []
     plain: list[int] = []
-    for name, drafter in contender.drafters.items():
-        decoder = SpeculativeDecoder(
-            engine,
-            drafter=drafter,
-            draft_tokens=options.draft_tokens,
-            tokenizer=contender.tokenizer,
-        )
+    for name, decoder in contender.decoders.items():
         prompt = decoder.encode(item.prompt)
-        if isinstance(drafter, SyntheticDrafter):
-            drafter.aim(plain, len(prompt), engine.spec.vocab_size)
+        if isinstance(decoder.drafter, SyntheticDrafter):
+            decoder.drafter.aim(plain, len(prompt), decoder.target.spec.vocab_size)
         energy = meter.read()
         tokens: list[int] = []
         times = [time.perf_counter()]

@@ -59,7 +59,7 @@ def bench(
     drafters: Annotated[
         str, typer.Option(metavar="NAMES", help=f"Of {','.join(DRAFTERS)}.")
     ] = "none,ngram",
-    draft_tokens: DraftTokens = 8,
+    draft_tokens: DraftTokens = "auto",
     synthetic_acceptance: Annotated[
         float | None,
         typer.Option(
@@ -110,7 +110,7 @@ def bench(
     items = read_workload(workload or BUILT_IN, limit)
     options = TextOptions(
         drafters=tuple(drafter_names),
-        draft_tokens=draft_tokens,
+        draft_tokens=console.draft_tokens(draft_tokens),
         max_tokens=max_tokens,
         repeats=repeats,
         sampling=choosing.choice(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, seed=seed),

@@ -11,6 +11,7 @@ from specplug.cli.console import (
     DraftEngine,
     DrafterName,
     DraftTokens,
+    InexactTrees,
     MaxTokens,
     Sources,
     TargetDevice,
@@ -22,8 +23,8 @@ from specplug.types import ContextLimitError
 
 def chat(
     bundle: BundlePath,
-    drafter: DrafterName = "ngram",
-    draft_tokens: DraftTokens = 8,
+    drafter: DrafterName = "auto",
+    draft_tokens: DraftTokens = "auto",
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -37,6 +38,7 @@ def chat(
     source: Sources = None,
     threads: Threads = None,
     allow_narrow: AllowNarrow = False,
+    inexact_trees: InexactTrees = False,
 ) -> None:
     """Talk to the model. /reset forgets the conversation, /exit or Ctrl-D ends it."""
     sampling = choosing.choice(
@@ -45,7 +47,7 @@ def chat(
     with console.open_decoder(
         bundle,
         drafter=drafter,
-        draft_tokens=draft_tokens,
+        draft_tokens=console.draft_tokens(draft_tokens),
         target_engine=target_engine,
         target_device=target_device,
         draft_engine=draft_engine,
@@ -53,6 +55,7 @@ def chat(
         sources=source,
         threads=threads,
         allow_narrow=allow_narrow,
+        inexact_trees=inexact_trees,
     ) as decoder:
         if decoder.tokenizer is None or not decoder.tokenizer.has_chat_template:
             raise ValueError(f"{bundle} has no chat template: use specplug generate --raw")

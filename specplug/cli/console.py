@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -33,7 +33,12 @@ DrafterName = Annotated[
     ),
 ]
 DraftTokens = Annotated[
-    int, typer.Option("--draft-tokens", help="Tokens a round may draft; 0: plain decoding.")
+    str,
+    typer.Option(
+        "--draft-tokens",
+        metavar="NUMBER|auto",
+        help="Tokens a round may draft; 0: plain decoding; auto: as many as pay.",
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="New tokens at most.")]
 Threads = Annotated[
@@ -88,6 +93,25 @@ AllowNarrow = Annotated[
     ),
 ]
 
+InexactTrees = Annotated[
+    bool,
+    typer.Option(
+        "--allow-inexact-trees",
+        help="Draft trees also where integer rounding makes their scores other than a chain's: "
+        "the text may then differ from plain decoding's.",
+    ),
+]
+
+
+def draft_tokens(given: str) -> int | Literal["auto"]:
+    """The number that ``--draft-tokens`` asks for."""
+    if given == "auto":
+        return "auto"
+    try:
+        return int(given)
+    except ValueError:
+        raise ValueError(f"--draft-tokens {given}: need a number, or auto") from None
+
 
 def note(text: str) -> None:
     """A line for the person at the keyboard."""
@@ -104,13 +128,23 @@ def _escaped(text: str) -> str:
 
 
 def open_decoder(
-    bundle: Path, *, sources: list[Path] | None, allow_narrow: bool, **options: Any
+    bundle: Path,
+    *,
+    sources: list[Path] | None,
+    allow_narrow: bool,
+    inexact_trees: bool,
+    **options: Any,
 ) -> SpeculativeDecoder:
     """A decoder as the common options ask for it."""
-    if allow_narrow:
-        note("--allow-narrow: the text may differ from plain decoding's")
+    for name, given in (("narrow", allow_narrow), ("inexact-trees", inexact_trees)):
+        if given:
+            note(f"--allow-{name}: the text may differ from plain decoding's")
     return SpeculativeDecoder.from_bundle(
-        bundle, sources=tuple(sources or ()), allow_narrow=allow_narrow, **options
+        bundle,
+        sources=tuple(sources or ()),
+        allow_narrow=allow_narrow,
+        inexact_trees=inexact_trees,
+        **options,
     )
 
 

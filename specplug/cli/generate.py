@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from specplug.cli.console import (
     DraftEngine,
     DrafterName,
     DraftTokens,
+    InexactTrees,
     MaxTokens,
     Sources,
     TargetDevice,
@@ -24,14 +26,15 @@ from specplug.cli.console import (
     Threads,
 )
 from specplug.context import Token
-from specplug.decoder import GenerationOptions, Result, SpeculativeDecoder
+from specplug.decoder import SpeculativeDecoder
+from specplug.generation import GenerationOptions, Result
 
 
 def generate(
     bundle: BundlePath,
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
-    drafter: DrafterName = "ngram",
-    draft_tokens: DraftTokens = 8,
+    drafter: DrafterName = "auto",
+    draft_tokens: DraftTokens = "auto",
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -58,6 +61,14 @@ def generate(
         str | None,
         typer.Option("--regex", help="Answer with text that as a whole matches this expression."),
     ] = None,
+    prediction: Annotated[
+        str | None,
+        typer.Option(
+            "--prediction",
+            metavar="TEXT|@FILE",
+            help="What the answer is expected to be, such as the file that is edited.",
+        ),
+    ] = None,
     logprobs: Annotated[
         int | None,
         typer.Option(
@@ -83,6 +94,7 @@ def generate(
     source: Sources = None,
     threads: Threads = None,
     allow_narrow: AllowNarrow = False,
+    inexact_trees: InexactTrees = False,
 ) -> None:
     """Answer a prompt, streaming text as it is accepted."""
     sampling = choosing.choice(
@@ -105,11 +117,12 @@ def generate(
         "stop": stop or [],
         "logprobs": logprobs,
         "echo": echo,
+        "prediction": _prediction(prediction),
     }
     with console.open_decoder(
         bundle,
         drafter=drafter,
-        draft_tokens=draft_tokens,
+        draft_tokens=console.draft_tokens(draft_tokens),
         target_engine=target_engine,
         target_device=target_device,
         draft_engine=draft_engine,
@@ -117,6 +130,7 @@ def generate(
         sources=source,
         threads=threads,
         allow_narrow=allow_narrow,
+        inexact_trees=inexact_trees,
     ) as decoder:
         answers = []
         for options["sample"] in range(samples):
@@ -136,6 +150,13 @@ def generate(
     if as_json:
         whole = answers[0] if samples == 1 else {"samples": answers}
         print(json.dumps({**whole, "seed": sampling.seed}, ensure_ascii=False))
+
+
+def _prediction(given: str | None) -> str:
+    """The text, which the option may name the file of."""
+    if given is None or not given.startswith("@"):
+        return given or ""
+    return Path(given[1:]).read_text(encoding="utf-8")
 
 
 def _described(decoder: SpeculativeDecoder, result: Result) -> dict[str, Any]:

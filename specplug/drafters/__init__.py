@@ -1,16 +1,43 @@
-"""The drafters: what proposes tokens for the target to check. One file each, one line here."""
+"""The drafters: what proposes tokens for the target to check.
+
+A drafter is a class of one method, ``propose``. Those here are made of *sources*, one file each,
+that guess the next token at any place of a draft; :class:`TreeDrafter` merges their guesses.
+"""
 
 from __future__ import annotations
 
-from specplug.drafters.model import ModelDrafter
-from specplug.drafters.ngram import NgramDrafter
+from specplug.drafters.model import ModelDrafter, ModelSource
+from specplug.drafters.ngram import NgramDrafter, NgramSource
 from specplug.drafters.none import NoDrafter
+from specplug.drafters.predicted import PredictedSource
+from specplug.drafters.recycle import RecycleSource
+from specplug.drafters.source import Guess, Source
+from specplug.drafters.suffix import HistorySource, SuffixSource
+from specplug.drafters.tree import TreeDrafter
 
 DRAFTERS: dict[str, str] = {
     "none": "plain decoding",
     "ngram": "the continuation of the longest recent match in prompt and output",
+    "suffix": "what followed the longest match in prompt, output and earlier requests",
+    "recycle": "what the target last chose after the same token",
+    "predicted": "the answer that the caller expects",
     "draft": "the bundle's draft model",
+    "auto": "all of these that there are, merged",
 }
 """Names that ``SpeculativeDecoder.from_bundle`` and ``--drafter`` take, with what they do."""
 
-__all__ = ["DRAFTERS", "ModelDrafter", "NgramDrafter", "NoDrafter"]
+__all__ = [
+    "DRAFTERS",
+    "Guess",
+    "HistorySource",
+    "ModelDrafter",
+    "ModelSource",
+    "NgramDrafter",
+    "NgramSource",
+    "NoDrafter",
+    "PredictedSource",
+    "RecycleSource",
+    "Source",
+    "SuffixSource",
+    "TreeDrafter",
+]

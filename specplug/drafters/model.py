@@ -1,72 +1,128 @@
-"""A second, smaller engine proposes what the target will probably say."""
+"""A second, smaller engine guesses what the target will probably say."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
 
+import numpy as np
+
+from specplug.drafters.chances import Kind
+from specplug.drafters.source import ANY, Guess, Source
+from specplug.drafters.tree import TreeDrafter
 from specplug.feeding import feed
-from specplug.sampler import Sampler
-from specplug.types import Engine, Float64Array, Int64Array, Proposal
+from specplug.types import Engine, Float32Array, Int64Array, Outcome, Request
+
+_SHARES = 8  # kinds of guesses, by the draft model's own probability
+_SMOOTHING = 0.2  # of the measured seconds
+
+Place = tuple[int, ...]
+"""The drafted tokens since the context."""
 
 
-class ModelDrafter:
-    """Drafts with a draft model, one call a token; each call reads one cache.
+class ModelSource(Source):
+    """One call of a draft model a guess, over one cache.
 
     Tokens are chosen as the target chooses its own, by the generation's sampler. The vocabularies
     may differ by padding, rows of the embedding table that no token has: ids that the target does
     not have are never drafted.
 
+    The source only remembers which tokens its cache holds. Rejected drafts need no undoing: the
+    next call names the length up to which cache and context agree.
+
     Args:
         engine: the draft model.
-
-    The drafter only remembers how many of the context's tokens its cache holds. Rejected drafts
-    need no undoing: the next call names the length up to which cache and context agree.
     """
 
     name = "draft"
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._context: Int64Array = np.empty(0, dtype=np.int64)
         self._cached = 0  # entries of the cache that belong to the context
-        self._drafted: list[int] = []  # what the cache holds after them
+        self._drafted: Place = ()  # what the cache holds after them
+        self._seconds = 0.0
 
-    def propose(self, context: Int64Array, k: int) -> Proposal:
-        """``k`` tokens; fewer where the draft model's context ends or does not know a token."""
-        limit = self.engine.spec.context_limit
-        self._cached = min(self._cached, len(context) - 1)  # the last token is always fed
-        drafted: list[int] = []
-        probabilities: list[Float64Array] = []
-        pending: Sequence[int] = context[self._cached :].tolist()
-        past = self._cached
-        if max(pending) >= self.engine.spec.vocab_size:
-            return Proposal()
-        while len(drafted) < k and past + len(pending) <= limit:
-            scores = feed(self.engine, pending, past=past, scored=1)
-            past += len(pending)
-            token, drawn_from = self._sampler.draft(scores, context, drafted)
-            pending = [token]
-            drafted.append(token)
-            if drawn_from is not None:
-                probabilities.append(drawn_from)
-        if drafted:
-            self._cached = len(context)
-            self._drafted = drafted[:-1]  # the last was never fed
-        return Proposal(tuple(drafted), probabilities or None)
+    @property
+    def seconds(self) -> float:
+        """Of a guess, as measured of late."""
+        return self._seconds
 
-    def commit(self, tokens: Sequence[int]) -> None:
+    def begin(self, context: Int64Array) -> Place:
+        """Right after the context."""
+        self._context = context
+        return ()
+
+    def step(self, place: Place, token: int) -> Place:
+        """One drafted token more."""
+        return (*place, token)
+
+    def guesses(self, place: Place) -> list[Guess]:
+        """One guess; none where the draft model's context ends or does not know a token."""
+        context, end = self._context, len(self._context)
+        if self._cached == end and place:
+            common = 0
+            while common < min(len(self._drafted), len(place) - 1):
+                if self._drafted[common] != place[common]:
+                    break
+                common += 1
+            past, pending = end + common, list(place[common:])
+        else:  # the last token is always fed
+            past = min(self._cached, end - 1)
+            pending = [*context[past:].tolist(), *place]
+        spec = self.engine.spec
+        if max(pending) >= spec.vocab_size or past + len(pending) > spec.context_limit:
+            return []
+        started = time.perf_counter()
+        scores = feed(self.engine, pending, past=past, scored=1)
+        token, drawn_from = self._sampler.draft(scores, context, place)
+        kind = _share(scores.logits()[0, 0])
+        seconds = time.perf_counter() - started
+        if len(pending) <= _SHORT:
+            self._seconds += _SMOOTHING * (seconds - self._seconds) if self._seconds else seconds
+        self._cached, self._drafted = end, place
+        return [Guess(token, kind, drawn_from)]
+
+    def prior(self, kind: Kind) -> float:
+        """The model's own probability, at a discount."""
+        if kind == ANY:
+            return 0.6
+        assert isinstance(kind, int)
+        return 0.1 + 0.8 * kind / _SHARES
+
+    def commit(self, outcome: Outcome) -> None:
         """Keep the cache entries of the drafted tokens that became text."""
-        for committed, drafted in zip(tokens, self._drafted, strict=False):
+        for committed, drafted in zip(outcome.tokens, self._drafted, strict=False):
             if committed != drafted:
                 break
             self._cached += 1
-        self._drafted = []
+        self._drafted = ()
 
-    def reset(self, sampler: Sampler) -> None:
-        """The next proposal starts a new sequence."""
-        self._sampler = sampler
+    def reset(self, request: Request) -> None:
+        """The next context is of a new sequence."""
+        self._sampler = request.sampler
         self._cached = 0
-        self._drafted = []
+        self._drafted = ()
 
     def close(self) -> None:
         """Release the draft model."""
         self.engine.close()
+
+
+_SHORT = 4  # tokens of a call whose time counts as that of a guess
+
+
+def _share(logits: Float32Array) -> int:
+    """Of its likeliest token, in eighths."""
+    return int(_SHARES / np.exp(logits - logits.max()).sum())
+
+
+class ModelDrafter(TreeDrafter):
+    """Drafts with a draft model alone.
+
+    Args:
+        engine: the draft model.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__("draft", [ModelSource(engine)])
+        self.engine = engine

@@ -1,20 +1,26 @@
 """Prompt lookup: what followed the last time these tokens stood together is likely to follow again.
 
-Works where the answer repeats the prompt or itself: quotes, edits, summaries, code.
+Works where the answer repeats the prompt or itself: quotes, edits, summaries, code. The suffix
+source finds more; this is the rule that other tools have, under their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from specplug.sampler import Sampler
-from specplug.types import Int64Array, Proposal
+from specplug.drafters.chances import Kind
+from specplug.drafters.source import Guess, Source
+from specplug.drafters.tree import TreeDrafter
+from specplug.types import Int64Array
+
+_PRIOR = (0.2, 0.35, 0.5, 0.65, 0.8)
+
+Place = tuple[int, int]
+"""The index of the guessed token in the context, and the length of the match before the draft."""
 
 
-class NgramDrafter:
-    """Drafts the continuation of the longest earlier match of the context's end.
+class NgramSource(Source):
+    """Guesses the continuation of the longest earlier match of the context's end.
 
     Args:
         prompt_lookup_min: the shortest match that is worth a draft, in tokens.
@@ -31,9 +37,11 @@ class NgramDrafter:
             )
         self._shortest = prompt_lookup_min
         self._longest = prompt_lookup_max
+        self._context: Int64Array = np.empty(0, dtype=np.int64)
 
-    def propose(self, context: Int64Array, k: int) -> Proposal:
-        """At most ``k`` tokens that followed the best match; none if no match is long enough."""
+    def begin(self, context: Int64Array) -> Place | None:
+        """After the best match; None if no match is long enough."""
+        self._context = context
         end = len(context) - 1
         ends = np.flatnonzero(context[:end] == context[end])  # where matches of one token end
         length = 1 if len(ends) else 0
@@ -43,16 +51,31 @@ class NgramDrafter:
             if not len(longer):
                 break
             ends, length = longer, length + 1
-        if length < self._shortest:
-            return Proposal()
-        start = int(ends[-1]) + 1
-        return Proposal(tuple(context[start : start + k].tolist()))
+        return (int(ends[-1]) + 1, length) if length >= self._shortest else None
 
-    def commit(self, tokens: Sequence[int]) -> None:
-        """Nothing to note: every proposal looks at the whole context."""
+    def step(self, place: Place, token: int) -> Place | None:
+        """One further along the match."""
+        index, length = place
+        return (index + 1, length) if self._context[index] == token else None
 
-    def reset(self, sampler: Sampler) -> None:
-        """Nothing to forget."""
+    def guesses(self, place: Place) -> list[Guess]:
+        """The next token of the match."""
+        index, length = place
+        if index >= len(self._context):
+            return []
+        return [Guess(int(self._context[index]), length.bit_length())]
 
-    def close(self) -> None:
-        """Nothing to release."""
+    def prior(self, kind: Kind) -> float:
+        """The longer the match, the better."""
+        assert isinstance(kind, int)
+        return _PRIOR[min(kind, len(_PRIOR)) - 1]
+
+
+class NgramDrafter(TreeDrafter):
+    """Prompt lookup alone; for its arguments see :class:`NgramSource`."""
+
+    def __init__(self, *, prompt_lookup_min: int = 2, prompt_lookup_max: int = 16) -> None:
+        super().__init__(
+            "ngram",
+            [NgramSource(prompt_lookup_min=prompt_lookup_min, prompt_lookup_max=prompt_lookup_max)],
+        )

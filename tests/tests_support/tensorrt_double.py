@@ -20,8 +20,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
-import onnxruntime
 
+from specplug import EngineOptions
+from specplug.engines.ort_session import open_session
 from specplug.engines.tensorrt_library import Library
 
 _DTYPES = {
@@ -122,7 +123,7 @@ class Engine:
         self._names = list(self.values)
         self._capacity = described["capacity"]
         self._profiles = described["profiles"]
-        self.session = onnxruntime.InferenceSession(str(graph))
+        self.session = open_session(graph, EngineOptions())
 
     num_io_tensors = property(lambda self: len(self._names))
     num_optimization_profiles = property(lambda self: len(self._profiles))

@@ -1,0 +1,47 @@
+"""How often guesses of a kind came true: learnt as they go, never quite certain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+Kind = Hashable
+"""What a source says of a guess, such as the length of its match: the finer, the slower learnt."""
+
+_LONG, _SHORT = 1 / 400, 1 / 24  # forgetting per guess: of all requests, and of this one
+_LONG_WEIGHT, _SHORT_WEIGHT = 8.0, 6.0  # guesses that the prior, and the long run, are worth
+
+
+class Chances:
+    """The chance of a guess by its kind, given that what it was a continuation of came true.
+
+    Two running means: the long one begins at the prior and moves slowly, the short one begins at
+    the long one with every request and follows the text's character.
+
+    Args:
+        prior: of a kind that was never seen, in (0, 1).
+    """
+
+    def __init__(self, prior: Callable[[Kind], float]) -> None:
+        self._prior = prior
+        self._long: dict[Kind, list[float]] = {}  # [hits, guesses], both fading
+        self._short: dict[Kind, list[float]] = {}
+
+    def __getitem__(self, kind: Kind) -> float:
+        """The chance of a guess of this kind, in (0, 1)."""
+        hits, guesses = self._long.get(kind) or (0.0, 0.0)
+        chance = (hits + _LONG_WEIGHT * self._prior(kind)) / (guesses + _LONG_WEIGHT)
+        recent = self._short.get(kind)
+        if recent is None:
+            return chance
+        return (recent[0] + _SHORT_WEIGHT * chance) / (recent[1] + _SHORT_WEIGHT)
+
+    def learn(self, kind: Kind, came_true: bool) -> None:
+        """A guess of this kind was judged."""
+        for counts, forgetting in ((self._long, _LONG), (self._short, _SHORT)):
+            found = counts.setdefault(kind, [0.0, 0.0])
+            found[0] += came_true - forgetting * found[0]
+            found[1] += 1 - forgetting * found[1]
+
+    def begin(self) -> None:
+        """A new request: its text may be of another character."""
+        self._short.clear()

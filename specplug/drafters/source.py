@@ -1,0 +1,65 @@
+"""What guesses the next token at any node of a draft; several are merged into one tree."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specplug.drafters.chances import Kind
+from specplug.types import Float64Array, Int64Array, Outcome, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A token that may come next."""
+
+    token: int
+    kind: Kind
+    """What the source's confidence depends on; the chance of each kind is learnt."""
+    drawn_from: Float64Array | None = None
+    """What the token was drawn from, f64[V]; None: it was not drawn."""
+
+
+ANY: Kind = "any"
+"""The kind of a costly source's next guess, before it is known."""
+
+
+class Source(ABC):
+    """Where guesses come from. A *place* is whatever it needs to know of a context; None: lost."""
+
+    name: str
+
+    @property
+    def seconds(self) -> float:
+        """What the guesses at a place cost; 0: next to nothing."""
+        return 0.0
+
+    @abstractmethod
+    def begin(self, context: Int64Array) -> Any:
+        """The place of a context's end, i64[n]; of the same sequence as before, and longer."""
+
+    @abstractmethod
+    def step(self, place: Any, token: int) -> Any:
+        """The place after one token more."""
+
+    @abstractmethod
+    def guesses(self, place: Any) -> Sequence[Guess]:
+        """What may come next, likeliest first; may be empty."""
+
+    @abstractmethod
+    def prior(self, kind: Kind) -> float:
+        """The chance of a guess of a kind that was never seen, in (0, 1)."""
+
+    def commit(self, outcome: Outcome) -> None:
+        """A round's outcome, whoever guessed."""
+
+    def reset(self, request: Request) -> None:
+        """Forget the sequence; the next context is of a new one."""
+
+    def finish(self, tokens: Int64Array) -> None:
+        """The sequence is complete."""
+
+    def close(self) -> None:
+        """Release what it holds."""

@@ -1,0 +1,161 @@
+"""Guesses merged into one tree, whose nodes are spent where they are likeliest to be reached."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Any
+
+from specplug.budget import Budget
+from specplug.drafters.chances import Chances
+from specplug.drafters.source import ANY, Guess, Source
+from specplug.types import Drafter, Float64Array, Int64Array, Outcome, Proposal, Request
+
+_SURE = 0.9  # chance of a guess that makes asking further sources a waste
+_ROOT = -1
+
+
+class TreeDrafter(Drafter):
+    """Drafts the likeliest tokens of all that its sources guess.
+
+    A token's chance of being reached is the product of the chances on its path, each learnt by
+    source and kind of guess. Nodes are taken in the order of these, for as long as the next one is
+    worth its cost. Where the budget allows no branches, each token is followed by the likeliest
+    guess alone.
+
+    Args:
+        name: what statistics call it.
+        sources: free ones before costly ones, those that are sure more often first.
+    """
+
+    def __init__(self, name: str, sources: Sequence[Source]) -> None:
+        self.name = name
+        self.sources = sources
+        self._chances = [Chances(source.prior) for source in sources]
+        self._asked: dict[int, list[tuple[int, Sequence[Guess]]]] = {}
+
+    def propose(self, context: Int64Array, budget: Budget) -> Proposal:
+        """The tree, or chain; empty if nothing is worth it."""
+        growing = _Growing(self.sources, self._chances, budget, self._places(context))
+        self._asked = growing.asked
+        return growing.grow()
+
+    def _places(self, context: Int64Array) -> list[Any]:
+        return [source.begin(context) for source in self.sources]
+
+    def commit(self, outcome: Outcome) -> None:
+        """Learn from every guess at a node that was reached, drafted or not."""
+        for node, token in zip((_ROOT, *outcome.verdict.path), outcome.tokens, strict=False):
+            for which, guesses in self._asked.get(node, ()):
+                chances = self._chances[which]
+                for guess in guesses:
+                    chances.learn(guess.kind, guess.token == token)
+                if self.sources[which].seconds:
+                    chances.learn(ANY, guesses[0].token == token)
+        self._asked = {}
+        for source in self.sources:
+            source.commit(outcome)
+
+    def reset(self, request: Request) -> None:
+        """The next proposal is for a new sequence; what was learnt stays."""
+        self._asked = {}
+        for source, chances in zip(self.sources, self._chances, strict=True):
+            source.reset(request)
+            chances.begin()
+
+    def finish(self, tokens: Int64Array) -> None:
+        """Tell the sources."""
+        for source in self.sources:
+            source.finish(tokens)
+
+    def close(self) -> None:
+        """Close the sources."""
+        for source in self.sources:
+            source.close()
+
+
+class _Growing:
+    """A tree while it grows."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        chances: Sequence[Chances],
+        budget: Budget,
+        places: list[Any],
+    ) -> None:
+        self._sources, self._chances, self._budget = sources, chances, budget
+        self._places = {_ROOT: places}
+        self.asked: dict[int, list[tuple[int, Sequence[Guess]]]] = {}
+        """What the sources guessed, by node and number of the source."""
+        self._frontier: list[tuple[float, int, int, Guess]] = []  # -reach, age, parent, guess
+        self._age = 0
+
+    def grow(self) -> Proposal:
+        budget = self._budget
+        tokens: list[int] = []
+        parents: list[int] = []
+        reaches: list[float] = []
+        drawn: list[Float64Array | None] = []
+        self._ask(_ROOT, 1.0, 0)
+        while self._frontier:
+            negative, _, parent, guess = heapq.heappop(self._frontier)
+            node = len(tokens)
+            if not budget.pays(node, -negative):
+                break
+            tokens.append(guess.token)
+            parents.append(parent)
+            reaches.append(-negative)
+            drawn.append(guess.drawn_from)
+            if node + 1 < budget.most:
+                self._places[node] = [
+                    place if place is None else source.step(place, guess.token)
+                    for source, place in zip(self._sources, self._places[parent], strict=True)
+                ]
+                self._ask(node, -negative, node + 1)
+        size = budget.size(reaches)
+        rows = drawn[:size] if any(row is not None for row in drawn) else None
+        return Proposal(tuple(tokens[:size]), rows, tuple(parents[:size]))
+
+    def _ask(self, node: int, reach: float, drafted: int) -> None:
+        """Put what may follow a node on the frontier."""
+        asked = self.asked[node] = []
+        best: dict[int, tuple[float, Guess]] = {}
+        surest = 0.0
+        for which, (source, place) in enumerate(
+            zip(self._sources, self._places[node], strict=True)
+        ):
+            if place is None:
+                continue
+            if source.seconds and not self._budget.pays(
+                drafted, reach * (self._chances[which][ANY] - surest), source.seconds
+            ):
+                continue
+            guesses = source.guesses(place)
+            if not guesses:
+                continue
+            asked.append((which, guesses))
+            chances = self._chances[which]
+            for guess in guesses:
+                chance = chances[guess.kind]
+                known = best.get(guess.token)
+                if known is None or chance > known[0]:
+                    best[guess.token] = chance, guess
+                    surest = max(surest, chance)
+            if surest > _SURE:
+                break
+        if not best:
+            return
+        if not self._budget.branching:
+            chosen = max(best.values(), key=lambda found: found[0])
+            self._push(node, reach * chosen[0], chosen[1])
+            return
+        left = 1.0
+        for chance, guess in sorted(best.values(), key=lambda found: -found[0]):
+            # Siblings exclude one another, which chances learnt apart do not know.
+            self._push(node, reach * min(chance, left), guess)
+            left = max(left - chance, 0.05)
+
+    def _push(self, parent: int, reach: float, guess: Guess) -> None:
+        self._age += 1
+        heapq.heappush(self._frontier, (-reach, self._age, parent, guess))
