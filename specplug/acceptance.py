@@ -102,11 +102,15 @@ def try_siblings(
     chances: list[float] = []
     for which, (draft, entry) in enumerate(zip(p_draft, entries, strict=True)):
         total = weights.sum()
-        chance = 0.0 if entry is None else float(weights[entry] / (total * draft[entry]))
+        chance = 0.0 if entry is None else float(weights[entry] / total / draft[entry])
         chances.append(min(chance, 1.0))
         if uniforms[which] < chance:
             return chances, which, weights
-        weights = residual(weights, total * draft)
+        left = residual(weights, total * draft)
+        if not left.any():  # the two are equal, and rounding alone made the chance less than 1
+            chances[-1] = 1.0
+            return chances, which, weights
+        weights = left
     return chances, None, weights
 
 

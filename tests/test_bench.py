@@ -139,7 +139,7 @@ def test_a_text_that_differs_is_found_out(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     (subject,) = find_subjects([bundle], [], [], EngineOptions())
     items = [Item("a", "", "abcabcabcabcabcabcabcabcabcabcabc")]
-    options = TextOptions(max_tokens=32, repeats=1, synthetic_acceptance=1.0)
+    options = TextOptions(max_tokens=32, repeats=1, draft_tokens=8, synthetic_acceptance=1.0)
     runs = measure_texts({subject: Unlike()}, items, options, lambda: None)  # type: ignore[dict-item]
     assert [run.same_text for run in runs if run.drafter == "none"] == [True]
     assert [run.same_text for run in runs if run.drafter == "synthetic"] == [False]
@@ -173,7 +173,7 @@ def test_a_line_that_is_no_prompt(line: str, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--engines", "cuda"], "--engines cuda: have onnxruntime, pytorch, tensorrt"),
-        (["--drafters", "magic"], "--drafters magic: have none, ngram, draft"),
+        (["--drafters", "magic"], "--drafters magic: have none, ngram, suffix"),
         (["--widths", "0,4"], "--widths 0,4: need numbers from 1 to 512"),
         (["--batches", "two"], "--batches two: need numbers"),
         (["--synthetic-acceptance", "1.5"], "synthetic acceptance 1.5: need 0 to 1"),

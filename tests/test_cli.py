@@ -218,7 +218,7 @@ def test_chat_samples(tiny_bundle: Path) -> None:
 def test_accepted_drafts_are_coloured_in_a_terminal(tiny_bundle: Path) -> None:
     main, other = pty.openpty()
     command = [sys.executable, "-m", "specplug", "generate", str(tiny_bundle), "aaaa"]
-    command += ["--drafter", "draft", "--max-tokens", "20"]
+    command += ["--drafter", "draft", "--draft-tokens", "4", "--max-tokens", "20"]
     environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm"}
     done = subprocess.run(command, stdout=other, stderr=subprocess.PIPE, env=environment, text=True)
     os.close(other)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from specplug import (
     ContextLimitError,
+    Drafter,
     EngineError,
     ModelDrafter,
     NgramDrafter,
@@ -37,7 +38,7 @@ def greedy(row, prompt, count, stop=()):
     return tokens[len(prompt) :]
 
 
-class Scripted:
+class Scripted(Drafter):
     """Drafts what it is told to, so that every kind of proposal is met."""
 
     name = "scripted"
@@ -45,21 +46,18 @@ class Scripted:
     def __init__(self, draw):
         self.draw, self.committed, self.context = draw, [], None
 
-    def propose(self, context, k):
+    def propose(self, context, budget):
         if self.context is not None:
             assert [*self.context, *self.committed] == context.tolist()
         self.context, self.committed = context.tolist(), []
-        return Proposal(tuple(self.draw(st.lists(st.integers(0, VOCAB - 1), max_size=k))))
+        return Proposal(tuple(self.draw(st.lists(st.integers(0, VOCAB - 1), max_size=budget.most))))
 
-    def commit(self, tokens):
+    def commit(self, outcome):
         if self.context is not None:
-            self.committed += tokens
+            self.committed += outcome.tokens
 
-    def reset(self, sampler):
+    def reset(self, request):
         self.context, self.committed = None, []
-
-    def close(self):
-        pass
 
 
 @given(

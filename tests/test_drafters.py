@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug import ModelDrafter, NgramDrafter, SamplingParams
+from specplug import Budget, ModelDrafter, NgramDrafter
 from specplug.engines.fake import FakeEngine
-from specplug.sampler import Sampler
+from tests_support.drafting import outcome, request
 
 CONTEXT = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 
@@ -31,7 +31,7 @@ def reference(context: list[int], k: int, shortest: int, longest: int) -> tuple[
 
 def greedy_drafter(engine: FakeEngine, vocab_size: int) -> ModelDrafter:
     drafter = ModelDrafter(engine)
-    drafter.reset(Sampler(SamplingParams(), vocab_size=vocab_size, prompt_tokens=1))
+    drafter.reset(request(vocab_size))
     return drafter
 
 
@@ -39,7 +39,7 @@ def greedy_drafter(engine: FakeEngine, vocab_size: int) -> ModelDrafter:
 def test_ngram_is_the_latest_longest_match(context, k, shortest, more) -> None:
     longest = shortest + more
     drafter = NgramDrafter(prompt_lookup_min=shortest, prompt_lookup_max=longest)
-    proposal = drafter.propose(np.array(context, dtype=np.int64), k)
+    proposal = drafter.propose(np.array(context, dtype=np.int64), Budget(k))
     assert proposal.tokens == reference(context, k, shortest, longest)
 
 
@@ -60,7 +60,7 @@ def test_model_drafter_reads_each_context_right(data, k) -> None:
     drafter = greedy_drafter(engine, 4)
     context = data.draw(CONTEXT)
     for _ in range(6):
-        proposal = drafter.propose(np.array(context, dtype=np.int64), k)
+        proposal = drafter.propose(np.array(context, dtype=np.int64), Budget(k))
         expected = list(context)
         for token in proposal.tokens:
             assert token == int(np.argmax(row(tuple(expected)).astype(np.float32)))
@@ -68,7 +68,7 @@ def test_model_drafter_reads_each_context_right(data, k) -> None:
         assert len(proposal) == k
         accepted = data.draw(st.integers(0, k))
         committed = [*proposal.tokens[:accepted], data.draw(st.integers(0, 3))]
-        drafter.commit(committed)
+        drafter.commit(outcome(proposal, accepted, committed))
         context += committed
     widths = [step.tokens.shape[1] for step in engine.steps[1:]]
     assert max(widths, default=1) <= 2  # accepted drafts are never fed again
@@ -83,7 +83,7 @@ def test_model_drafter_never_drafts_padding(seed: int, k: int) -> None:
 
     drafter = greedy_drafter(FakeEngine(row, vocab_size=7), 4)
     context = [1, 2]
-    for token in drafter.propose(np.array(context, dtype=np.int64), k).tokens:
+    for token in drafter.propose(np.array(context, dtype=np.int64), Budget(k)).tokens:
         assert token == int(np.argmax(row(tuple(context)).astype(np.float32)[:4]))
         context.append(token)
 
@@ -92,6 +92,7 @@ def test_model_drafter_stays_out_of_text_it_cannot_read() -> None:
     """A draft with fewer embeddings: a token beyond them ends its drafting, not the decoding."""
     engine = FakeEngine(lambda prefix: np.arange(4.0), vocab_size=4)
     drafter = greedy_drafter(engine, 6)
-    assert len(drafter.propose(np.array([1, 2], dtype=np.int64), 3)) == 3
-    drafter.commit([3, 3, 3, 5])
-    assert len(drafter.propose(np.array([1, 2, 3, 3, 3, 5], dtype=np.int64), 3)) == 0
+    proposal = drafter.propose(np.array([1, 2], dtype=np.int64), Budget(3))
+    assert len(proposal) == 3
+    drafter.commit(outcome(proposal, 3, [3, 3, 3, 5]))
+    assert len(drafter.propose(np.array([1, 2, 3, 3, 3, 5], dtype=np.int64), Budget(3))) == 0

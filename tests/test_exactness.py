@@ -15,8 +15,8 @@ from specplug.acceptance import (
     accept_greedy,
     block_chances,
     race,
-    rejection_chances,
     residual,
+    try_siblings,
 )
 from specplug.types import Proposal
 
@@ -62,9 +62,10 @@ def rejection(
     target: list, draft: list, drafted: tuple[int, ...]
 ) -> Iterator[tuple[float, Branch]]:
     reached = 1.0
-    for i, chance in enumerate(rejection_chances(target, draft, drafted)):
+    for i, token in enumerate(drafted):
+        (chance,), _, left = try_siblings(target[i], [draft[i]], [token], [1.0])
         if chance < 1:
-            yield reached * (1 - chance), (i, residual(target[i], draft[i]))
+            yield reached * (1 - chance), (i, left)
         reached *= chance
     yield reached, (len(drafted), target[-1])
 

@@ -54,12 +54,12 @@ def test_golden_values() -> None:
             *where, 49152, np.array(case["tokens"]), attempt=case["attempt"]
         )
         np.testing.assert_allclose(numbers, case["exponentials"], rtol=1e-15)
-        assert noise.uniform(*where, attempt=case["attempt"]) == case["uniform"]
+        assert noise.uniforms(*where, 3, attempt=case["attempt"])[0] == case["uniform"]
 
 
 def test_every_part_of_the_address_counts() -> None:
     drawn = {
-        float(Noise(seed, sample).uniform(position, purpose, attempt=attempt))
+        Noise(seed, sample).uniforms(position, purpose, 1, attempt=attempt)[0]
         for seed in (0, 1)
         for sample in (0, 1)
         for position in (0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +25,11 @@ ANY: Kind = "any"
 """The kind of a costly source's next guess, before it is known."""
 
 
-class Source(ABC):
-    """Where guesses come from. A *place* is whatever it needs to know of a context; None: lost."""
+class Source:
+    """Where guesses come from. A *place* is whatever it needs to know of a context; None: lost.
+
+    The base is always lost, and notes nothing: a source says what it does otherwise.
+    """
 
     name: str
 
@@ -36,21 +38,21 @@ class Source(ABC):
         """What the guesses at a place cost; 0: next to nothing."""
         return 0.0
 
-    @abstractmethod
     def begin(self, context: Int64Array) -> Any:
         """The place of a context's end, i64[n]; of the same sequence as before, and longer."""
+        return None
 
-    @abstractmethod
     def step(self, place: Any, token: int) -> Any:
         """The place after one token more."""
+        return None
 
-    @abstractmethod
     def guesses(self, place: Any) -> Sequence[Guess]:
         """What may come next, likeliest first; may be empty."""
+        return ()
 
-    @abstractmethod
     def prior(self, kind: Kind) -> float:
         """The chance of a guess of a kind that was never seen, in (0, 1)."""
+        return 0.5
 
     def commit(self, outcome: Outcome) -> None:
         """A round's outcome, whoever guessed."""
