@@ -20,6 +20,7 @@ class FakeEngine:
         max_length: cache entries a row can hold.
         max_batch: rows a call can have.
         min_width: calls narrower than this are refused.
+        trees: whether calls may be trees of tokens.
 
     ``steps`` records every call. A ``past`` that names entries never written is an error, so a
     loop that loses track of the cache is found out.
@@ -33,6 +34,7 @@ class FakeEngine:
         max_length: int = 1 << 16,
         max_batch: int = 1,
         min_width: int = 1,
+        trees: bool = False,
     ) -> None:
         self._row = row
         self._cache: list[list[int]] = [[] for _ in range(max_batch)]
@@ -44,6 +46,8 @@ class FakeEngine:
             max_length=max_length,
             max_batch=max_batch,
             min_width=min_width,
+            supports_tree=trees,
+            exact_trees=trees,
         )
 
     def forward(self, step: Step) -> HostScores:
@@ -52,22 +56,33 @@ class FakeEngine:
             raise EngineError("the engine is closed: load it again")
         check_step(self.spec, step)
         self.steps.append(step)
+        parents = range(-1, step.tokens.shape[1] - 1) if step.parents is None else step.parents
         rows = [
-            self._scores(cache, int(past), tokens.tolist(), step.scores_from)
+            self._scores(cache, int(past), tokens.tolist(), list(parents), step.scores_from)
             for cache, past, tokens in zip(self._cache, step.past, step.tokens, strict=False)
         ]
         return HostScores(np.array(rows, dtype=np.float32))
 
     def _scores(
-        self, cache: list[int], past: int, tokens: Sequence[int], scores_from: int
+        self,
+        cache: list[int],
+        past: int,
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        scores_from: int,
     ) -> list[ArrayLike]:
         if past > len(cache):
             raise EngineError(f"past {past}, but only {len(cache)} entries were ever written")
         cache[past : past + len(tokens)] = tokens
-        return [
-            self._row(tuple(cache[: past + position + 1]))
-            for position in range(scores_from, len(tokens))
-        ]
+        prefixes = {-1: tuple(cache[:past])}
+        for node, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+            prefixes[node] = (*prefixes[parent], token)
+        return [self._row(prefixes[node]) for node in range(scores_from, len(tokens))]
+
+    def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
+        """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
+        cache = self._cache[row]
+        cache[past:] = [cache[past + node] for node in nodes]
 
     def close(self) -> None:
         """Further calls are errors."""

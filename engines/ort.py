@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specplug.engines.host import HostScores, check_step
+from specplug.engines.key_values import KeyValues
 from specplug.engines.ort_session import check_vocabulary, mapped_errors, open_session
 from specplug.engines.trees import fill_mask, positions
 from specplug.types import EngineError, EngineSpec, Float32Array, Step
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from specplug.bundle import CacheLayout
     from specplug.opening import EngineOptions
 
-_FIRST_CAPACITY = 512  # cache entries; doubled when outgrown
 _BIAS = "attention_bias"
 _KEPT_BINDINGS = 64  # by shape of call; prompts' odd widths come and go
 
@@ -46,6 +46,8 @@ class OrtEngine:
         min_width: as measured at export.
         exact_trees: as measured at export.
         options: threads, providers, narrow calls.
+        shared: another engine's cache, in place of one of its own, and which of its layers are
+            this graph's.
 
     Raises:
         EngineError: the file cannot be loaded, or a provider is not in this build.
@@ -61,6 +63,7 @@ class OrtEngine:
         min_width: int,
         exact_trees: bool = False,
         options: EngineOptions,
+        shared: tuple[KeyValues, Sequence[int]] | None = None,
     ) -> None:
         self._session = open_session(graph, options)
         self._inputs = {value.name for value in self._session.get_inputs()}
@@ -73,10 +76,12 @@ class OrtEngine:
             min_width=1 if options.allow_narrow else min_width,
             supports_tree=self._takes_trees(),
             exact_trees=exact_trees,
+            shares_cache=shared is not None,
         )
-        self._layout = cache
         self._narrow = options.allow_narrow
-        self._cache = self._new_cache(min(_FIRST_CAPACITY, max_length) + cache.spare)
+        own = KeyValues(cache, options.max_batch, max_length) if shared is None else None
+        self.cache, self._layers = shared or (own, range(cache.layers))
+        self._bound_to: Array | None = None  # what the bindings read and write
         self._bindings: dict[tuple[int, int, int, bool], _Binding] = {}
         self._no_bias = np.zeros(0, dtype=np.float32)
 
@@ -100,14 +105,12 @@ class OrtEngine:
 
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
-        entries = self._cache[:, :, row]
-        entries[:, :, :, past : past + len(nodes)] = entries[:, :, :, [past + n for n in nodes]]
+        self.cache.keep(row, past, nodes)
 
     def close(self) -> None:
         """Release session and cache."""
         self._bindings = {}
-        self._session = None
-        self._cache = np.empty(0, dtype=np.float32)
+        self._session = self.cache = self._bound_to = None
 
     # --- the dialect --------------------------------------------------------------------------
 
@@ -124,7 +127,7 @@ class OrtEngine:
             "attention_rows": np.array(1 if self._narrow else 2, dtype=np.int64),
         }
         if _BIAS in self._inputs:
-            capacity = self._cache.shape[4]
+            capacity = self.cache.entries.shape[4]
             made["total_sequence_length"][...] = capacity
             if tree:
                 made[_BIAS] = np.zeros((batch, 1, width, capacity), dtype=np.float32)
@@ -153,27 +156,11 @@ class OrtEngine:
 
     # --- memory -------------------------------------------------------------------------------
 
-    def _new_cache(self, capacity: int) -> Array:
-        layout = self._layout
-        rows = self.spec.max_batch
-        shape = (layout.layers, 2, rows, layout.heads, capacity, layout.head_size)
-        try:
-            # Zeros, not garbage: attention multiplies spare entries by 0, and 0 * NaN is NaN.
-            return np.zeros(shape, dtype=layout.dtype)
-        except MemoryError as error:
-            raise EngineError(f"no memory for a cache of {capacity} tokens") from error
-
     def _make_room(self, length: int) -> None:
-        spare = self._layout.spare
-        capacity = self._cache.shape[4] - spare
-        if length <= capacity:
-            return
-        while capacity < length:
-            capacity *= 2
-        old = self._cache
-        self._cache = self._new_cache(min(capacity, self.spec.max_length) + spare)
-        self._cache[..., : old.shape[4], :] = old
-        self._bindings = {}
+        self.cache.make_room(length)
+        if self._bound_to is not self.cache.entries:
+            self._bound_to = self.cache.entries
+            self._bindings = {}
 
     def _binding(self, batch: int, width: int, scored: int, tree: bool) -> _Binding:
         found = self._bindings.get((batch, width, scored, tree))
@@ -200,8 +187,9 @@ class OrtEngine:
             for name, array in inputs.items():
                 if name in self._inputs:
                     bind(io.bind_input, name, array)
-            for layer, pair in enumerate(self._cache):
-                for kind, entries in zip(("key", "value"), pair[:, :batch], strict=True):
+            for layer, place in enumerate(self._layers):
+                pair = self.cache.entries[place, :, :batch]
+                for kind, entries in zip(("key", "value"), pair, strict=True):
                     bind(io.bind_input, f"past_key_values.{layer}.{kind}", entries)
                     bind(io.bind_output, f"present.{layer}.{kind}", entries)
             bind(io.bind_output, "logits", logits)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from specplug.engines.ort import OrtEngine
 from specplug.engines.ort_concat import OrtConcatEngine
 from specplug.engines.ort_standard import OrtStandardEngine
-from specplug.types import EngineError
+from specplug.types import Engine, EngineError
 
 if TYPE_CHECKING:
     from specplug.bundle import Component, Dialect
@@ -34,6 +34,14 @@ def open_component(
             f"device {options.device!r}: the onnxruntime engine runs on the CPU; for a GPU use "
             "the engines tensorrt or pytorch"
         )
+    more: dict[str, Any] = {}
+    target = options.beside
+    if (
+        component.layers is not None
+        and component.dialect != "concat"
+        and _can_share(target, component)
+    ):
+        more["shared"] = (target.cache, component.layers)
     return DIALECTS[component.dialect](
         folder / component.graph,
         cache=component.cache,
@@ -42,4 +50,13 @@ def open_component(
         min_width=component.min_width,
         exact_trees=component.exact_trees,
         options=options,
+        **more,
     )
+
+
+def _can_share(target: Engine | None, component: Component) -> TypeGuard[OrtEngine]:
+    """Whether a draft of the target's layers reads keys and values as the target writes them."""
+    if not isinstance(target, OrtEngine):
+        return False
+    own, its = component.cache, target.cache.layout
+    return (own.heads, own.head_size, own.dtype) == (its.heads, its.head_size, its.dtype)

@@ -16,7 +16,7 @@ class OrtStandardEngine(OrtEngine):
         return True
 
     def _new_inputs(self, batch: int, width: int, tree: bool) -> dict[str, Array]:
-        shape = (batch, 1, width, self._cache.shape[4])
+        shape = (batch, 1, width, self.cache.entries.shape[4])
         return {
             "position_ids": np.zeros((batch, width), dtype=np.int64),
             "write_indices": np.zeros(batch, dtype=np.int64),

@@ -21,6 +21,7 @@ from specplug.bundle import (
 )
 from specplug.export import graphs, measuring
 from specplug.export.attention import max_entries
+from specplug.export.continuations import NAME, ROWS, write_continuations
 from specplug.export.keeping import KeepMatching, keep_none
 from specplug.export.passes import HalfWeights
 from specplug.export.piecewise import PiecewiseEngine
@@ -28,6 +29,7 @@ from specplug.export.precision import Precision, apply_precision
 from specplug.export.provenance import write_provenance
 from specplug.export.quality_text import take_sample
 from specplug.export.request import Part, Report, Request, open_parts
+from specplug.export.sharing import DRAFT_GRAPH, share_weights
 from specplug.export.source import Source
 from specplug.export.staging import staged
 from specplug.export.tensorrt import Target, build_plans, resolve
@@ -47,6 +49,7 @@ def export_bundle(
     quality_text: str | Path | None = None,
     dialect: Dialect = "ort",
     tensorrt: Target | None = None,
+    continuations: bool = False,
     force: bool = False,
     report: Report = lambda stage: None,
     note: Report = lambda text: None,
@@ -67,6 +70,8 @@ def export_bundle(
         quality_text: a UTF-8 file to measure quality on, in place of the built-in text.
         dialect: ``"ort"`` for ONNX Runtime, or ``"standard"``: operators of ONNX alone.
         tensorrt: build plans of the graphs, of the standard dialect, for these GPUs, too.
+        continuations: note what the target says after every token alone, for token recycling to
+            begin with; a call for every 64 tokens of the vocabulary.
         force: replace an existing bundle.
         report: told the name of each stage as it begins.
         note: told what the user should know, such as why a precision was picked.
@@ -83,7 +88,7 @@ def export_bundle(
         source, precision, draft, self_draft, keep_fp32, quality_text, dialect, tensorrt
     )
     text = Path(quality_text) if quality_text else None
-    how = _How(keep_fp32, dialect, tensorrt, text, report, note)
+    how = _How(keep_fp32, dialect, tensorrt, continuations, text, report, note)
     with staged(Path(output), replace=force) as stage:
         parts = open_parts(request, report=report, note=note)
         components: dict[str, Component] = {}
@@ -107,6 +112,7 @@ class _How:
     keep_fp32: str | None
     dialect: Dialect
     tensorrt: Target | None
+    continuations: bool
     quality_text: Path | None
     report: Report
     note: Report
@@ -145,7 +151,7 @@ def _export_part(part: Part, stage: Path, how: _How) -> dict[str, Component]:
         parity = measuring.check_parity(engine, model.reference)
         engine.close()
         return {
-            name: _write_component(name, precision, model, parity, work, stage, how)
+            name: _write_component(name, precision, model, parity, work, stage, how, part.layers)
             for name, precision in part.components.items()
         }
     finally:
@@ -185,20 +191,25 @@ def _write_component(
     work: Path,
     stage: Path,
     how: _How,
+    layers: tuple[int, ...] | None,
 ) -> Component:
     how.report(f"writing the {name} in {precision}")
     config, graph = model.source.config, graphs.load(work / "fp32")
     rounded_again = _round(graph, precision, model, how)
     layout = graphs.cache_layout(graph)
-    graphs.save(graph, stage / name)
+    place, graph_name = name, graphs.GRAPH
+    if name == "draft" and layers and share_weights(graph, stage / "target", layers):
+        place, graph_name = "target", DRAFT_GRAPH
+    else:
+        graphs.save(graph, stage / name)
     del graph
     gc.collect()
     how.report(f"measuring the {name}")
-    runnable, its_layout = stage / name, layout
+    runnable, its_layout = stage / place / graph_name, layout
     if how.dialect == "standard" and precision == "bf16":
-        runnable, its_layout = _write_stand_in(work), model.layout
+        runnable, its_layout = _write_stand_in(work) / graphs.GRAPH, model.layout
     engine = measuring.open_graph(
-        runnable / graphs.GRAPH, how.dialect, its_layout, model.vocab_size, model.max_length
+        runnable, how.dialect, its_layout, model.vocab_size, model.max_length
     )
     min_width = measuring.measure_min_width(engine, model.reference.tokens)
     if layout.dtype != "float32":
@@ -207,7 +218,20 @@ def _write_component(
     tree_difference = measuring.measure_tree_difference(engine, model.reference.tokens)
     quality = measuring.measure_quality(engine, model.reference)
     engine.close()
-    files = [f"{name}/{file}" for file in (graphs.GRAPH, graphs.DATA)]
+    files = [f"{place}/{file}" for file in (graph_name, graphs.DATA)]
+    continuations = None
+    if how.continuations and name == "target":
+        continuations = f"{place}/{NAME}"
+        files.append(continuations)
+        engine = measuring.open_graph(
+            runnable, how.dialect, its_layout, model.vocab_size, model.max_length, ROWS
+        )
+        write_continuations(
+            engine,
+            stage / continuations,
+            lambda done: how.report(f"noting continuations: {done:.0%}"),
+        )
+        engine.close()
     plans: list[TensorRTPlan] = []
     if how.tensorrt:
 
@@ -226,13 +250,15 @@ def _write_component(
         keep_fp32=how.keep_fp32 if precision != "fp32" else None,
         rounded_again=rounded_again,
         parameters=model.source.parameters(),
-        graph=f"{name}/{graphs.GRAPH}",
+        graph=files[0],
         files=[describe_file(stage, file) for file in files],
         plans=plans,
+        continuations=continuations,
         vocab_size=model.vocab_size,
         max_length=model.max_length,
         min_width=min_width,
         tree_difference=tree_difference,
+        layers=list(layers) if layers and name == "draft" else None,
         cache=layout,
         parity=parity,
         quality=quality,

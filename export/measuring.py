@@ -62,7 +62,12 @@ def write_reference(model: Any, sample: Sample, path: Path) -> Reference:
 
 
 def open_graph(
-    graph: Path, dialect: Dialect, cache: CacheLayout, vocab_size: int, max_length: int
+    graph: Path,
+    dialect: Dialect,
+    cache: CacheLayout,
+    vocab_size: int,
+    max_length: int,
+    max_batch: int = 1,
 ) -> Engine:
     """An engine over a graph that has no manifest yet."""
     return DIALECTS[dialect](
@@ -71,7 +76,7 @@ def open_graph(
         vocab_size=vocab_size,
         max_length=max_length,
         min_width=1,
-        options=EngineOptions(),
+        options=EngineOptions(max_batch=max_batch),
     )
 
 

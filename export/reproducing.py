@@ -63,6 +63,7 @@ def _export(
         precision=target.precision,
         dialect=target.dialect,
         keep_fp32=target.keep_fp32,
+        continuations=target.continuations is not None,
         report=report,
     )
 

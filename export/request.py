@@ -44,6 +44,8 @@ class Part:
     source: Source
     components: dict[str, Precision]
     """``"target"`` or ``"draft"``, and what each is rounded to."""
+    layers: tuple[int, ...] | None = None
+    """If the draft is the target itself: the target's layers that it has."""
 
 
 def open_parts(
@@ -82,10 +84,17 @@ def open_parts(
 
     target = opened(request.source)
     if own and not own.layers:
-        return [Part(target, {"target": precision, "draft": own.precision or precision})]
+        layers = tuple(range(int(target.config.num_hidden_layers)))
+        return [Part(target, {"target": precision, "draft": own.precision or precision}, layers)]
     parts = [Part(target, {"target": precision})]
     if own and own.layers:
-        parts.append(Part(with_layers(target, own.layers), {"draft": own.precision or precision}))
+        parts.append(
+            Part(
+                with_layers(target, own.layers),
+                {"draft": own.precision or precision},
+                own.layers,
+            )
+        )
     if request.draft is not None:
         draft = opened(request.draft)
         sizes = target.config.vocab_size, draft.config.vocab_size

@@ -12,11 +12,12 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from specplug.graph_check import check_graph
 from specplug.text import Tokenizer
-from specplug.types import BundleError
+from specplug.types import BundleError, Int32Array
 
 MANIFEST = "specplug.json"
 SCHEMA_VERSION = 1
@@ -138,10 +139,15 @@ class Component(_Part):
     files: Annotated[list[File], Field(min_length=1)]
     plans: list[TensorRTPlan] = []
     """What TensorRT made of the graph."""
+    continuations: str | None = None
+    """A file of the likeliest continuations of every token, i32[vocab_size, n], little-endian."""
     vocab_size: Count
     max_length: Count
     min_width: Annotated[int, Field(ge=1, le=16)]
     """Smallest width whose rows do not depend on the width, as measured at export."""
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """Of a draft that is the target itself: which of the target's layers it has. It may share the
+    target's cache."""
     tree_difference: Annotated[float, Field(ge=0)] | None = None
     """The most that a logit of a token in a tree differed from the same in a chain, as measured at
     export; None: the graph takes no trees."""
@@ -165,7 +171,8 @@ class Component(_Part):
     @model_validator(mode="after")
     def _what_runs_is_listed(self) -> Self:
         listed = {file.path for file in self.files}
-        for path in (self.graph, *(plan.path for plan in self.plans)):
+        named = (self.graph, self.continuations, *(plan.path for plan in self.plans))
+        for path in filter(None, named):
             if path not in listed:
                 raise ValueError(f"{path!r} is not among the component's files")
         return self
@@ -200,6 +207,19 @@ class Manifest(_Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _layers_are_the_targets(self) -> Self:
+        if self.target.layers is not None:
+            raise ValueError("the target's layers are its own")
+        layers = self.draft.layers if self.draft else None
+        if self.draft and layers is not None:
+            cache, its_own = self.target.cache, self.draft.cache
+            if len(layers) != its_own.layers or max(layers) >= cache.layers:
+                raise ValueError(
+                    f"the draft's layers {layers} are not of the target's {cache.layers}"
+                )
+        return self
+
     def components(self) -> list[Component]:
         """The target, and the draft if there is one."""
         return [self.target, self.draft] if self.draft else [self.target]
@@ -226,11 +246,31 @@ class Bundle:
         """
         folder = Path(path)
         bundle = cls(folder, _read_manifest(folder))
-        for file in bundle.manifest.all_files():
+        for file in {file.path: file for file in bundle.manifest.all_files()}.values():
             _check_file(folder, file)
         for component in bundle.manifest.components():
             check_graph(folder / component.graph)
         return bundle
+
+    def continuations(self) -> Int32Array | None:
+        """The target's likeliest continuations of every token, i32[V, n], if export wrote them.
+
+        Raises:
+            BundleError: the file is not of this shape, or names tokens that there are not.
+        """
+        target = self.manifest.target
+        if target.continuations is None:
+            return None
+        values = np.fromfile(self.path / target.continuations, dtype="<i4")
+        if (
+            not len(values)
+            or len(values) % target.vocab_size
+            or not 0 <= values.min() <= values.max() < target.vocab_size
+        ):
+            raise BundleError(
+                f"{target.continuations} is no table of {target.vocab_size} tokens' continuations"
+            )
+        return values.reshape(target.vocab_size, -1)
 
     def tokenizer(self) -> Tokenizer | None:
         """The bundle's tokenizer with its chat template, if it has one."""

@@ -34,6 +34,10 @@ class DraftLength(Protocol):
         """Tokens that a round may draft at most."""
         ...
 
+    def begin(self, context: int) -> None:
+        """A generation begins after so many tokens."""
+        ...
+
     def budget(self, room: int, *, branching: bool) -> Budget | None:
         """Of the next round; None: the drafter is not asked.
 
@@ -55,6 +59,9 @@ class FixedLength:
 
     def __init__(self, draft_tokens: int) -> None:
         self.longest = draft_tokens
+
+    def begin(self, context: int) -> None:
+        """Nothing depends on it."""
 
     def budget(self, room: int, *, branching: bool) -> Budget | None:
         """The number, or what there is room for."""
@@ -105,6 +112,10 @@ class CallCosts:
         return Prices((seconds - seconds[0]).tolist())
 
 
+CostsByContext = Mapping[int, CallCosts]
+"""By the cached entries that the calls were measured at."""
+
+
 class MeasuredLength:
     """What pays, by measured costs and learnt chances; never much slower than drafting nothing.
 
@@ -118,8 +129,9 @@ class MeasuredLength:
         longest: tokens that a round may draft at most.
     """
 
-    def __init__(self, costs: CallCosts, longest: int = LONGEST) -> None:
-        self.costs = costs
+    def __init__(self, costs: CallCosts | CostsByContext, longest: int = LONGEST) -> None:
+        self._by_context = {0: costs} if isinstance(costs, CallCosts) else costs
+        self.costs = costs = self._by_context[min(self._by_context)]
         self.longest = longest
         self._prices = costs.prices(longest)
         self._rounds = self._idle = self._rest = 0
@@ -127,6 +139,11 @@ class MeasuredLength:
         self._credit = _CREDIT * costs[1]
         self._tokens = 0.0
         self._seconds = 0.0
+
+    def begin(self, context: int) -> None:
+        """A generation begins after so many tokens: costs that were measured nearest count."""
+        self.costs = self._by_context[min(self._by_context, key=lambda at: abs(at - context))]
+        self._prices = self.costs.prices(self.longest)
 
     @property
     def rate(self) -> float:

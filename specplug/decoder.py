@@ -16,7 +16,13 @@ import numpy as np
 
 from specplug.bundle import Bundle
 from specplug.context import Context, Token
-from specplug.controller import CallCosts, DraftLength, FixedLength, MeasuredLength
+from specplug.controller import (
+    CallCosts,
+    CostsByContext,
+    DraftLength,
+    FixedLength,
+    MeasuredLength,
+)
 from specplug.costs import measure_costs
 from specplug.drafters import DRAFTERS, NoDrafter
 from specplug.feeding import PREFILL_WIDTH, feed
@@ -71,7 +77,7 @@ class SpeculativeDecoder:
         *,
         drafter: Drafter | None = None,
         draft_tokens: DraftTokens = "auto",
-        costs: CallCosts | None = None,
+        costs: CallCosts | CostsByContext | None = None,
         inexact_trees: bool = False,
         tokenizer: Tokenizer | None = None,
         stop_token_ids: Sequence[int] | None = None,
@@ -257,6 +263,8 @@ class SpeculativeDecoder:
         )
         if self.length is None and not isinstance(self.drafter, NoDrafter):
             self.length = MeasuredLength(self._costs or CallCosts(measure_costs(self.target)))
+        if self.length is not None:
+            self.length.begin(len(prompt))
         self.finish_reason = None
         self.stats = SpeculationStats(
             prompt_tokens=len(prompt), draft_length=self.length.longest if self.length else 0

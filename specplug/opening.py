@@ -20,7 +20,8 @@ from specplug.drafters import (
     TreeDrafter,
 )
 from specplug.history import History
-from specplug.types import BundleError, Drafter, SpecplugError
+from specplug.tuning import read_costs
+from specplug.types import BundleError, Drafter, Engine, Int32Array, SpecplugError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class EngineOptions:
     """Rows a call can have; each has a cache of its own."""
     allow_narrow: bool = False
     """Give up the width rule: calls of one token may be faster, and the text may change."""
+    beside: Engine | None = None
+    """The target, for a draft that is the target itself and may share its cache."""
 
 
 def open_parts(
@@ -76,7 +79,15 @@ def open_parts(
     from specplug import engines
 
     options = EngineOptions(**engine_options)
-    has_draft = drafter == "draft" or (drafter == "auto" and bundle.manifest.draft is not None)
+    if drafter == "self" and (
+        bundle.manifest.draft is None or bundle.manifest.draft.layers is None
+    ):
+        raise BundleError(
+            f"{bundle.path} holds no draft that is the target itself: export it with --self-draft"
+        )
+    has_draft = drafter in ("draft", "self") or (
+        drafter == "auto" and bundle.manifest.draft is not None
+    )
     if has_draft:
         check_draft(bundle)
         options = replace(options, share_threads=True)
@@ -87,14 +98,28 @@ def open_parts(
     )
     lookup = {"prompt_lookup_min": prompt_lookup_min, "prompt_lookup_max": prompt_lookup_max}
     try:
+        costs = read_costs(bundle, target, options.threads)
         draft = None
         if has_draft:
-            draft = open_draft(bundle, replace(options, engine=draft_engine, device=draft_device))
+            draft = open_draft(
+                bundle,
+                replace(options, engine=draft_engine, device=draft_device, beside=target),
+            )
     except SpecplugError:
         target.close()
         raise
-    made = make_drafter(drafter, draft=draft, history=history, **lookup)
-    return {"target": target, "drafter": made, "tokenizer": bundle.tokenizer()}
+    return {
+        "target": target,
+        "drafter": make_drafter(
+            drafter,
+            draft=draft,
+            history=history,
+            continuations=bundle.continuations() if drafter in ("auto", "recycle") else None,
+            **lookup,
+        ),
+        "tokenizer": bundle.tokenizer(),
+        "costs": costs,
+    }
 
 
 def make_drafter(
@@ -102,6 +127,7 @@ def make_drafter(
     *,
     draft: ModelDrafter | None = None,
     history: History | None = None,
+    continuations: Int32Array | None = None,
     **lookup: int,
 ) -> Drafter:
     """A drafter by its name.
@@ -110,6 +136,7 @@ def make_drafter(
         name: of :data:`specplug.drafters.DRAFTERS`.
         draft: the draft model, for ``"draft"`` and, if there is one, ``"auto"``.
         history: as in :func:`open_parts`.
+        continuations: what token recycling begins with, i32[V, n]; None: nothing.
         lookup: arguments of the n-gram drafter.
     """
     remembered = HistorySource(history if history is not None else History())
@@ -119,17 +146,17 @@ def make_drafter(
         case "suffix":
             return TreeDrafter(name, [SuffixSource(), remembered])
         case "recycle":
-            return TreeDrafter(name, [RecycleSource()])
+            return TreeDrafter(name, [RecycleSource(continuations)])
         case "predicted":
             return TreeDrafter(name, [PredictedSource()])
-        case "draft" if draft:
+        case "draft" | "self" if draft:
             return draft
         case "auto":
             sources: list[Source] = [
                 PredictedSource(),
                 SuffixSource(),
                 remembered,
-                RecycleSource(),
+                RecycleSource(continuations),
             ]
             if draft:
                 sources.append(ModelSource(draft.engine))

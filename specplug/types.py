@@ -73,6 +73,8 @@ class EngineSpec:
     """Whether ``Step.parents`` is understood."""
     exact_trees: bool = False
     """Whether a token's scores in a tree are those in a chain, but for the order of sums."""
+    shares_cache: bool = False
+    """Whether its cache is another engine's, which has written the context there already."""
     device: str = "cpu"
 
     @property

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug import ExportError, SpeculativeDecoder
+from specplug import BundleError, ExportError, SamplingParams, SpeculativeDecoder
 from specplug.export import export_bundle
 from specplug.export.self_draft import parse_self_draft, with_layers
 from specplug.export.source import open_source
 from tests_support.tiny import greedy_tokens, write_checkpoint
 
 PROMPT = list(b"the quick brown fox")
+SAMPLED = SamplingParams(temperature=0.8, seed=4)
 
 
 @given(
@@ -92,6 +93,50 @@ def test_a_bundle_drafts_with_some_of_its_layers(how: str, tmp_path: Path) -> No
         result = decoder.generate(PROMPT, max_tokens=30)
     assert list(result.token_ids) == greedy_tokens(source, PROMPT, 30)
     assert result.stats.drafted > 0
+
+
+def test_it_shares_weights_and_cache_with_the_target(tmp_path: Path) -> None:
+    """Layers skipped: one weight file, one cache, and no call for the prompt."""
+    source = write_checkpoint(tmp_path / "source", num_hidden_layers=3)
+    bundle = tmp_path / "made.bundle"
+    manifest = export_bundle(source, bundle, precision="w8a8", self_draft="layers=0,2")
+    assert manifest.draft is not None
+    assert manifest.draft.layers == [0, 2]
+    data = [file.path for file in manifest.draft.files if file.path.endswith(".data")]
+    assert data == [file.path for file in manifest.target.files if file.path.endswith(".data")]
+    assert len([*bundle.rglob("*.data")]) == 1
+    plain = SpeculativeDecoder.from_bundle(bundle, drafter="none")
+    wanted = plain.generate(PROMPT * 30, max_tokens=60, sampling=SAMPLED).token_ids
+    with SpeculativeDecoder.from_bundle(bundle, drafter="self", draft_tokens=3) as decoder:
+        draft = decoder.drafter.engine  # type: ignore[attr-defined]
+        assert draft.spec.shares_cache
+        widths = []
+        forward = draft.forward
+        draft.forward = lambda step: widths.append(step.tokens.shape[1]) or forward(step)
+        result = decoder.generate(PROMPT * 30, max_tokens=60, sampling=SAMPLED)
+        assert draft.cache is decoder.target.cache  # type: ignore[attr-defined]
+        assert draft.cache.entries.shape[4] > 600  # it grew under both
+    assert result.token_ids == wanted
+    assert result.stats.accepted
+    assert set(widths) == {draft.spec.min_width}
+
+
+def test_a_coarser_self_draft_shares_the_cache(tmp_path: Path, tiny_source: Path) -> None:
+    bundle = tmp_path / "made.bundle"
+    manifest = export_bundle(tiny_source, bundle, precision="fp32", self_draft="int4")
+    assert manifest.draft is not None
+    assert manifest.draft.layers == [0, 1]
+    with SpeculativeDecoder.from_bundle(bundle, drafter="self", draft_tokens=4) as decoder:
+        decoder.stop_token_ids = frozenset()
+        result = decoder.generate(PROMPT, max_tokens=40)
+        assert decoder.drafter.engine.spec.shares_cache  # type: ignore[attr-defined]
+    assert list(result.token_ids) == greedy_tokens(tiny_source, PROMPT, 40)
+    assert result.stats.accepted
+
+
+def test_a_bundle_without_one_says_so(tiny_bundles: dict[str, Path]) -> None:
+    with pytest.raises(BundleError, match=r"no draft that is the target itself.*--self-draft"):
+        SpeculativeDecoder.from_bundle(tiny_bundles["w8a8"], drafter="self")
 
 
 def test_layers_that_are_not_there(tiny_source: Path, tmp_path: Path) -> None:

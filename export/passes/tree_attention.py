@@ -40,7 +40,8 @@ class TreeAttention(ir.passes.InPlacePass):  # type: ignore[misc]
         for node in nodes:
             node.resize_inputs(max(len(node.inputs), ATTENTION_BIAS + 1))
             node.replace_input_with(ATTENTION_BIAS, bias)
-            if node.attributes["do_rotary"].value:
+            rotates = node.attributes.get("do_rotary")
+            if rotates is not None and rotates.value:
                 if positions is None:
                     positions = graph_input(
                         graph, "position_ids", ir.DataType.INT64, ["batch", "sequence_len"]

@@ -1,14 +1,11 @@
-"""The machine: its description, energy, and what an engine takes of its memory."""
+"""The machine: its energy, and what an engine takes of its memory."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import platform
 import time
 from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +13,6 @@ import numpy as np
 
 from specplug.bench.subjects import Subject
 from specplug.types import Step
-
-_PACKAGES = ("specplug", "onnxruntime", "torch", "transformers", "tensorrt", "numpy")
-_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-
-
-def describe_machine() -> dict[str, Any]:
-    """What a reader needs to judge a figure."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    fields = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
-    flags = (fields.get("flags") or fields.get("Features") or "").split()
-    return {
-        "cpu": fields.get("model name", "").strip() or platform.processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "instructions": [name for name in _INSTRUCTIONS if name in flags],
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
-        "date": date.today().isoformat(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 class EnergyMeter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,10 @@ def _record(run: Run) -> dict[str, Any]:
         "seconds": run.seconds,
         "tokens_per_second": run.tokens_per_second,
         "acceptance_length": run.acceptance_length,
+        "rounds": run.rounds,
+        "undrafted_rounds": run.undrafted,
+        "sources": {name: asdict(count) for name, count in run.counts.items()},
+        "call_milliseconds": dict(run.milliseconds),
         "same_text": run.same_text,
         "first_token_seconds": run.first_token_seconds,
         "inter_token_seconds": _percentiles(run.gaps or [0.0]),

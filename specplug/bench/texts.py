@@ -13,10 +13,11 @@ from specplug.bench.machine import EnergyMeter
 from specplug.bench.subjects import Subject
 from specplug.bench.workload import Item
 from specplug.budget import Budget
-from specplug.controller import CallCosts
+from specplug.controller import CallCosts, MeasuredLength
 from specplug.costs import measure_costs
 from specplug.decoder import SpeculativeDecoder
-from specplug.drafters import ModelDrafter
+from specplug.drafters import ModelDrafter, TreeDrafter
+from specplug.drafters.tree import SourceCount
 from specplug.generation import GREEDY, DraftTokens
 from specplug.opening import make_drafter, open_draft
 from specplug.sampling import SamplingParams
@@ -42,6 +43,13 @@ class Run:
     gaps: tuple[float, ...]
     """Seconds between one delivery of tokens and the next; a round delivers all of its."""
     acceptance_length: float
+    rounds: int
+    undrafted: int
+    """Rounds that drafted nothing."""
+    counts: Mapping[str, SourceCount]
+    """Of drafters that are made of sources."""
+    milliseconds: Mapping[int, float]
+    """What calls cost by width, as known at the end; empty where their number was fixed."""
     same_text: bool
     """As the same engine's plain decoding."""
     joules: float | None
@@ -173,6 +181,15 @@ def _decoders(
     }
 
 
+def _costs(decoder: SpeculativeDecoder) -> dict[int, float]:
+    if not isinstance(decoder.length, MeasuredLength):
+        return {}
+    return {width: 1e3 * decoder.length.costs[width] for width in _SHOWN_WIDTHS}
+
+
+_SHOWN_WIDTHS = (1, 2, 4, 8, 16)
+
+
 def _answer(
     contender: _Contender, item: Item, repeat: int, options: TextOptions, meter: EnergyMeter
 ) -> list[Run]:
@@ -205,6 +222,10 @@ def _answer(
                 decode_tokens_per_second=decoder.stats.decode_tokens_per_second,
                 gaps=tuple(np.diff(times[1:]).tolist()),
                 acceptance_length=decoder.stats.acceptance_length,
+                rounds=decoder.stats.rounds,
+                undrafted=decoder.stats.drafted_per_round.count(0),
+                counts=decoder.drafter.counts if isinstance(decoder.drafter, TreeDrafter) else {},
+                milliseconds=_costs(decoder),
                 same_text=tokens == plain,
                 joules=joules,
             )

@@ -7,7 +7,18 @@ from typing import NoReturn
 
 import typer
 
-from specplug.cli import bench, chat, console, export, generate, inspect, interrupts, pull, verify
+from specplug.cli import (
+    bench,
+    chat,
+    console,
+    export,
+    generate,
+    inspect,
+    interrupts,
+    pull,
+    tune,
+    verify,
+)
 from specplug.types import SpecplugError
 
 app = typer.Typer(
@@ -24,6 +35,7 @@ app.command(name="inspect")(inspect.inspect)
 app.command(name="generate")(generate.generate)
 app.command(name="chat")(chat.chat)
 app.command(name="verify")(verify.verify)
+app.command(name="tune")(tune.tune)
 app.command(name="bench")(bench.bench)
 
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from specplug.bench.calls import measure_calls, measure_prefill
-from specplug.bench.machine import describe_machine, measure_footprint
+from specplug.bench.machine import measure_footprint
 from specplug.bench.plot import check_plot, draw, label
 from specplug.bench.report import Report
 from specplug.bench.subjects import export_missing, find_subjects, open_subjects
@@ -25,6 +25,7 @@ from specplug.cli.choosing import Seed, Temperature
 from specplug.cli.console import DraftTokens, Sources, Threads
 from specplug.drafters import DRAFTERS
 from specplug.engines import names
+from specplug.machine import describe_machine
 from specplug.opening import EngineOptions, check_draft
 from specplug.types import EngineError
 
@@ -88,6 +89,9 @@ def bench(
     ] = None,
     source: Sources = None,
     threads: Threads = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of every prompt what was drafted, and why.")
+    ] = False,
     as_json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all figures.")
     ] = None,
@@ -96,7 +100,10 @@ def bench(
     ] = None,
 ) -> None:
     """Compare engines, precisions and drafters: calls, prompts, text, memory, start-up."""
-    wanted_widths, wanted_batches = _numbers("--widths", widths), _numbers("--batches", batches)
+    wanted_widths, wanted_batches = (
+        console.numbers("--widths", widths),
+        console.numbers("--batches", batches),
+    )
     drafter_names = _chosen("--drafters", drafters, DRAFTERS)
     engine_names = _chosen("--engines", engines or "", names())
     wanted_precisions = _chosen("--precisions", precisions or "", get_args(PrecisionName))
@@ -190,17 +197,30 @@ def bench(
         part.replace(as_json)
     if plot:
         draw(result, plot)
+    if explain:
+        for run in result["runs"]:
+            if run["drafter"] != PLAIN and run["repeat"] == 0:
+                console.stdout.print(explanation(run), markup=False)
+        console.stdout.print()
     _show(result)
 
 
-def _numbers(option: str, given: str) -> list[int]:
-    try:
-        found = sorted({int(word) for word in given.split(",")})
-    except ValueError:
-        found = []
-    if not found or found[0] < 1 or found[-1] > 512:
-        raise ValueError(f"{option} {given}: need numbers from 1 to 512, such as 1,4,8")
-    return found
+def explanation(run: dict[str, Any]) -> str:
+    """What a drafter did on a prompt, and what it went by, in a few lines."""
+    lines = [
+        f"{run['prompt_id']} ({run['category']}), {label(run)}, {run['drafter']}: "
+        f"{run['new_tokens']} tokens in {run['rounds']} rounds, {run['undrafted_rounds']} of them "
+        f"without a draft; acceptance length {run['acceptance_length']:.2f}"
+    ]
+    if run["call_milliseconds"]:
+        costs = (f"{width}: {cost:.1f}" for width, cost in run["call_milliseconds"].items())
+        lines.append(f"  a call costs, in ms by width, {', '.join(costs)}")
+    lines += [
+        f"  {name}: {count['accepted']} of {count['drafted']} drafted tokens accepted, "
+        f"{count['expected']:.0f} expected"
+        for name, count in run["sources"].items()
+    ]
+    return "\n".join(lines)
 
 
 def _chosen(option: str, given: str, known: Collection[str]) -> list[str]:

@@ -113,6 +113,17 @@ def draft_tokens(given: str) -> int | Literal["auto"]:
         raise ValueError(f"--draft-tokens {given}: need a number, or auto") from None
 
 
+def numbers(option: str, given: str, *, most: int = 512) -> list[int]:
+    """The numbers of an option such as ``1,4,8``, ascending."""
+    try:
+        found = sorted({int(word) for word in given.split(",")})
+    except ValueError:
+        found = []
+    if not found or found[0] < 1 or found[-1] > most:
+        raise ValueError(f"{option} {given}: need numbers from 1 to {most}, such as 1,4,8")
+    return found
+
+
 def note(text: str) -> None:
     """A line for the person at the keyboard."""
     stderr.print(text, style="dim", markup=False)

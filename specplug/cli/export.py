@@ -129,6 +129,14 @@ def export(
         Path | None,
         typer.Option(metavar="TEXT", help="Measure quality on this text file of your own."),
     ] = None,
+    continuations: Annotated[
+        bool,
+        typer.Option(
+            "--continuations",
+            help="Note what the target says after every token alone, for token recycling to begin "
+            "with; takes a minute for SmolLM2-135M.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     plan: Annotated[
         bool,
@@ -144,6 +152,7 @@ def export(
         draft
         or self_draft
         or keep_fp32
+        or continuations
         or precision != TargetPrecision.auto
         or dialect is not None
         or engine != EngineName.onnxruntime
@@ -151,7 +160,7 @@ def export(
     if from_onnx is not None and shaping:
         raise ValueError(
             "--from-onnx takes the graph as it is: leave --precision, --dialect, --engine, "
-            "--draft, --self-draft and --keep-fp32 out"
+            "--draft, --self-draft, --keep-fp32 and --continuations out"
         )
     for_tensorrt = {
         "compute_capabilities": tuple(compute_capability or ()),
@@ -203,10 +212,12 @@ def export(
                 bar.stop()
                 _show(planned, output)
                 return
+            what["continuations"] = continuations
             sources = 1 + bool(draft or "layers=" in (self_draft or ""))
             components = 1 + bool(draft or self_draft)
             each = _STAGES_A_COMPONENT + (engine == EngineName.tensorrt)
-            bar.update(task, total=_STAGES_A_SOURCE * sources + each * components + 1)
+            total = _STAGES_A_SOURCE * sources + each * components + continuations + 1
+            bar.update(task, total=total)
             manifest = export_bundle(output=output, **what, **told)
         bar.update(task, description="done", completed=bar.tasks[task].total)
     for name, component in (("target", manifest.target), ("draft", manifest.draft)):

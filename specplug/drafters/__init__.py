@@ -22,6 +22,7 @@ DRAFTERS: dict[str, str] = {
     "recycle": "what the target last chose after the same token",
     "predicted": "the answer that the caller expects",
     "draft": "the bundle's draft model",
+    "self": "the target with layers skipped or in lower precision, over the target's own cache",
     "auto": "all of these that there are, merged",
 }
 """Names that ``SpeculativeDecoder.from_bundle`` and ``--drafter`` take, with what they do."""

@@ -50,6 +50,8 @@ class ModelSource(Source):
     def begin(self, context: Int64Array) -> Place:
         """Right after the context."""
         self._context = context
+        if self.engine.spec.shares_cache:  # the target wrote all but the last token there
+            self._cached, self._drafted = len(context) - 1, ()
         return ()
 
     def step(self, place: Place, token: int) -> Place:

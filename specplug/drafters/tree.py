@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from specplug.budget import Budget
@@ -13,6 +14,16 @@ from specplug.types import Drafter, Float64Array, Int64Array, Outcome, Proposal,
 
 _SURE = 0.9  # chance of a guess that makes asking further sources a waste
 _ROOT = -1
+
+
+@dataclass(slots=True)
+class SourceCount:
+    """What became of a source's guesses in one generation."""
+
+    drafted: int = 0
+    accepted: int = 0
+    expected: float = 0.0
+    """Tokens that were to be accepted by the learnt chances."""
 
 
 class TreeDrafter(Drafter):
@@ -33,12 +44,17 @@ class TreeDrafter(Drafter):
         self.sources = sources
         self._chances = [Chances(source.prior) for source in sources]
         self._asked: dict[int, list[tuple[int, Sequence[Guess]]]] = {}
+        self._drafted: list[tuple[int, float]] = []
+        self.counts: dict[str, SourceCount] = {}
+        """By source, of the running or latest generation."""
 
     def propose(self, context: Int64Array, budget: Budget) -> Proposal:
         """The tree, or chain; empty if nothing is worth it."""
         growing = _Growing(self.sources, self._chances, budget, self._places(context))
         self._asked = growing.asked
-        return growing.grow()
+        proposal = growing.grow()
+        self._drafted = growing.drafted[: len(proposal)]
+        return proposal
 
     def _places(self, context: Int64Array) -> list[Any]:
         return [source.begin(context) for source in self.sources]
@@ -52,13 +68,18 @@ class TreeDrafter(Drafter):
                     chances.learn(guess.kind, guess.token == token)
                 if self.sources[which].seconds:
                     chances.learn(ANY, guesses[0].token == token)
-        self._asked = {}
+        for node, (which, reach) in enumerate(self._drafted):
+            count = self.counts.setdefault(self.sources[which].name, SourceCount())
+            count.drafted += 1
+            count.expected += reach
+            count.accepted += node in outcome.verdict.path
+        self._asked, self._drafted = {}, []
         for source in self.sources:
             source.commit(outcome)
 
     def reset(self, request: Request) -> None:
         """The next proposal is for a new sequence; what was learnt stays."""
-        self._asked = {}
+        self._asked, self._drafted, self.counts = {}, [], {}
         for source, chances in zip(self.sources, self._chances, strict=True):
             source.reset(request)
             chances.begin()
@@ -88,24 +109,26 @@ class _Growing:
         self._places = {_ROOT: places}
         self.asked: dict[int, list[tuple[int, Sequence[Guess]]]] = {}
         """What the sources guessed, by node and number of the source."""
-        self._frontier: list[tuple[float, int, int, Guess]] = []  # -reach, age, parent, guess
+        self.drafted: list[tuple[int, float]] = []
+        """The number of the source and the reach of each node."""
+        # -reach, age, parent, number of the source, guess
+        self._frontier: list[tuple[float, int, int, int, Guess]] = []
         self._age = 0
 
     def grow(self) -> Proposal:
         budget = self._budget
         tokens: list[int] = []
         parents: list[int] = []
-        reaches: list[float] = []
         drawn: list[Float64Array | None] = []
         self._ask(_ROOT, 1.0, 0)
         while self._frontier:
-            negative, _, parent, guess = heapq.heappop(self._frontier)
+            negative, _, parent, which, guess = heapq.heappop(self._frontier)
             node = len(tokens)
             if not budget.pays(node, -negative):
                 break
             tokens.append(guess.token)
             parents.append(parent)
-            reaches.append(-negative)
+            self.drafted.append((which, -negative))
             drawn.append(guess.drawn_from)
             if node + 1 < budget.most:
                 self._places[node] = [
@@ -113,14 +136,14 @@ class _Growing:
                     for source, place in zip(self._sources, self._places[parent], strict=True)
                 ]
                 self._ask(node, -negative, node + 1)
-        size = budget.size(reaches)
+        size = budget.size([reach for _, reach in self.drafted])
         rows = drawn[:size] if any(row is not None for row in drawn) else None
         return Proposal(tuple(tokens[:size]), rows, tuple(parents[:size]))
 
     def _ask(self, node: int, reach: float, drafted: int) -> None:
         """Put what may follow a node on the frontier."""
         asked = self.asked[node] = []
-        best: dict[int, tuple[float, Guess]] = {}
+        best: dict[int, tuple[float, int, Guess]] = {}
         surest = 0.0
         for which, (source, place) in enumerate(
             zip(self._sources, self._places[node], strict=True)
@@ -140,7 +163,7 @@ class _Growing:
                 chance = chances[guess.kind]
                 known = best.get(guess.token)
                 if known is None or chance > known[0]:
-                    best[guess.token] = chance, guess
+                    best[guess.token] = chance, which, guess
                     surest = max(surest, chance)
             if surest > _SURE:
                 break
@@ -148,14 +171,14 @@ class _Growing:
             return
         if not self._budget.branching:
             chosen = max(best.values(), key=lambda found: found[0])
-            self._push(node, reach * chosen[0], chosen[1])
+            self._push(node, reach * chosen[0], *chosen[1:])
             return
         left = 1.0
-        for chance, guess in sorted(best.values(), key=lambda found: -found[0]):
+        for chance, which, guess in sorted(best.values(), key=lambda found: -found[0]):
             # Siblings exclude one another, which chances learnt apart do not know.
-            self._push(node, reach * min(chance, left), guess)
+            self._push(node, reach * min(chance, left), which, guess)
             left = max(left - chance, 0.05)
 
-    def _push(self, parent: int, reach: float, guess: Guess) -> None:
+    def _push(self, parent: int, reach: float, which: int, guess: Guess) -> None:
         self._age += 1
-        heapq.heappush(self._frontier, (-reach, self._age, parent, guess))
+        heapq.heappush(self._frontier, (-reach, self._age, parent, which, guess))

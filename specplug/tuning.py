@@ -1,0 +1,157 @@
+"""``tuning.json``: what calls of a bundle's target cost on a machine, measured once and kept.
+
+Without it the costs are measured before a decoder's first answer, in less than a second and at a
+short context. The file is no part of what the manifest vouches for: it changes how many tokens are
+drafted, never the text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from specplug.bundle import Bundle
+from specplug.controller import CallCosts, CostsByContext
+from specplug.costs import measure_costs
+from specplug.machine import cores, cpu_name
+from specplug.types import BundleError, Engine
+
+TUNING = "tuning.json"
+CONTEXTS = (64, 512, 2048)
+WIDTHS = (1, 16, 4, 8, 2, 12, 6, 3, 5, 10, 14)
+SECONDS = 4.0
+_LARGEST = 1 << 20  # bytes
+
+
+class TunedCosts(BaseModel):
+    """The costs of one engine on one machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    machine: str
+    """Its processor, and how many cores of it the process may use."""
+    engine: str
+    device: str
+    threads: int | None
+    precision: str
+    graph_sha256: str
+    contexts: dict[
+        Annotated[int, Field(ge=0)],
+        dict[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0, lt=3600)]],
+    ]
+    """Seconds of a call by cached entries and width."""
+
+
+class Tuning(BaseModel):
+    """The whole of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    tuned: list[TunedCosts]
+
+
+def read_costs(bundle: Bundle, engine: Engine, threads: int | None) -> CostsByContext | None:
+    """What was measured of the target, run by this engine on this machine; None: nothing was.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    key = _key(bundle, engine, threads)
+    for tuned in _read(bundle.path).tuned:
+        if _key_of(tuned) == key:
+            return {context: CallCosts(seconds) for context, seconds in tuned.contexts.items()}
+    return None
+
+
+def tune(
+    bundle: Bundle,
+    engine: Engine,
+    threads: int | None,
+    *,
+    contexts: Sequence[int] = CONTEXTS,
+    seconds: float = SECONDS,
+    report: Callable[[float], None] = lambda done: None,
+) -> TunedCosts:
+    """Measure the target's calls, and write them into the bundle, whole or not at all.
+
+    Args:
+        bundle: opened.
+        engine: over its target.
+        threads: as the engine was asked to use.
+        contexts: cached entries to measure at; those beyond the model's context are left out.
+        seconds: for each of them.
+        report: told the share that is done.
+
+    Raises:
+        BundleError: the file that is there is damaged.
+        EngineError: a call failed.
+        ValueError: no context fits the model.
+    """
+    existing = _read(bundle.path)
+    limit = engine.spec.context_limit - max(WIDTHS)
+    fitting = sorted({context for context in contexts if 1 <= context <= limit})
+    if not fitting:
+        raise ValueError(f"contexts {[*contexts]}: need some from 1 to {limit}")
+    measured = {}
+    for number, context in enumerate(fitting, start=1):
+        measured[context] = measure_costs(engine, widths=WIDTHS, past=context, seconds=seconds)
+        report(number / len(fitting))
+    machine, name, device, _, precision, digest = _key(bundle, engine, threads)
+    made = TunedCosts(
+        machine=machine,
+        engine=name,
+        device=device,
+        threads=threads,
+        precision=precision,
+        graph_sha256=digest,
+        contexts=measured,
+    )
+    others = [tuned for tuned in existing.tuned if _key_of(tuned) != _key_of(made)]
+    part = bundle.path / f".{TUNING}.part"
+    text = json.dumps(Tuning(tuned=[*others, made]).model_dump(mode="json"), indent=1)
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(bundle.path / TUNING)
+    return made
+
+
+_Key = tuple[str, str, str, int | None, str, str]
+
+
+def _key(bundle: Bundle, engine: Engine, threads: int | None) -> _Key:
+    target = bundle.manifest.target
+    digest = next(file.sha256 for file in target.files if file.path == target.graph)
+    machine = f"{cpu_name()}, {cores()} cores"
+    return machine, engine.spec.name, engine.spec.device, threads, target.precision, digest
+
+
+def _key_of(tuned: TunedCosts) -> _Key:
+    return (
+        tuned.machine,
+        tuned.engine,
+        tuned.device,
+        tuned.threads,
+        tuned.precision,
+        tuned.graph_sha256,
+    )
+
+
+def _read(folder: Path) -> Tuning:
+    path = folder / TUNING
+    if not path.is_file():
+        return Tuning(tuned=[])
+    remedy = "delete it, or run specplug tune"
+    if path.stat().st_size > _LARGEST:
+        raise BundleError(f"{TUNING} is larger than {_LARGEST} bytes: {remedy}")
+    try:
+        return Tuning.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(
+            f"{TUNING} is damaged at {where or 'the top'}: {first['msg']}; {remedy}"
+        ) from error
