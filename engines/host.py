@@ -8,15 +8,17 @@ from specplug.types import EngineError, EngineSpec, Float32Array, Int64Array, St
 class HostScores:
     """Scores over an array of logits, f32[B, T', V]."""
 
-    __slots__ = ("_logits",)
+    __slots__ = ("_best", "_logits")
 
     def __init__(self, logits: Float32Array) -> None:
         self._logits = logits
+        self._best: Int64Array | None = None
 
     def argmax(self) -> Int64Array:
-        """Best token of each position, i64[B, T']; ties go to the lowest id."""
-        best: Int64Array = self._logits.argmax(axis=-1)
-        return best
+        """Best token of each position, i64[B, T']; ties go to the lowest id. Computed once."""
+        if self._best is None:
+            self._best = self._logits.argmax(axis=-1)
+        return self._best
 
     def logits(self) -> Float32Array:
         """The array itself."""

@@ -32,7 +32,7 @@ class _Binding:
     io: Any
     inputs: dict[str, Array]
     """By name; those that the graph does not have are filled, and not read."""
-    scores: HostScores  # over f32[B, T', V]
+    logits: Float32Array  # [B, T', V]
 
 
 class OrtEngine:
@@ -79,8 +79,10 @@ class OrtEngine:
             shares_cache=shared is not None,
         )
         self._narrow = options.allow_narrow
-        own = KeyValues(cache, options.max_batch, max_length) if shared is None else None
-        self.cache, self._layers = shared or (own, range(cache.layers))
+        self.cache, self._layers = shared or (
+            KeyValues(cache, options.max_batch, max_length),
+            range(cache.layers),
+        )
         self._bound_to: Array | None = None  # what the bindings read and write
         self._bindings: dict[tuple[int, int, int, bool], _Binding] = {}
         self._no_bias = np.zeros(0, dtype=np.float32)
@@ -101,7 +103,7 @@ class OrtEngine:
             self._session.run_with_iobinding(binding.io)
         except Exception as error:  # as in mapped_errors, without a context manager's cost per call
             raise EngineError(f"ONNX Runtime failed running the graph: {error}") from error
-        return binding.scores
+        return HostScores(binding.logits)
 
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
@@ -110,7 +112,8 @@ class OrtEngine:
     def close(self) -> None:
         """Release session and cache."""
         self._bindings = {}
-        self._session = self.cache = self._bound_to = None
+        self._session = self._bound_to = None
+        self.cache = KeyValues(self.cache.layout, 0, 0)  # the old one may be shared
 
     # --- the dialect --------------------------------------------------------------------------
 
@@ -193,4 +196,4 @@ class OrtEngine:
                     bind(io.bind_input, f"past_key_values.{layer}.{kind}", entries)
                     bind(io.bind_output, f"present.{layer}.{kind}", entries)
             bind(io.bind_output, "logits", logits)
-        return _Binding(io, inputs, HostScores(logits))
+        return _Binding(io, inputs, logits)

@@ -40,7 +40,9 @@ def chain(source: Source, tokens: list[int], k: int, **options) -> tuple[int, ..
     return drafter.propose(context(*tokens), Budget(k)).tokens
 
 
-@pytest.mark.parametrize("name", [name for name in DRAFTERS if name not in ("none", "draft", "self")])
+@pytest.mark.parametrize(
+    "name", [name for name in DRAFTERS if name not in ("none", "draft", "self")]
+)
 @given(
     seed=st.integers(0, 300),
     k=st.sampled_from([1, 4, "auto"]),

@@ -157,8 +157,16 @@ def working_days(start, end, holidays=()):
 """,
 }
 EDITS = (
-    "Add a docstring to every function, change nothing else, and give the whole code again.",
-    "Rename the variable that is used most to something clearer, and give the whole code again.",
+    ("items", "entries"),
+    ("attempts", "tries"),
+    ("result", "config"),
+    ("entries", "waiting"),
+    ("total", "amount"),
+    ("users", "people"),
+    ("inner", "shared"),
+    ("counts", "found"),
+    ("balance", "money"),
+    ("days", "dates"),
 )
 
 ARTICLES = (
@@ -315,8 +323,8 @@ def prompts() -> list[dict[str, str]]:
     groups = {
         "chat": list(CHAT),
         "code_edit": [
-            f"{EDITS[number % 2]}\n\n```python\n{code}```"
-            for number, code in enumerate(CODE.values())
+            f"Copy this code exactly, but rename `{old}` to `{new}`.\n\n```python\n{code}```"
+            for code, (old, new) in zip(CODE.values(), EDITS, strict=True)
         ],
         "summary": [
             f"{task}\n\n{article}"
