@@ -15,8 +15,8 @@ import numpy as np
 
 from specplug.budget import Budget, Prices
 
-LONGEST = 15
-"""Tokens that a round drafts at most when their number is automatic: a call of 16."""
+LONGEST = 31
+"""Tokens that a round drafts at most when their number is automatic: a call of 32."""
 
 _KEPT = 0.96  # of the running rate, a round
 _ALLOWANCE = 0.01  # of plain decoding's time may be lost to drafts that do not pay

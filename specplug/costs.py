@@ -9,7 +9,7 @@ import numpy as np
 
 from specplug.types import Engine, Step
 
-WIDTHS = (1, 16, 4, 8, 2, 12, 6, 3)
+WIDTHS = (1, 16, 4, 8, 32, 2, 12, 6, 24, 3)
 """In the order of what they tell, should time be short."""
 SECONDS = 0.7
 _CALLS = 7  # of a width, at most

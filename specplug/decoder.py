@@ -147,7 +147,7 @@ class SpeculativeDecoder:
         self, prompt: Sequence[int], **options: Unpack[GenerationOptions]
     ) -> Iterator[list[Token]]:
         """Yield each round's new tokens; arguments and errors as in :meth:`stream`."""
-        context = self._begin(prompt, **options)
+        context, request = self._begin(prompt, **options)
         if options.get("echo"):
             yield self._echo(prompt, context)
         try:
@@ -159,7 +159,7 @@ class SpeculativeDecoder:
                 scores, verdict = self._verify(context, proposal)
                 yield self._commit(context, proposal, scores, verdict)
         finally:
-            self.drafter.finish(context.tokens)
+            self.drafter.finish(request, context.tokens)
 
     def _propose(self, context: Context) -> Proposal:
         if not context.cached or self.length is None:
@@ -171,6 +171,7 @@ class SpeculativeDecoder:
         started = time.perf_counter()
         proposal = self.drafter.propose(context.tokens, budget)
         self._round_draft_seconds = time.perf_counter() - started
+        self._reading_seconds = self.drafter.reading_seconds
         return proposal
 
     def _verify(self, context: Context, proposal: Proposal) -> tuple[Scores, Verdict]:
@@ -232,7 +233,7 @@ class SpeculativeDecoder:
         tenant: str = "",
         echo: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> Context:
+    ) -> tuple[Context, Request]:
         spec = self.target.spec
         stop = [stop] if isinstance(stop, str) else list(stop)
         check_generation(
@@ -253,14 +254,13 @@ class SpeculativeDecoder:
             sample=sample,
             grammar=self._grammar(sampling),
         )
-        self.drafter.reset(
-            Request(
-                sampler=self._sampler,
-                prompt_tokens=len(prompt),
-                prediction=self._predicted(prediction),
-                tenant=tenant,
-            )
+        request = Request(
+            sampler=self._sampler,
+            prompt_tokens=len(prompt),
+            prediction=self._predicted(prediction),
+            tenant=tenant,
         )
+        self.drafter.reset(request)
         if self.length is None and not isinstance(self.drafter, NoDrafter):
             self.length = MeasuredLength(self._costs or CallCosts(measure_costs(self.target)))
         if self.length is not None:
@@ -269,15 +269,16 @@ class SpeculativeDecoder:
         self.stats = SpeculationStats(
             prompt_tokens=len(prompt), draft_length=self.length.longest if self.length else 0
         )
-        self._round_draft_seconds = self._round_target_seconds = 0.0
+        self._round_draft_seconds = self._reading_seconds = self._round_target_seconds = 0.0
         self._clock = time.perf_counter()
-        return Context(
+        context = Context(
             prompt,
             TextStream(self.tokenizer, stop, shown=prompt if echo else ()),
             max_tokens=max_tokens,
             limit=spec.context_limit,
             stop_token_ids=self.stop_token_ids,
         )
+        return context, request
 
     def _grammar(self, sampling: SamplingParams) -> Grammar | None:
         if not sampling.structured:
@@ -316,18 +317,23 @@ class SpeculativeDecoder:
             stats.accepted_per_round.append(sum(token.from_draft for token in made))
             stats.decode_seconds += now - self._clock
             if self.length is not None:
-                self.length.record(
-                    drafted, len(made), self._round_target_seconds, self._round_draft_seconds
-                )
+                drafting = self._round_draft_seconds - self._reading_seconds
+                self.length.record(drafted, len(made), self._round_target_seconds, drafting)
         else:
             stats.prefill_seconds = now - self._clock
-        self._round_draft_seconds = 0.0
+        self._round_draft_seconds = self._reading_seconds = 0.0
         stats.new_tokens += len(made)
         self._clock = now
 
     def _predicted(self, prediction: str | Sequence[int]) -> Sequence[int]:
         """The token ids of an expected answer."""
         if not isinstance(prediction, str):
+            vocab_size = self.target.spec.vocab_size
+            outside = [token for token in prediction if not 0 <= token < vocab_size]
+            if outside:
+                raise ValueError(
+                    f"prediction: token id {outside[0]} is outside the vocabulary of {vocab_size}"
+                )
             return prediction
         if self.tokenizer is None:
             raise ValueError("a prediction in text needs a tokenizer: pass token ids")

@@ -59,7 +59,7 @@ class Sampler:
     ) -> None:
         params.check_tokens(vocab_size)
         self.params = params
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._prompt_tokens = prompt_tokens
         self._noise = Noise(params.seed, sample)
         self._grammar = grammar
@@ -80,18 +80,18 @@ class Sampler:
         """
         if self.params.plain:
             best = int(scores.argmax()[0, 0])
-            if best < self._vocab_size:
+            if best < self.vocab_size:
                 return best, None
-        logits = scores.logits()[0, 0, : self._vocab_size]
-        if len(logits) < self._vocab_size:
-            missing = self._vocab_size - len(logits)
+        logits = scores.logits()[0, 0, : self.vocab_size]
+        if len(logits) < self.vocab_size:
+            missing = self.vocab_size - len(logits)
             logits = np.pad(logits, (0, missing), constant_values=-np.inf)
         history = _joined(context, drafted)
         if self._matching:
             return self._choose(logits, history), None
         probabilities = self._distribution(logits, history).probabilities()
         noise = self._noise.exponentials(
-            len(history), Purpose.draft, self._vocab_size, attempt=len(context)
+            len(history), Purpose.draft, self.vocab_size, attempt=len(context)
         )
         return race(probabilities, noise), probabilities
 
@@ -180,9 +180,7 @@ class Sampler:
                 raise nothing_left(shaped[best])
             return best
         found = self._distribution(logits, history)
-        noise = self._noise.exponentials(
-            len(history), Purpose.token, self._vocab_size, found.tokens
-        )
+        noise = self._noise.exponentials(len(history), Purpose.token, self.vocab_size, found.tokens)
         return found.token(race(found.weights, noise))
 
     def _distribution(self, logits: Float32Array, history: Int64Array) -> Distribution:

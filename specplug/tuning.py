@@ -22,7 +22,7 @@ from specplug.types import BundleError, Engine
 
 TUNING = "tuning.json"
 CONTEXTS = (64, 512, 2048)
-WIDTHS = (1, 16, 4, 8, 2, 12, 6, 3, 5, 10, 14)
+WIDTHS = (1, 16, 4, 8, 32, 2, 12, 6, 24, 3, 5, 10, 14, 20, 28)
 SECONDS = 4.0
 _LARGEST = 1 << 20  # bytes
 

@@ -233,6 +233,8 @@ class Drafter:
     """
 
     name: str
+    reading_seconds: float = 0.0
+    """Of the latest proposal's time, what reading the context took: later ones are spared it."""
 
     def propose(self, context: Int64Array, budget: Budget) -> Proposal:
         """Tokens expected to follow ``context``, i64[n], as many as the budget has; maybe none."""
@@ -244,8 +246,11 @@ class Drafter:
     def reset(self, request: Request) -> None:
         """Forget the sequence: the next proposal is for a new one."""
 
-    def finish(self, tokens: Int64Array) -> None:
-        """The sequence is complete, or was given up: i64[n], prompt included."""
+    def finish(self, request: Request, tokens: Int64Array) -> None:
+        """A request's sequence is complete, or was given up: i64[n], prompt included.
+
+        Another request may have begun in the meantime.
+        """
 
     def close(self) -> None:
         """Release what the drafter holds."""

@@ -129,6 +129,37 @@ def test_a_finished_answer_is_remembered_and_an_interrupted_one_too() -> None:
     assert again.stats.acceptance_length > first.stats.acceptance_length
 
 
+def test_an_abandoned_answer_is_remembered_under_its_own_tenant() -> None:
+    """Though it is given up only when the next tenant's answer has begun."""
+    engine = FakeEngine(language(3, vocab_size=VOCAB), vocab_size=VOCAB)
+    history = History()
+    drafter = make_drafter("auto", history=history)
+    decoder = SpeculativeDecoder(engine, drafter=drafter, draft_tokens=2)
+    abandoned = decoder.stream([1, 2, 3], max_tokens=30, tenant="a")
+    next(abandoned)
+    other = decoder.stream([4, 5], max_tokens=30, tenant="b")
+    next(other)
+    abandoned.close()
+    assert history.texts("a")
+    assert not history.texts("b")
+
+
+def test_history_of_another_vocabulary_is_not_drafted() -> None:
+    history = History()
+    history.add("", [1, 2, VOCAB + 5])
+    assert chain(HistorySource(history), [9, 1, 2], 3) == ()
+
+
+def test_a_prediction_of_unknown_tokens_is_refused() -> None:
+    engine = FakeEngine(language(3, vocab_size=VOCAB), vocab_size=VOCAB)
+    decoder = SpeculativeDecoder(engine, drafter=make_drafter("predicted"))
+    with pytest.raises(ValueError, match=f"prediction: token id {VOCAB} is outside"):
+        decoder.generate([1], prediction=[1, VOCAB])
+    with pytest.raises(ValueError, match="a prediction in text needs a tokenizer"):
+        decoder.generate([1], prediction="text")
+    assert not engine.steps
+
+
 def test_history_is_shared_by_threads() -> None:
     """Decoders that add while others look: every text stays plain decoding's."""
     row = language(5, order=2, vocab_size=6)

@@ -50,6 +50,7 @@ class ModelSource(Source):
     def begin(self, context: Int64Array) -> Place:
         """Right after the context."""
         self._context = context
+        self.reading_seconds = 0.0
         if self.engine.spec.shares_cache:  # the target wrote all but the last token there
             self._cached, self._drafted = len(context) - 1, ()
         return ()
@@ -81,6 +82,8 @@ class ModelSource(Source):
         seconds = time.perf_counter() - started
         if len(pending) <= _SHORT:
             self._seconds += _SMOOTHING * (seconds - self._seconds) if self._seconds else seconds
+        else:
+            self.reading_seconds += seconds
         self._cached, self._drafted = end, place
         return [Guess(token, kind, drawn_from)]
 

@@ -32,6 +32,8 @@ class Source:
     """
 
     name: str
+    reading_seconds: float = 0.0
+    """What reading the context took since :meth:`begin`."""
 
     @property
     def seconds(self) -> float:
@@ -60,8 +62,8 @@ class Source:
     def reset(self, request: Request) -> None:
         """Forget the sequence; the next context is of a new one."""
 
-    def finish(self, tokens: Int64Array) -> None:
-        """The sequence is complete."""
+    def finish(self, request: Request, tokens: Int64Array) -> None:
+        """A request's sequence is complete; another one may have begun."""
 
     def close(self) -> None:
         """Release what it holds."""

@@ -52,7 +52,7 @@ class HistorySource(Source):
 
     def __init__(self, history: History) -> None:
         self._history = history
-        self._tenant = ""
+        self._vocab_size = 0
         self._texts: tuple[SuffixAutomaton, ...] = ()
         self._places: list[Place] = []
         self._read = 0
@@ -77,7 +77,9 @@ class HistorySource(Source):
         if place[longest][1] < _SHORTEST:
             return []
         with self._history.lock:
-            return _guesses(self._texts[longest], place[longest])
+            found = _guesses(self._texts[longest], place[longest])
+        # Texts end with a token that there is not, and may be of another vocabulary.
+        return [guess for guess in found if 0 <= guess.token < self._vocab_size]
 
     def prior(self, kind: Kind) -> float:
         """As in the text itself, at a discount."""
@@ -85,13 +87,13 @@ class HistorySource(Source):
 
     def reset(self, request: Request) -> None:
         """Begin anew, with the request's tenant."""
-        self._tenant, self._read = request.tenant, 0
+        self._read, self._vocab_size = 0, request.sampler.vocab_size
         self._texts = self._history.texts(request.tenant)
         self._places = [NOWHERE] * len(self._texts)
 
-    def finish(self, tokens: Int64Array) -> None:
+    def finish(self, request: Request, tokens: Int64Array) -> None:
         """Remember the text."""
-        self._history.add(self._tenant, tokens.tolist())
+        self._history.add(request.tenant, tokens.tolist())
 
 
 _SHORTEST = 2  # tokens of a match in other texts
@@ -104,7 +106,6 @@ def _guesses(text: SuffixAutomaton, place: Place) -> list[Guess]:
         for rank, (token, times, total, length) in enumerate(
             text.continuations(place)[:_MOST_GUESSES]
         )
-        if token >= 0
     ]
 
 

@@ -54,6 +54,7 @@ class TreeDrafter(Drafter):
         self._asked = growing.asked
         proposal = growing.grow()
         self._drafted = growing.drafted[: len(proposal)]
+        self.reading_seconds = sum(source.reading_seconds for source in self.sources)
         return proposal
 
     def _places(self, context: Int64Array) -> list[Any]:
@@ -84,10 +85,10 @@ class TreeDrafter(Drafter):
             source.reset(request)
             chances.begin()
 
-    def finish(self, tokens: Int64Array) -> None:
+    def finish(self, request: Request, tokens: Int64Array) -> None:
         """Tell the sources."""
         for source in self.sources:
-            source.finish(tokens)
+            source.finish(request, tokens)
 
     def close(self) -> None:
         """Close the sources."""
