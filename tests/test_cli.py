@@ -241,3 +241,20 @@ def test_interrupt_ends_with_130(tiny_bundle: Path) -> None:
     )
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
+
+
+def test_inspect_knows_every_cache_and_draft(tiny_bundles: dict[str, Path]) -> None:
+    from specplug.bundle import Bundle
+    from specplug.cli.inspect import summary_rows
+
+    manifest = Bundle.open(tiny_bundles["fp32"]).manifest
+    entries = []
+    for dtype in ("float32", "float16", "bfloat16"):
+        cache = manifest.target.cache.model_copy(update={"dtype": dtype, "head_size": 1024})
+        rows = summary_rows(manifest.target.model_copy(update={"cache": cache}))
+        entries.append(int(rows["cache"].split()[0]))
+    assert entries[0] == 2 * entries[1] == 2 * entries[2] > 0
+    assert "exact (largest" in summary_rows(manifest.target)["token trees"]
+    assert manifest.draft is not None
+    assert "2 of the target's layers and its cache" in summary_rows(manifest.draft)["model"]
+    assert "not exact" in summary_rows(manifest.draft)["token trees"]

@@ -29,10 +29,9 @@ def inspect(
     table.add_column("")
     for name in ("target", "draft")[: len(components)]:
         table.add_column(name, style="bold")
-    for label, *values in zip(
-        _LABELS, *(_values(component) for component in components), strict=True
-    ):
-        table.add_row(label, *values)
+    rows = [summary_rows(component) for component in components]
+    for label in rows[0]:
+        table.add_row(label, *(row[label] for row in rows))
     console.stdout.print(table)
     part = manifest.tokenizer
     if part:
@@ -50,6 +49,7 @@ _LABELS = (
     "context",
     "cache",
     "exact from width",
+    "token trees",
     "parity with source",
     "top-1 agreement",
     "mean KL",
@@ -61,20 +61,26 @@ _LABELS = (
 )
 
 
+def summary_rows(component: Component) -> dict[str, str]:
+    """What is shown of a component, by label."""
+    return dict(zip(_LABELS, _values(component), strict=True))
+
+
 def _values(component: Component) -> list[str]:
     cache, quality = component.cache, component.quality
-    entry = (
-        2 * cache.layers * cache.heads * cache.head_size * {"float32": 4, "float16": 2}[cache.dtype]
-    )
+    size = 4 if cache.dtype == "float32" else 2
+    entry = 2 * cache.layers * cache.heads * cache.head_size * size
     parity = max(component.parity.model_dump().values())
     return [
-        f"{component.architecture}, {component.parameters / 1e6:.1f}M parameters",
+        f"{component.architecture}, {component.parameters / 1e6:.1f}M parameters"
+        + _layers(component),
         _precision(component),
         f"{sum(file.bytes for file in component.files) / 1e6:.1f} MB",
         f"{component.engine}, {component.dialect} dialect",
         f"{component.max_length} tokens",
         f"{entry / 1024:.0f} KiB a token",
         str(component.min_width),
+        _trees(component),
         f"{parity:.1e} (fp32 graph, largest difference of logits)",
         f"{quality.top1_agreement:.1%}" if quality else "not measured",
         f"{quality.mean_kl:.4f} nats" if quality else "not measured",
@@ -87,6 +93,19 @@ def _values(component: Component) -> list[str]:
         component.provenance.licence or "not stated",
         component.provenance.date or "at an unknown date",
     ]
+
+
+def _layers(component: Component) -> str:
+    if component.layers is None:
+        return ""
+    return f", {len(component.layers)} of the target's layers and its cache"
+
+
+def _trees(component: Component) -> str:
+    if component.tree_difference is None:
+        return "no"
+    exact = "exact" if component.exact_trees else "not exact"
+    return f"{exact} (largest difference of logits {component.tree_difference:.1e})"
 
 
 def _precision(component: Component) -> str:
