@@ -246,7 +246,7 @@ class Bundle:
         """
         folder = Path(path)
         bundle = cls(folder, _read_manifest(folder))
-        for file in {file.path: file for file in bundle.manifest.all_files()}.values():
+        for file in dict.fromkeys(bundle.manifest.all_files()):  # a draft may share the target's
             _check_file(folder, file)
         for component in bundle.manifest.components():
             check_graph(folder / component.graph)

@@ -118,7 +118,7 @@ def test_manifest_survives_writing(opened: Bundle) -> None:
 def test_drafter_needs_a_draft(tiny_bundles: dict[str, Path]) -> None:
     with pytest.raises(BundleError, match=r"holds no draft model: export it with --draft"):
         SpeculativeDecoder.from_bundle(tiny_bundles["int4"], drafter="draft")
-    with pytest.raises(ValueError, match="drafter 'magic' is none of none, ngram, draft"):
+    with pytest.raises(ValueError, match="drafter 'magic' is none of none, ngram, suffix"):
         SpeculativeDecoder.from_bundle(tiny_bundles["int4"], drafter="magic")
 
 
