@@ -144,7 +144,9 @@ def test_a_graph_of_carried_blocks_is_its_source(
     feeds = {
         "input_ids": np.array([PROMPT]),
         "seqlens_k": np.array([len(PROMPT) - 1], np.int32),
-        "total_sequence_length": np.array(len(PROMPT), np.int32),
+        "total_sequence_length": np.array(len(PROMPT) + 1, np.int32),
+        "attention_bias": np.zeros((1, 1, len(PROMPT), len(PROMPT) + 1), np.float32),
+        "position_ids": np.arange(len(PROMPT))[None],
         "query_seqlens": np.array([len(PROMPT)], np.int32),
         "scores_from": np.array([0]),
         "attention_rows": np.array(2),
