@@ -82,7 +82,7 @@ def coins(seed, chances, period):
     st.sampled_from([20, 150, 700]),
     st.sampled_from([0.05, 0.5, 0.95]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_never_slower_than_plain_decoding(seconds, seed, chances, period, prior) -> None:
     assert simulate(seconds, coins(seed, chances, period), 2000, prior=prior) <= 1 / 0.98
 
@@ -105,22 +105,33 @@ def test_never_slower_even_against_an_adversary() -> None:
         assert spent <= 2000 / 0.98
 
 
-def best_fixed(seconds, chance):
-    """Time a token of the best fixed number of drafts, in the long run."""
-    return min(
-        seconds[k + 1] / sum(chance**i for i in range(k + 1)) / seconds[1]
-        for k in range(LONGEST + 1)
-    )
+def best_fixed(seconds, right, tokens):
+    """The least time that a fixed number of drafts takes, over plain decoding's, on the same text."""
+
+    def with_drafts(k):
+        done = spent = 0
+        while done < tokens:
+            accepted = 0
+            while accepted < k and right(done + accepted):
+                accepted += 1
+            done += accepted + 1
+            spent += seconds[k + 1]
+        return spent / (done * seconds[1])
+
+    return min(map(with_drafts, range(LONGEST + 1)))
 
 
 @given(CURVES, st.integers(0, 1000), st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9, 0.97]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_regret_against_the_best_fixed_number_shrinks(seconds, seed, chance) -> None:
+    """Down to what following the text's character costs where the text has but one."""
     right = coins(seed, [chance], 1 << 14)
-    best = best_fixed(seconds, chance)
-    regrets = [simulate(seconds, right, n, prior=0.3) / best - 1 for n in (100, 8000)]
-    assert regrets[1] <= 0.09  # of which a third is the luck of 8,000 coins
-    assert regrets[1] <= max(regrets[0], 0.0) + 0.05
+    regrets = [
+        simulate(seconds, right, n, prior=0.3) / best_fixed(seconds, right, n) - 1
+        for n in (60, 6000)
+    ]
+    assert regrets[1] <= 0.12
+    assert regrets[1] <= max(regrets[0], 0.04)
 
 
 def test_it_comes_back_when_the_text_changes_character() -> None:
