@@ -34,7 +34,8 @@ def share_weights(draft: Any, target: Path, layers: tuple[int, ...]) -> bool:
     found = {}
     for name, value in draft.graph.initializers.items():
         tensor = theirs.get(_LAYER.sub(lambda m: f"{m[1]}.{layers[int(m[2])]}", name))
-        if tensor is not None and tensor.tobytes() == value.const_value.tobytes():
+        ours = value.const_value
+        if tensor is not None and tensor.dtype == ours.dtype and tensor.tobytes() == ours.tobytes():
             found[name] = tensor
         elif value.const_value.nbytes > _SMALL:
             return False
@@ -44,7 +45,7 @@ def share_weights(draft: Any, target: Path, layers: tuple[int, ...]) -> bool:
             tensor.offset,
             tensor.length,
             tensor.dtype,
-            shape=tensor.shape,
+            shape=draft.graph.initializers[name].const_value.shape,  # tables are shaped otherwise
             name=name,
             base_dir=str(target),
         )
@@ -52,4 +53,4 @@ def share_weights(draft: Any, target: Path, layers: tuple[int, ...]) -> bool:
     return True
 
 
-_SMALL = 1 << 16  # bytes that may stand in the graph itself: constants, not weights
+_SMALL = 1 << 10  # bytes that may stand in the graph itself: constants, not weights

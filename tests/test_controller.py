@@ -106,7 +106,7 @@ def test_never_slower_even_against_an_adversary() -> None:
 
 
 def best_fixed(seconds, right, tokens):
-    """The least time that a fixed number of drafts takes, over plain decoding's, on the same text."""
+    """The least time of a fixed number of drafts on the same text, over plain decoding's."""
 
     def with_drafts(k):
         done = spent = 0

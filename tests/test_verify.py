@@ -86,7 +86,8 @@ def test_a_good_bundle_passes(
     assert set(outcome(checks).values()) == {True}, checks
     assert list(checks) == ["files", "source", "width", "greedy", "coupled", "distribution"]
     drafters = checks["greedy"].details["drafters"]
-    assert drafters == (["ngram", "draft"] if precision == "fp32" else ["ngram"])
+    drafts = ["draft"] if precision == "fp32" else []
+    assert drafters == ["ngram", *drafts, "auto"]
     assert "every byte is the same" in checks["source"].summary
 
 
@@ -160,7 +161,7 @@ def test_the_law_of_a_right_loop_passes(acceptance: str, filters: dict) -> None:
 def test_the_law_of_a_wrong_loop_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(temperature=0.9, acceptance="rejection")
     assert check_law(fake(1), fake(2), [1, 2, 3], params, sequences=2000).passed
-    monkeypatch.setattr("specplug.sampler.residual", lambda target, draft, scale=1.0: target)
+    monkeypatch.setattr("specplug.acceptance.residual", lambda target, draft, scale=1.0: target)
     assert not check_law(fake(1), fake(2), [1, 2, 3], params, sequences=2000).passed
 
 
