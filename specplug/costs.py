@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from specplug.feeding import feed
 from specplug.types import Engine, Step
 
 WIDTHS = (1, 16, 4, 8, 32, 2, 12, 6, 24, 3)
 """In the order of what they tell, should time be short."""
 SECONDS = 0.7
 _CALLS = 7  # of a width, at most
+_LEAST = 2  # widths that are measured however long it takes
+_SLOW = 0.25  # seconds of a call of which setting up is a small part
 _PAST = 16
 
 
@@ -25,7 +28,8 @@ def measure_costs(
         engine: any.
         widths: tokens a call; narrower ones than ``min_width`` cost what that costs.
         past: cache entries that the calls read.
-        seconds: about as long it may take; the first widths are measured at least once.
+        seconds: about as long it may take beside the filling of the cache; the first two widths are
+            measured in any case.
 
     Raises:
         EngineError: a call failed.
@@ -42,18 +46,22 @@ def measure_costs(
         engine.forward(Step(tokens=run, past=np.array([past], dtype=np.int64))).argmax()
         return time.perf_counter() - started
 
-    deadline = time.perf_counter() + seconds
-    call(past, 0)
-    fitting = [width for width in widths if past + width <= spec.context_limit]
+    feed(engine, tokens[0, :past].tolist(), past=0, scored=1)
+    fitting = [width for width in widths if past + width <= spec.context_limit] or [1]
     found: dict[int, list[float]] = {}
-    for repeat in range(_CALLS + 1):
-        for width in fitting:
-            if time.perf_counter() > deadline and len(found) > 1:
+    ready: list[int] = []
+    deadline = time.perf_counter() + seconds
+    for width in fitting:
+        first = call(width, past)  # sets the shape up
+        ready.append(width)
+        if first > _SLOW:
+            found[width] = [first]
+        if time.perf_counter() > deadline and len(ready) >= _LEAST:
+            break
+    for repeat in range(_CALLS):
+        for number, width in enumerate(ready):
+            if time.perf_counter() > deadline and (repeat or number >= _LEAST):
                 break
-            taken = call(width, past)
-            if repeat or taken > seconds / len(fitting):  # the first call of a shape sets things up
-                found.setdefault(width, []).append(taken)
-    if 1 not in found:
-        found[1] = [call(1, past)]
+            found.setdefault(width, []).append(call(width, past))
     # Of a busy machine the lower quartile tells more: a call is never quicker than it can be.
     return {width: sorted(taken)[len(taken) // 4] for width, taken in found.items()}
