@@ -324,11 +324,14 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(
-            f"{MANIFEST} is damaged at {where or 'the top'}: {first['msg']}"
-        ) from error
+        raise BundleError(f"{MANIFEST} is damaged at {first_fault(error)}") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where a file is not as its schema says, and how."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where or 'the top'}: {first['msg']}"
 
 
 def _check_file(folder: Path, file: File) -> None:

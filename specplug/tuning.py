@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from specplug.bundle import Bundle
+from specplug.bundle import Bundle, first_fault
 from specplug.controller import CallCosts, CostsByContext
 from specplug.costs import measure_costs
 from specplug.machine import cores, cpu_name
@@ -150,8 +150,4 @@ def _read(folder: Path) -> Tuning:
     try:
         return Tuning.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(
-            f"{TUNING} is damaged at {where or 'the top'}: {first['msg']}; {remedy}"
-        ) from error
+        raise BundleError(f"{TUNING} is damaged at {first_fault(error)}; {remedy}") from error

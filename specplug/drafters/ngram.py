@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from specplug.drafters.chances import Kind
+from specplug.drafters.matching import longest_matches
 from specplug.drafters.source import Guess, Source
 from specplug.drafters.tree import TreeDrafter
 from specplug.types import Int64Array
@@ -42,15 +43,7 @@ class NgramSource(Source):
     def begin(self, context: Int64Array) -> Place | None:
         """After the best match; None if no match is long enough."""
         self._context = context
-        end = len(context) - 1
-        ends = np.flatnonzero(context[:end] == context[end])  # where matches of one token end
-        length = 1 if len(ends) else 0
-        while 0 < length < self._longest:
-            reaching = ends[ends >= length]  # the others begin with the context
-            longer = reaching[context[reaching - length] == context[end - length]]
-            if not len(longer):
-                break
-            ends, length = longer, length + 1
+        ends, length = longest_matches(context[:-1], context, self._longest)
         return (int(ends[-1]) + 1, length) if length >= self._shortest else None
 
     def step(self, place: Place, token: int) -> Place | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from specplug.drafters.chances import Kind
+from specplug.drafters.matching import longest_matches
 from specplug.drafters.source import Guess, Source
 from specplug.types import Int64Array, Request
 
@@ -50,17 +51,11 @@ class PredictedSource(Source):
         return self._place
 
     def _align(self, answer: Int64Array) -> Place | None:
-        expected, end = self._expected, len(answer) - 1
-        ends = np.flatnonzero(expected[:-1] == answer[end]) if end >= 0 else np.empty(0, np.int64)
-        if not len(ends):
+        if not len(answer):
             return None
-        length = 1
-        while length < min(_LONGEST, end + 1):
-            reaching = ends[ends >= length]
-            longer = reaching[expected[reaching - length] == answer[end - length]]
-            if not len(longer):
-                break
-            ends, length = longer, length + 1
+        ends, length = longest_matches(self._expected[:-1], answer, _LONGEST)
+        if not length:
+            return None
         ahead = ends[ends >= self._place[0]]
         return int(ahead[0] if len(ahead) else ends[-1]) + 1, length
 

@@ -50,15 +50,13 @@ class TreeDrafter(Drafter):
 
     def propose(self, context: Int64Array, budget: Budget) -> Proposal:
         """The tree, or chain; empty if nothing is worth it."""
-        growing = _Growing(self.sources, self._chances, budget, self._places(context))
+        places = [source.begin(context) for source in self.sources]
+        growing = _Growing(self.sources, self._chances, budget, places)
         self._asked = growing.asked
         proposal = growing.grow()
         self._drafted = growing.drafted[: len(proposal)]
         self.reading_seconds = sum(source.reading_seconds for source in self.sources)
         return proposal
-
-    def _places(self, context: Int64Array) -> list[Any]:
-        return [source.begin(context) for source in self.sources]
 
     def commit(self, outcome: Outcome) -> None:
         """Learn from every guess at a node that was reached, drafted or not."""
