@@ -17,6 +17,7 @@ _WORD = 1 << 64
 _MULTIPLIERS = np.array([[0xD2E7470EE14C6C93], [0xCA5A826395121157]], dtype=np.uint64)
 _STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10
+_FEW = 1 << 14  # numbers that numpy's own generator draws sooner than ours draws any
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -65,6 +66,8 @@ class Noise:
         """
         if tokens is None:
             fractions = self._all(position, purpose, vocab_size, attempt)
+        elif len(tokens) and tokens.max() < _FEW:
+            fractions = self._all(position, purpose, int(tokens.max()) + 1, attempt)[tokens]
         else:
             fractions = _unit(self._some(position, purpose, tokens, attempt))
         np.subtract(1.0, fractions, out=fractions)
