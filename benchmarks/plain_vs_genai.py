@@ -69,7 +69,7 @@ def peers(peer: Peer, token_ids: list[int]) -> float:
 
 def compare(bundle: str, precision: str, narrow: bool, repeats: int) -> dict[str, Any]:
     peer = Peer(precision)
-    decoder = SpeculativeDecoder.from_bundle(bundle, allow_narrow=narrow)
+    decoder = SpeculativeDecoder.from_bundle(bundle, drafter="none", allow_narrow=narrow)
     prompts = [
         decoder.encode(item["prompt"]) for item in workload("specbench-dev")[:: 60 // PROMPTS]
     ]

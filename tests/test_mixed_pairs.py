@@ -40,7 +40,7 @@ def answers(pair: tuple[Path, list[Path]], **options: Any) -> list[tuple[int, ..
 
 
 def test_every_combination_gives_the_same_text(pair: tuple[Path, list[Path]]) -> None:
-    plain = answers(pair)
+    plain = answers(pair, draft_tokens=0)
     assert plain[0] != plain[1]
     for target, draft in product(ENGINES, ENGINES):
         options = {"target_engine": target, "draft_engine": draft}

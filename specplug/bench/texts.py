@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def measure_texts(
     """
     meter = EnergyMeter()
     costs = {subject: measure_costs(engine) for subject, engine in engines.items()}
-    drafts = {subject: _draft(subject, options) for subject in engines}
+    drafts = {subject: _draft(subject, engine, options) for subject, engine in engines.items()}
     runs: list[Run] = []
     try:
         for repeat in range(-1, options.repeats):  # the first, of one prompt, warms up
@@ -148,10 +148,11 @@ class _Contender:
     """By drafter; plain decoding's comes first."""
 
 
-def _draft(subject: Subject, options: TextOptions) -> ModelDrafter | None:
+def _draft(subject: Subject, target: Engine, options: TextOptions) -> ModelDrafter | None:
+    """The draft model that the drafters ask for, beside the target as in a decoder."""
     has_one = subject.bundle.manifest.draft is not None
-    if "draft" in options.drafters or ("auto" in options.drafters and has_one):
-        return open_draft(subject.bundle, subject.options)
+    if {"draft", "self"} & {*options.drafters} or ("auto" in options.drafters and has_one):
+        return open_draft(subject.bundle, replace(subject.options, beside=target))
     return None
 
 

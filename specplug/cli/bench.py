@@ -124,7 +124,7 @@ def bench(
         synthetic_acceptance=synthetic_acceptance,
     )
     opened = [Bundle.open(path) for path in bundles]
-    if "draft" in drafter_names:
+    if {"draft", "self"} & {*drafter_names}:
         for bundle in opened:
             check_draft(bundle)
     sources = tuple(source or ())
