@@ -62,7 +62,7 @@ def test_json_is_one_object_with_everything(tiny_bundle: Path) -> None:
         "--draft-tokens", "3", "--max-tokens", "25", text=PROMPT,
     )  # fmt: skip
     answer = json.loads(done.stdout)
-    with SpeculativeDecoder.from_bundle(tiny_bundle) as decoder:
+    with SpeculativeDecoder.from_bundle(tiny_bundle, drafter="none") as decoder:
         expected = decoder.generate(PROMPT, chat=False, max_tokens=25)
     assert answer["text"] == expected.text
     assert answer["token_ids"] == list(expected.token_ids)
@@ -85,7 +85,7 @@ def test_a_seed_names_the_text(tiny_bundle: Path) -> None:
     seed = re.search(r"--seed (\d+) gives this text again", notes)[1]
     assert generate("--drafter", "none", "--seed", seed)[0] == drawn
     assert generate("--drafter", "draft", "--draft-tokens", "2", "--seed", seed)[0] == drawn
-    with SpeculativeDecoder.from_bundle(tiny_bundle) as decoder:
+    with SpeculativeDecoder.from_bundle(tiny_bundle, drafter="none") as decoder:
         sampling = SamplingParams(temperature=0.8, top_p=0.95, seed=int(seed))
         expected = decoder.generate(PROMPT, max_tokens=20, sampling=sampling)
     assert drawn == list(expected.token_ids)
@@ -196,7 +196,7 @@ def test_chat_keeps_the_conversation(tiny_bundle: Path) -> None:
         "chat", tiny_bundle, "--max-tokens", "8", text="hello\n\n/reset\nhello\nagain\n/exit\n"
     )
     assert done.returncode == 0, done.stderr
-    with SpeculativeDecoder.from_bundle(tiny_bundle) as decoder:
+    with SpeculativeDecoder.from_bundle(tiny_bundle, drafter="none") as decoder:
         first = decoder.generate("hello", max_tokens=8).text
         talk = [
             {"role": "user", "content": "hello"},
@@ -209,7 +209,7 @@ def test_chat_keeps_the_conversation(tiny_bundle: Path) -> None:
 
 def test_chat_samples(tiny_bundle: Path) -> None:
     done = specplug("chat", tiny_bundle, *SAMPLED, "--seed", "7", text="hello\n")
-    with SpeculativeDecoder.from_bundle(tiny_bundle) as decoder:
+    with SpeculativeDecoder.from_bundle(tiny_bundle, drafter="none") as decoder:
         sampling = SamplingParams(temperature=0.8, top_p=0.95, seed=7)
         expected = decoder.generate("hello", max_tokens=20, sampling=sampling)
     assert done.stdout == expected.text + "\n"

@@ -124,6 +124,8 @@ def bench(
         synthetic_acceptance=synthetic_acceptance,
     )
     opened = [Bundle.open(path) for path in bundles]
+    has_draft = any(bundle.manifest.draft for bundle in opened)
+    drafts = bool({"draft", "self"} & {*drafter_names}) or ("auto" in drafter_names and has_draft)
     if {"draft", "self"} & {*drafter_names}:
         for bundle in opened:
             check_draft(bundle)
@@ -162,7 +164,7 @@ def bench(
                 sources=sources,
                 threads=threads,
                 max_batch=max(wanted_batches),
-                share_threads="draft" in drafter_names,
+                share_threads=drafts,
             ),
         )
         task = bar.add_task("loading engines", total=None)
