@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
+from specplug.engines.native_ops import native_ops
 from specplug.types import EngineError
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def open_session(graph: Path | bytes, options: EngineOptions, *, pack_weights: b
     if options.share_threads:
         _make_process_pool(threads)
 
+    # Elsewhere a graph's own definitions run, on that device.
+    ops = native_ops() if options.providers == ("CPUExecutionProvider",) else None
+
     def open_with(per_session: bool) -> Any:
         session_options = onnxruntime.SessionOptions()
         session_options.use_per_session_threads = per_session
@@ -52,6 +56,8 @@ def open_session(graph: Path | bytes, options: EngineOptions, *, pack_weights: b
             session_options.add_session_config_entry("session.disable_prepacking", "1")
         # Of products that are fused from DequantizeLinear: activations in int8, as in ours.
         session_options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+        if ops is not None:
+            session_options.register_custom_ops_library(str(ops))
         session_options.log_severity_level = 3  # errors; they reach the caller as exceptions
         return onnxruntime.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph),

@@ -143,4 +143,5 @@ def _write(
         value.dtype = ir.DataType.from_numpy(array.dtype)
         value.shape = ir.Shape([None] * array.ndim)
     piece.opset_imports.update(model.graph.opset_imports)
-    ir.save(ir.Model(piece, ir_version=model.ir_version), path)
+    functions = model.functions.values()
+    ir.save(ir.Model(piece, ir_version=model.ir_version, functions=functions), path)

@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from specplug.types import BundleError
 
-DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
-"""Operators that ONNX Runtime itself has; any other would need code from elsewhere."""
+DOMAINS = frozenset({"", "ai.onnx", "com.microsoft", "specplug"})
+"""Operators that ONNX Runtime itself has, and ours, which graphs define as functions of them; any
+other would need code from elsewhere."""
 
 _DEEPEST = 32  # graphs inside attributes of nodes of graphs…
 _MOST_FIELDS = 5_000_000  # some seconds' worth; a graph of a thousand nodes has thirty thousand
@@ -48,8 +49,8 @@ def check_graph(graph: Path) -> None:
     foreign = sorted(found.domains - DOMAINS)
     if foreign:
         raise BundleError(
-            f"{graph.name} has operators of the domain {foreign[0]!r}: only ONNX's own and "
-            "com.microsoft's are run"
+            f"{graph.name} has operators of the domain {foreign[0]!r}: only ONNX's own, "
+            "com.microsoft's and ours are run"
         )
     sizes: dict[str, int] = {}
     for entry in found.external:
