@@ -1,8 +1,8 @@
 """Our operators for ONNX Runtime, if they were built: faster w8a8, bit for bit the same.
 
 Graphs define these operators themselves, as functions of ONNX Runtime's own, so nothing needs the
-library. It is made from ``engines/native/ops`` (``scripts/native ops`` in a checkout) and looked for
-in the Python environment's ``lib``; the variable SPECPLUG_OPS names another file, or ``off``.
+library. It is made from ``engines/native/ops`` (``scripts/native ops`` in a checkout) and looked
+for in the Python environment's ``lib``; the variable SPECPLUG_OPS names another file, or ``off``.
 """
 
 from __future__ import annotations

@@ -126,6 +126,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._tokens: list[int] = []
+        self._unseen: list[int] = []  # tokens since the last that completed any text
         self._sent = 0
         self._stop: Sequence[str] = ()
         self._held = ""
@@ -142,7 +143,8 @@ class TextStream:
         self._tokens.append(token)
         text = self._decoder.step(self._tokenizer.backend, token) or ""
         self._sent += len(text)
-        if last:
+        self._unseen = [] if text else [*self._unseen, token]
+        if last and self._unseen and self._tokenizer.decode(self._unseen):
             # Only bytes that never became a character are left, so this cannot reword the rest.
             text += self._tokenizer.decode(self._tokens)[self._sent :]
         return self._watched(text, last) if self._stop else text

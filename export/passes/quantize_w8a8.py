@@ -51,8 +51,13 @@ class QuantizeW8A8(ir.passes.InPlacePass):  # type: ignore[misc]
     def call(self, model: Any) -> Any:
         """Quantize every linear layer, the LM head too."""
         graph = model.graph
-        layers = [layer for layer in linear_layers(graph) if not self._keep(layer)]
-        for layer in layers:
+        modified = False
+        for layer in linear_layers(
+            graph
+        ):  # one by one: a layer's input may be the last one's output
+            if self._keep(layer):
+                continue
+            modified = True
             weight, scales = quantize_columns(layer.weight())
             product = ir.node(
                 OPERATOR,
@@ -65,10 +70,10 @@ class QuantizeW8A8(ir.passes.InPlacePass):  # type: ignore[misc]
             )
             graph.insert_before(layer.node, product)
             replace(graph, layer.output, product.outputs[0])
-        if layers:
+        if modified:
             model.functions[DOMAIN, OPERATOR, ""] = _definition(model.opset_imports)
             model.opset_imports.update({DOMAIN: 1, MICROSOFT: 1})
-        return ir.passes.PassResult(model, modified=bool(layers))
+        return ir.passes.PassResult(model, modified=modified)
 
 
 def _definition(opset_imports: dict[str, int]) -> Any:

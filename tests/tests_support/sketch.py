@@ -29,7 +29,8 @@ class Sketch:
         return value
 
     def weight(self, name: str, *shape: int) -> Any:
-        array = RNG.normal(size=shape).astype(np.float32)
+        # By name, so that no test's numbers depend on which ran before.
+        array = np.random.default_rng(list(name.encode())).normal(size=shape).astype(np.float32)
         value = ir.val(name, const_value=ir.tensor(array, name=name))
         self.graph.register_initializer(value)
         return value
