@@ -17,14 +17,14 @@ import worker
 
 def main() -> None:
     asked = worker.arguments(__doc__)
+    lookup = asked.drafter == "lookup"
     llama = llama_cpp.Llama(
         asked.model,
         n_ctx=asked.context,
         n_threads=asked.threads,
         n_threads_batch=asked.threads,
-        draft_model=LlamaPromptLookupDecoding(num_pred_tokens=2)
-        if asked.drafter == "lookup"
-        else None,
+        draft_model=LlamaPromptLookupDecoding(num_pred_tokens=2) if lookup else None,
+        logits_all=lookup,  # without, it fails in texts longer than a batch
         verbose=False,
     )
     stop = {*asked.stop}
