@@ -7,7 +7,6 @@ for a folder that names a draft model.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import numpy as np
 import onnxruntime_genai as og
@@ -41,13 +40,15 @@ def main() -> None:
             params.set_speculative_options(**_SPECULATIVE[asked.drafter])
         return og.Generator(model, params)
 
-    def generate(prompt: list[int], max_tokens: int, delivered: Callable[[], None]) -> np.ndarray:
+    def generate(prompt: list[int], max_tokens: int, delivered: worker.Delivered) -> list[int]:
         decoding = generator(len(prompt) + max_tokens)
         decoding.append_tokens(np.array(prompt, dtype=np.int32))
         while not decoding.is_done():
             decoding.generate_next_token()
             delivered()
-        return decoding.get_sequence(0)[len(prompt) :]
+        new = decoding.get_sequence(0)[len(prompt) :].tolist()
+        ended = len(new) < max_tokens  # by a stop token, which it keeps to itself
+        return [*new, *asked.stop[:ended]]
 
     def next_logits() -> worker.Next:
         decoding = generator(asked.context)

@@ -6,8 +6,6 @@ default of 10 on machines without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import llama_cpp
 import numpy as np
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
@@ -29,7 +27,7 @@ def main() -> None:
     )
     stop = {*asked.stop}
 
-    def generate(prompt: list[int], max_tokens: int, delivered: Callable[[], None]) -> list[int]:
+    def generate(prompt: list[int], max_tokens: int, delivered: worker.Delivered) -> list[int]:
         llama.reset()  # or what the last prompt has in common with this one would be kept
         new: list[int] = []
         for token in llama.generate(prompt, temp=0.0):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 import specplug
@@ -21,7 +19,7 @@ def main() -> None:
     )
     decoder.stop_token_ids = frozenset(asked.stop)
 
-    def generate(prompt: list[int], max_tokens: int, delivered: Callable[[], None]) -> list[int]:
+    def generate(prompt: list[int], max_tokens: int, delivered: worker.Delivered) -> list[int]:
         new: list[int] = []
         for tokens in decoder.rounds(prompt, max_tokens=max_tokens):
             delivered()

@@ -6,7 +6,6 @@ second folder, at its defaults.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ def main() -> None:
         drafting["assistant_model"] = _load(asked.draft)
 
     @torch.inference_mode()
-    def generate(prompt: list[int], max_tokens: int, delivered: Callable[[], None]) -> list[int]:
+    def generate(prompt: list[int], max_tokens: int, delivered: worker.Delivered) -> list[int]:
         made = model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -60,7 +59,7 @@ def _load(folder: str) -> Any:
 class _Streamer(BaseStreamer):
     """Given the prompt first, then every token."""
 
-    def __init__(self, delivered: Callable[[], None]) -> None:
+    def __init__(self, delivered: worker.Delivered) -> None:
         self._delivered, self._past_prompt = delivered, False
 
     def put(self, value: torch.Tensor) -> None:

@@ -26,9 +26,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-Generate = Callable[[list[int], int, Callable[[], None]], Sequence[int]]
-"""``(token_ids, max_tokens, delivered) -> new token ids``; calls delivered() with every token, or
-at least with the first."""
+Delivered = Callable[..., None]
+"""Called without an argument when the first token is there, and with any later one; or once with
+the seconds that the first took, where the peer counts them itself."""
+Generate = Callable[[list[int], int, Delivered], Sequence[int]]
+"""``(token_ids, max_tokens, delivered) -> new token ids``."""
 Next = Callable[[int, int], np.ndarray]
 """``(token, past) -> f32[V]``: feeds one token after ``past`` others and gives its logits."""
 
@@ -91,15 +93,15 @@ def _answer(out: TextIO, content: dict[str, Any]) -> None:
 def _timed(generate: Generate, token_ids: list[int], max_tokens: int) -> dict[str, Any]:
     first: list[float] = []
 
-    def delivered() -> None:
+    def delivered(seconds: float | None = None) -> None:
         if not first:
-            first.append(time.perf_counter())
+            first.append(time.perf_counter() - started if seconds is None else seconds)
 
     started = time.perf_counter()
     new = generate(token_ids, max_tokens, delivered)
     ended = time.perf_counter()
     return {
         "token_ids": [int(token) for token in new],
-        "first_token_seconds": (first[0] if first else ended) - started,
+        "first_token_seconds": first[0],
         "seconds": ended - started,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ def main() -> None:
     asked = worker.arguments(__doc__)
     print("a library says hello on standard output", flush=True)
 
-    def generate(prompt: list[int], max_tokens: int, delivered: Callable[[], None]) -> list[int]:
+    def generate(prompt: list[int], max_tokens: int, delivered: worker.Delivered) -> list[int]:
         if prompt[-1] >= VOCAB:
             raise SystemExit("no such token")
         new: list[int] = []
