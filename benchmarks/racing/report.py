@@ -36,6 +36,7 @@ def report(systems: Sequence[System], answers: Sequence[Record], alone: Sequence
             "tool": system.tool,
             "precision": system.precision,
             "drafter": system.drafter,
+            "plain": system.plain,
             "groups": by_group(mine.values()),
             **measured_alone(measured.get(system.name), measured.get(base)),
         }
