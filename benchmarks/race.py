@@ -23,7 +23,7 @@ from racing.records import Records
 from racing.report import first_tokens, report
 from racing.running import Prompt, Race
 from racing.systems import PEERS, ROOT, System, pair, smollm
-from racing.workers import Worker
+from racing.workers import Worker, WorkerError
 from specplug import Bundle
 from specplug.machine import cores
 
@@ -183,4 +183,7 @@ def print_tables(tables: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (WorkerError, ValueError) as error:
+        raise SystemExit(str(error)) from error

@@ -21,6 +21,7 @@ def main() -> None:
         n_ctx=asked.context,
         n_threads=asked.threads,
         n_threads_batch=asked.threads,
+        flash_attn=True,
         draft_model=LlamaPromptLookupDecoding(num_pred_tokens=2) if lookup else None,
         logits_all=lookup,  # without, it fails in texts longer than a batch
         verbose=False,
