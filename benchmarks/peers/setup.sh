@@ -35,7 +35,6 @@ name() { basename "$1" .gguf; }
 
 # genai_model WEIGHTS PRECISION: with the builder's documented settings for CPUs.
 genai_model() {
-  hf_folder "$1"
   built ".peers/genai/$(name "$1")-$2" env HF_HUB_OFFLINE=1 \
     .peers/genai/venv/bin/python -m onnxruntime_genai.models.builder \
     -i ".peers/hf/$(name "$1")" -p "$2" -e cpu -c .peers/genai/cache \
@@ -57,19 +56,17 @@ genai() {
 }
 
 # OpenVINO reads the GGUF file itself; what it makes of it is kept for its logits, which only the
-# layer below its text generation gives.
+# layer below its text generation gives. It takes no GGUF file as a draft model.
 openvino() {
   environment openvino openvino-genai==2026.4.1.0 openvino-tokenizers numpy
-  local weights
-  for weights in "${models[@]}"; do
-    built ".peers/openvino/$(name "$weights")" \
-      .peers/openvino/venv/bin/python benchmarks/peers/write_openvino_folder.py "$weights"
-  done
+  built ".peers/openvino/$(name "${models[0]}")" \
+    .peers/openvino/venv/bin/python benchmarks/peers/write_openvino_folder.py "${models[0]}"
 }
 
-# Built here: only so is it built for this machine's processor.
+# Built here, and never taken from pip's cache: only so is it for this machine's processor.
 llama() {
-  CMAKE_ARGS="-DGGML_NATIVE=ON" environment llama llama-cpp-python==0.3.36
+  CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" environment llama \
+    --no-cache-dir llama-cpp-python==0.3.36
 }
 
 pair="" chosen=()
@@ -87,7 +84,9 @@ for model in ${pair:+qwen2.5-coder-1.5b qwen2.5-coder-0.5b} ${pair:-smollm2-135m
   [ "$model" = yes ] || models+=("$(.venv/bin/specplug pull "$model" | tail -n 1)")
 done
 mkdir -p .peers/hf
-hf_folder "${models[0]}"
+for model in "${models[@]}"; do
+  hf_folder "$model"
+done
 for peer in "${chosen[@]}"; do
   "$peer"
 done

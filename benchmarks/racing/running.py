@@ -109,8 +109,13 @@ class Race:
         Args:
             folder: for logits, which can be large; the fp32 ones stay there.
             advance: told a line after every system.
+
+        Raises:
+            ValueError: no system is in fp32, and its logits are not there yet.
         """
-        reference = folder / f"{self.records.path.stem}_reference.npy"
+        reference = folder / f"{self.records.path.stem}_reference_{len(self.sample)}.npy"
+        if not reference.exists() and self._reference_first()[0].precision != "fp32":
+            raise ValueError("quality is measured against fp32: let an fp32 system take part first")
         longest = max(self.prompts, key=lambda prompt: len(prompt.token_ids))
         known = {record["system"] for record in self.records.of("alone")}
         for system in self._reference_first():
