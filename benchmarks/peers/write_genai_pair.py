@@ -15,19 +15,22 @@ from typing import Any
 
 def main(target: Path, draft: Path, folder: Path) -> None:
     shutil.copytree(target, folder, ignore=shutil.ignore_patterns("*.onnx", "*.onnx.data"))
-    config, drafting = _config(target), _config(draft)["model"]["decoder"]
-    config["model"]["draft"] = drafting | {"filename": _beside(draft, drafting, folder)}
-    config["model"]["decoder"]["filename"] = _beside(target, config["model"]["decoder"], folder)
+    config = _config(target)
+    config["model"]["draft"] = _within(folder, "draft", draft)
+    config["model"]["decoder"] = _within(folder, "target", target)
     config["speculative"] = {"max_draft_tokens": 4, "min_adaptive_k": 2}
     (folder / "genai_config.json").write_text(json.dumps(config, indent=2))
 
 
+def _within(folder: Path, name: str, model: Path) -> dict[str, Any]:
+    """The model's description, its files linked into the folder: paths may not lead out of it."""
+    (folder / name).symlink_to(os.path.relpath(model, folder))
+    decoder = _config(model)["model"]["decoder"]
+    return decoder | {"filename": f"{name}/{decoder['filename']}"}
+
+
 def _config(model: Path) -> dict[str, Any]:
     return dict(json.loads((model / "genai_config.json").read_text()))
-
-
-def _beside(model: Path, decoder: dict[str, Any], folder: Path) -> str:
-    return os.path.relpath(model / decoder["filename"], folder)
 
 
 if __name__ == "__main__":
