@@ -1,12 +1,13 @@
 """ONNX Runtime GenAI for the race: a folder of its model builder.
 
 Drafters: ``lookup``, the n-gram decoding of its documentation with adaptive width, and ``draft``,
-for a folder that names a draft model.
+for a folder of write_genai_pair.py.
 """
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import onnxruntime_genai as og
@@ -25,12 +26,14 @@ _SPECULATIVE = {
 
 def main() -> None:
     asked = worker.arguments(__doc__)
-    threads = {"session_options": {"intra_op_num_threads": asked.threads}}
+    options: dict[str, Any] = {"intra_op_num_threads": asked.threads}
+    models = ["decoder"]
+    if asked.drafter == "draft":  # two pools that spin take each other a third of the time
+        options["session.intra_op.allow_spinning"] = "0"
+        models.append("draft")
+    overlay = {name: {"session_options": options} for name in models}
     config = og.Config(asked.model)
-    overlay = {"model": {"eos_token_id": asked.stop, "decoder": threads}}
-    if asked.drafter == "draft":
-        overlay["model"]["draft"] = threads
-    config.overlay(json.dumps(overlay))
+    config.overlay(json.dumps({"model": {"eos_token_id": asked.stop, **overlay}}))
     model = og.Model(config)
 
     def generator(most: int) -> og.Generator:
