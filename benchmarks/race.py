@@ -167,13 +167,13 @@ def print_tables(tables: dict[str, Any]) -> None:
                   f"  {found['over_best_peer'] or 0:.2f} of {row['best_peer']}")  # fmt: skip
     for name, found in tables.get("systems", {}).items():
         speeds = "  ".join(f"{g} {f['tokens_per_second']:.0f}" for g, f in found["groups"].items())
-        over, quality = found.get("over_plain"), found["quality"]
-        ratio = f"; {over['all']:.2f} over plain, same text {over['same_text']} of {over['texts']}"
-        print(
-            f"{name:24} {found['all']['tokens_per_second']:6.1f} tokens/s ({speeds})"
-            + (ratio if over else "")
-            + (f"; KL {quality['mean_kl']:.4f}" if quality else "")
-        )
+        line = f"{name:24} {found['all']['tokens_per_second']:6.1f} tokens/s ({speeds})"
+        if over := found.get("over_plain"):
+            line += f"; {over['all']:.2f} over plain"
+            line += f", same text {over['same_text']} of {over['texts']}"
+        if found["quality"]:
+            line += f"; KL {found['quality']['mean_kl']:.4f}"
+        print(line)
     for group, row in tables.get("against_best_peer", {}).get("groups", {}).items():
         ours = row.get("specplug", {"system": "none of its quality", "tokens_per_second": 0})
         print(

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from race import print_tables
 from racing.quality import compare
 from racing.records import Records
 from racing.report import against, by_group, first_tokens, over_groups, report
@@ -209,7 +210,7 @@ def test_an_answer_of_one_token_has_no_decoding_speed() -> None:
     }
 
 
-def test_the_best_peer_meets_ours_of_no_less_quality() -> None:
+def test_the_best_peer_meets_ours_of_no_less_quality(capsys: pytest.CaptureFixture[str]) -> None:
     systems = [
         system("exact peer", tool="a"),
         system("fast peer", tool="b"),
@@ -227,10 +228,13 @@ def test_the_best_peer_meets_ours_of_no_less_quality() -> None:
         {"system": name, "memory": {}, "quality": {"mean_kl": kl}}
         for name, kl in divergence.items()
     ]
-    row = report(systems, answers, alone)["against_best_peer"]["groups"]["a"]
+    tables = report(systems, answers, alone)
+    row = tables["against_best_peer"]["groups"]["a"]
     assert row["peer"] == "fast peer"
     assert row["specplug"]["system"] == "specplug fp32 auto"  # int4 is faster, and worse
     assert row["ratio"] == pytest.approx(2.0 / 1.6)
+    print_tables(tables)
+    assert "fast peer 4, specplug fp32 auto 5: 1.25" in capsys.readouterr().out
 
 
 def test_first_tokens_are_medians_over_the_best_peers() -> None:
