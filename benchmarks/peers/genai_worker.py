@@ -1,46 +1,69 @@
-"""ONNX Runtime GenAI behind a line protocol, run in its own environment.
+"""ONNX Runtime GenAI for the race: a folder of its model builder.
 
-    genai_worker.py MODEL_FOLDER
-
-Reads JSON lines {"token_ids": [...], "max_tokens": n}, decodes greedily, and answers each with
-{"token_ids": [...], "first_token_seconds": s, "decode_seconds": s}.
+Drafters: ``lookup``, the n-gram decoding of its documentation with adaptive width, and ``draft``,
+for a folder of write_genai_pair.py.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-import time
+from typing import Any
 
+import numpy as np
 import onnxruntime_genai as og
 
+import worker
 
-def main(folder: str) -> None:
-    model = og.Model(folder)
-    print(json.dumps({"onnxruntime-genai": og.__version__}), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        prompt = request["token_ids"]
-        started = time.perf_counter()
+_SPECULATIVE = {
+    "lookup": {
+        "ngram_size": 4,
+        "max_draft_tokens": 8,
+        "ngram_chained_lookup": True,
+        "min_adaptive_k": 2,
+    }
+}
+
+
+def main() -> None:
+    asked = worker.arguments(__doc__)
+    options: dict[str, Any] = {"intra_op_num_threads": asked.threads}
+    models = ["decoder"]
+    if asked.drafter == "draft":  # two pools that spin take each other a third of the time
+        options["session.intra_op.allow_spinning"] = "0"
+        models.append("draft")
+    overlay = {name: {"session_options": options} for name in models}
+    config = og.Config(asked.model)
+    config.overlay(json.dumps({"model": {"eos_token_id": asked.stop, **overlay}}))
+    model = og.Model(config)
+
+    def generator(most: int) -> og.Generator:
         params = og.GeneratorParams(model)
-        params.set_search_options(do_sample=False, max_length=len(prompt) + request["max_tokens"])
-        generator = og.Generator(model, params)
-        generator.append_tokens(prompt)
-        generator.generate_next_token()
-        first = time.perf_counter()
-        while not generator.is_done():
-            generator.generate_next_token()
-        ended = time.perf_counter()
-        tokens = [int(token) for token in generator.get_sequence(0)][len(prompt) :]
-        answer = {
-            "token_ids": tokens,
-            "first_token_seconds": first - started,
-            "decode_seconds": ended - first,
-        }
-        print(json.dumps(answer), flush=True)
+        params.set_search_options(do_sample=False, max_length=most)
+        if asked.drafter in _SPECULATIVE:
+            params.set_speculative_options(**_SPECULATIVE[asked.drafter])
+        return og.Generator(model, params)
+
+    def generate(prompt: list[int], max_tokens: int, delivered: worker.Delivered) -> list[int]:
+        decoding = generator(len(prompt) + max_tokens)
+        decoding.append_tokens(np.array(prompt, dtype=np.int32))
+        while not decoding.is_done():
+            decoding.generate_next_token()
+            delivered()
+        new = decoding.get_sequence(0)[len(prompt) :].tolist()
+        ended = len(new) < max_tokens  # by a stop token, which it keeps to itself
+        return [*new, *asked.stop[:ended]]
+
+    def next_logits() -> worker.Next:
+        decoding = generator(asked.context)
+
+        def step(token: int, past: int) -> np.ndarray:
+            decoding.append_tokens(np.array([token], dtype=np.int32))
+            return decoding.get_logits()
+
+        return step
+
+    worker.serve(asked, ["onnxruntime-genai", "onnxruntime"], generate, next_logits)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
-    main(sys.argv[1])
+    main()

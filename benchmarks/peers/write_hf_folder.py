@@ -9,12 +9,14 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from specplug.export.source import open_source
 
 
 def main(weights: Path, folder: Path) -> None:
     source = open_source(weights)
-    source.reference().save_pretrained(folder)
+    source.model(torch.float32, "cpu").save_pretrained(folder)
     tokenizer = source.tokenizer
     if tokenizer is None:
         raise SystemExit(f"{weights} has no tokenizer")
