@@ -8,8 +8,9 @@ import numpy as np
 
 from specplug.types import Engine, Int32Array, Scores, Step
 
-PREFILL_WIDTH = 512
-"""Tokens of a long run that one call takes; bounds the memory of activations."""
+PREFILL_WIDTH = 256
+"""Tokens of a long run that one call takes. Measured: from 64 to 512 the time is nearly the same, and
+this the quickest; it bounds the memory of activations, too."""
 
 
 def feed(
