@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from measuring import HERE, write_result
+from measuring import HERE, machine, read_result, write_result
 from specplug import Bundle, EngineOptions, SamplingParams
 from specplug.bench.subjects import find_subjects, open_subjects
 from specplug.bench.texts import PLAIN, Run, TextOptions, measure_texts
@@ -38,6 +38,7 @@ def by_group(runs: list[Run], drafter: str) -> dict[str, dict[str, float]]:
             / sum(r.seconds for r in drafted),
             "acceptance_length": sum(r.new_tokens - 1 for r in drafted)
             / max(sum(r.rounds for r in drafted), 1),
+            "acceptance_by_position": _by_position([n for r in drafted for n in r.accepted]),
             "slowest_prompt": min(
                 p.seconds / d.seconds for p, d in zip(plain, drafted, strict=True)
             ),
@@ -49,6 +50,14 @@ def by_group(runs: list[Run], drafter: str) -> dict[str, dict[str, float]]:
 
 def _decoding(runs: list[Run]) -> float:
     return sum(run.seconds - run.first_token_seconds for run in runs) or 1e-9
+
+
+def _by_position(accepted: list[int]) -> list[float]:
+    """Of all rounds the share that accepted a first drafted token, a second one, …"""
+    return [
+        sum(n >= position for n in accepted) / len(accepted)
+        for position in range(1, max(accepted, default=0) + 1)
+    ]
 
 
 def geometric_mean(groups: dict[str, dict[str, float]], figure: str) -> float:
@@ -74,6 +83,12 @@ def main() -> None:
         repeats=arguments.repeats,
         sampling=SamplingParams(temperature=arguments.temperature, seed=1),
     )
+    settings = {
+        "drafter": arguments.drafter,
+        "temperature": arguments.temperature,
+        "new_tokens": arguments.tokens,
+        "repeats": arguments.repeats,
+    }
     found: list[dict[str, Any]] = []
     for path in arguments.bundles:
         bundle = Bundle.open(path)
@@ -100,6 +115,7 @@ def main() -> None:
                 {
                     "precision": precision,
                     "workload": name,
+                    "machine": machine(),
                     "geometric_mean_over_plain": mean,
                     "geometric_mean_decoding_over_plain": decoding,
                     "groups": groups,
@@ -107,13 +123,17 @@ def main() -> None:
             )
         for engine in engines.values():
             engine.close()
-    settings = {
-        "drafter": arguments.drafter,
-        "temperature": arguments.temperature,
-        "new_tokens": arguments.tokens,
-        "repeats": arguments.repeats,
-    }
-    print(write_result(arguments.name, {**settings, "runs": found}))
+    kept = _others(arguments.name, settings, found)
+    print(write_result(arguments.name, {**settings, "runs": [*kept, *found]}))
+
+
+def _others(name: str, settings: dict[str, Any], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Earlier runs of the same settings, but for those that were made anew."""
+    before = read_result(name)
+    if before is None or any(before[key] != value for key, value in settings.items()):
+        return []
+    made = {(run["precision"], run["workload"]) for run in new}
+    return [run for run in before["runs"] if (run["precision"], run["workload"]) not in made]
 
 
 if __name__ == "__main__":

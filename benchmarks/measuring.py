@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from specplug.engines.native_ops import native_ops
 from specplug.machine import describe_machine
 
 HERE = Path(__file__).parent
@@ -27,9 +28,20 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {"median": middle, "q1": low, "q3": high, "n": len(ordered)}
 
 
+def read_result(name: str) -> dict[str, Any] | None:
+    """What ``results/NAME.json`` holds; None: it was not measured yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def machine() -> dict[str, Any]:
+    """What figures were measured on."""
+    return {**describe_machine(), "native_ops": native_ops() is not None}
+
+
 def write_result(name: str, result: dict[str, Any]) -> Path:
     """Write ``results/NAME.json`` with the machine beside the figures."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": describe_machine(), **result}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
     return path

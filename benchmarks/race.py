@@ -47,7 +47,7 @@ def main() -> None:
     tables = (
         {"first_token": first_tokens(race.systems, answers)}
         if arguments.first_token
-        else report(race.systems, answers, race.records.of("alone"))
+        else report(race.systems, answers, race.alone.of("alone"))
     )
     result = {
         "weights": arguments.weights.name,
@@ -103,10 +103,16 @@ def _race(arguments: argparse.Namespace, name: str) -> Race:
         "max_tokens": max_tokens,
         "threads": arguments.threads,
     }
+    settings_alone = {
+        "weights": arguments.weights.name,
+        "threads": arguments.threads,
+        "quality_tokens": arguments.quality_tokens,
+    }
     return Race(
         systems=_systems(arguments),
         prompts=prompts,
         records=Records(PEERS / f"race_{name}.jsonl", settings),
+        alone=Records(PEERS / f"race_alone_{arguments.weights.stem}.jsonl", settings_alone),
         max_tokens=max_tokens,
         few=arguments.slow_prompts,
         sample=sample[: arguments.quality_tokens],

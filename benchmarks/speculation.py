@@ -10,19 +10,24 @@ every draft length. Texts are compared on the way.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from measuring import spread, workload, write_result
 from specplug import Bundle, SpeculativeDecoder, Step
+from specplug.engines.native_ops import VARIABLE, native_ops
 
 WIDTHS = (1, 2, 4, 5, 8, 16)
 DRAFT_TOKENS = (4, 8, 12)
 TOKENS = 128
 PAST = 200
+PLAIN_W8A8 = "w8a8 without native operators"
 
 
 def call_costs(decoder: SpeculativeDecoder, repeats: int) -> dict[str, dict[str, float]]:
@@ -104,6 +109,18 @@ def against_plain(decoder: SpeculativeDecoder, name: str, repeats: int) -> dict[
     }
 
 
+@contextmanager
+def without_native_ops() -> Iterator[None]:
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "off"
+    try:
+        yield
+    finally:
+        del os.environ[VARIABLE]
+        if before is not None:
+            os.environ[VARIABLE] = before
+
+
 def print_costs(precision: str, costs: dict[str, dict[str, float]]) -> None:
     line = "  ".join(f"T({w}) {cost['median']:.1f}" for w, cost in costs.items())
     print(f"{precision}: {line} ms; 8 over 1: {costs['8']['median'] / costs['1']['median']:.2f}")
@@ -115,8 +132,11 @@ def write_costs(bundles: list[str], repeats: int, name: str) -> None:
     for _ in range(repeats):
         for path in bundles:
             precision = Bundle.open(path).manifest.target.precision
-            with SpeculativeDecoder.from_bundle(path) as decoder:
+            with SpeculativeDecoder.from_bundle(path, drafter="none") as decoder:
                 parts.setdefault(precision, []).append(call_costs(decoder, 1))
+            if precision == "w8a8" and native_ops():
+                with without_native_ops(), SpeculativeDecoder.from_bundle(path) as decoder:
+                    parts.setdefault(PLAIN_W8A8, []).append(call_costs(decoder, 1))
     runs = {
         precision: {
             width: spread(part[width]["median"] for part in measured) for width in measured[0]

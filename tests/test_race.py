@@ -79,6 +79,7 @@ def race(
         systems=systems,
         prompts=PROMPTS,
         records=Records(path, SETTINGS),
+        alone=Records(path.with_name("alone.jsonl"), SETTINGS),
         max_tokens=3,
         few=1,
         sample=[*range(20)],
@@ -269,14 +270,14 @@ def test_workers_answer_in_processes_of_their_own(tmp_path: Path) -> None:
     made = race(tmp_path / "race.jsonl", systems=SYSTEMS[1:4], start=start)
     made.look_at_each(tmp_path, quietly)
     made.run(None, quietly)
-    alone = {record["system"]: record for record in made.records.of("alone")}
+    alone = {record["system"]: record for record in made.alone.of("alone")}
     assert alone["peer"]["quality"] == {"tokens": 20, "mean_kl": 0.0, "top1_agreement": 1.0}
     assert alone["peer lookup"]["quality"] is None
     assert all(each["memory"]["pss"] > 1e6 for each in alone.values())
     assert [r["token_ids"] for r in made.records.of("answer")][:1] == [[3, 4, 5]]
     assert made.records.of("worker")[0]["versions"] == {"numpy": np.__version__}
     assert "says hello" in (tmp_path / "log").read_text()
-    result = report(made.systems, made.records.of("answer"), made.records.of("alone"))
+    result = report(made.systems, made.records.of("answer"), made.alone.of("alone"))
     assert result["systems"]["peer lookup"]["over_plain"]["same_text"] == len(PROMPTS)
     assert result["systems"]["peer lookup"]["quality"]["mean_kl"] == 0.0
 

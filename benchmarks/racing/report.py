@@ -58,6 +58,12 @@ def decoding_speed(answer: Record) -> float | None:
     return tokens / seconds if tokens and seconds > 0 else None
 
 
+def joules(answer: Record) -> float | None:
+    """Of the whole processor, a new token; None where the machine does not tell."""
+    spent = answer.get("joules")
+    return spent / len(answer["token_ids"]) if spent else None
+
+
 def by_group(answers: Iterable[Record]) -> dict[str, dict[str, float]]:
     """Geometric means over the prompts of each group."""
     groups: dict[str, list[Record]] = {}
@@ -68,6 +74,7 @@ def by_group(answers: Iterable[Record]) -> dict[str, dict[str, float]]:
             "prompts": len(mine),
             "tokens_per_second": statistics.geometric_mean(map(speed, mine)),
             "decoding_tokens_per_second": _mean(filter(None, map(decoding_speed, mine))),
+            "joules_a_token": _mean(filter(None, map(joules, mine))),
         }
         for group, mine in groups.items()
     }

@@ -14,6 +14,7 @@ from racing.records import Records
 from racing.systems import System
 from racing.workers import Worker
 from specplug.bench.calls import SETTLE
+from specplug.bench.machine import EnergyMeter
 
 _WARM_UP_TOKENS = 16
 
@@ -36,6 +37,8 @@ class Race:
     systems: Sequence[System]
     prompts: Sequence[Prompt]
     records: Records
+    alone: Records
+    """What each system is like alone, whatever the workload."""
     max_tokens: int
     few: int
     """Prompts of a group that slow systems answer."""
@@ -88,7 +91,9 @@ class Race:
         return worker
 
     def _answer(self, worker: Worker, prompt: Prompt) -> None:
+        meter = EnergyMeter()
         time.sleep(SETTLE)
+        before = meter.read()
         answer = worker.generate(prompt.token_ids, self.max_tokens)
         self.records.add(
             "answer",
@@ -96,6 +101,7 @@ class Race:
             group=prompt.group,
             system=worker.system.name,
             prompt_tokens=len(prompt.token_ids),
+            joules=meter.joules(before),
             **answer,
         )
 
@@ -113,11 +119,11 @@ class Race:
         Raises:
             ValueError: no system is in fp32, and its logits are not there yet.
         """
-        reference = folder / f"{self.records.path.stem}_reference_{len(self.sample)}.npy"
+        reference = folder / f"{self.alone.path.stem}_reference_{len(self.sample)}.npy"
         if not reference.exists() and self._reference_first()[0].precision != "fp32":
             raise ValueError("quality is measured against fp32: let an fp32 system take part first")
         longest = max(self.prompts, key=lambda prompt: len(prompt.token_ids))
-        known = {record["system"] for record in self.records.of("alone")}
+        known = {record["system"] for record in self.alone.of("alone")}
         for system in self._reference_first():
             if system.name in known and reference.exists():
                 continue
@@ -127,7 +133,7 @@ class Race:
                 found["peak_rss"] = worker.memory()["peak_rss"]
                 quality = None
                 if system.plain is None:
-                    rows = folder / f"{self.records.path.stem}_rows.npy"
+                    rows = folder / f"{self.alone.path.stem}_rows.npy"
                     worker.write_logits(self.sample, rows)
                     if not reference.exists():
                         rows.rename(reference)
@@ -136,7 +142,7 @@ class Race:
                     if rows != reference:
                         rows.unlink()
             if system.name not in known:
-                self.records.add("alone", system=system.name, memory=found, quality=quality)
+                self.alone.add("alone", system=system.name, memory=found, quality=quality)
             advance(f"{system.name}: {found} {quality}")
 
     def _reference_first(self) -> list[System]:

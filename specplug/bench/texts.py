@@ -43,7 +43,8 @@ class Run:
     gaps: tuple[float, ...]
     """Seconds between one delivery of tokens and the next; a round delivers all of its."""
     acceptance_length: float
-    rounds: int
+    accepted: tuple[int, ...]
+    """Drafted tokens that became text, by round."""
     undrafted: int
     """Rounds that drafted nothing."""
     counts: Mapping[str, SourceCount]
@@ -53,6 +54,11 @@ class Run:
     same_text: bool
     """As the same engine's plain decoding."""
     joules: float | None
+
+    @property
+    def rounds(self) -> int:
+        """Calls of the target after the prompt's."""
+        return len(self.accepted)
 
     @property
     def tokens_per_second(self) -> float:
@@ -223,7 +229,7 @@ def _answer(
                 decode_tokens_per_second=decoder.stats.decode_tokens_per_second,
                 gaps=tuple(np.diff(times[1:]).tolist()),
                 acceptance_length=decoder.stats.acceptance_length,
-                rounds=decoder.stats.rounds,
+                accepted=tuple(decoder.stats.accepted_per_round),
                 undrafted=decoder.stats.drafted_per_round.count(0),
                 counts=decoder.drafter.counts if isinstance(decoder.drafter, TreeDrafter) else {},
                 milliseconds=_costs(decoder),
