@@ -9,9 +9,9 @@ namespace specplug::native {
 Fields::Fields(const Json& object, std::string_view what, std::string where)
     : object_(object.as<Json::Object>()), what_(what), where_(std::move(where)) {
   if (!object_) damaged(what_, " is damaged at ", where_, ": an object is needed");
+  std::set<std::string_view> seen;
   for (const auto& [name, value] : *object_) {
-    const auto same = [&name = name](const auto& field) { return field.first == name; };
-    if (std::count_if(object_->begin(), object_->end(), same) > 1) wrong(name, "it is there twice");
+    if (!seen.insert(name).second) wrong(name, "it is there twice");
   }
 }
 

@@ -33,12 +33,14 @@ specplug::GenerationOptions options_of(const json& given) {
   made.repetition_penalty = given.value("repetition_penalty", 1.0);
   made.presence_penalty = given.value("presence_penalty", 0.0);
   made.frequency_penalty = given.value("frequency_penalty", 0.0);
-  for (const auto& [token, bias] : given.value("logit_bias", json::object()).items()) {
+  const auto biases = given.value("logit_bias", json::object());
+  for (const auto& [token, bias] : biases.items()) {
     made.logit_bias[std::stoll(token)] = bias.get<double>();
   }
   made.no_repeat_ngram = given.value("no_repeat_ngram", 0);
   made.banned_tokens = given.value("banned_tokens", specplug::Tokens());
-  for (const auto& [position, token] : given.value("forced_tokens", json::object()).items()) {
+  const auto forced = given.value("forced_tokens", json::object());
+  for (const auto& [position, token] : forced.items()) {
     made.forced_tokens[std::stoll(position)] = token.get<std::int64_t>();
   }
   made.seed = given.value("seed", std::uint64_t{0});
