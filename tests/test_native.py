@@ -14,6 +14,7 @@ import pytest
 from specplug import History
 from specplug.export import export_bundle
 from tests_support import native as support
+from tests_support.families import NAMED
 from tests_support.native import Native, NativeError, in_native, in_python
 from tests_support.tiny import write_checkpoint
 
@@ -21,16 +22,7 @@ GOLDEN = Path(__file__).parent / "golden" / "native.json"
 
 
 @pytest.fixture(scope="session")
-def built() -> None:
-    """The library, installed, with the tool built from there."""
-    try:
-        support.build("release")
-    except support.MissingToolError as error:
-        pytest.skip(f"no C++ build: {error}")
-
-
-@pytest.fixture(scope="session")
-def opened_native(built: None, tiny_bundles: dict[str, Path]) -> Iterator[Native]:
+def opened_native(native_build: None, tiny_bundles: dict[str, Path]) -> Iterator[Native]:
     """The tiny fp32 bundle with its draft; nothing is remembered between requests."""
     with Native(tiny_bundles["fp32"], load_draft=True, history_tokens=0) as native:
         yield native
@@ -46,7 +38,7 @@ def compared(bundle: Path, count: int, seed: int, **options: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["fp32", "w8a8", "int4", "standard-fp32", "standard-int8"])
-def test_random_requests(built: None, tiny_bundles: dict[str, Path], name: str) -> None:
+def test_random_requests(native_build: None, tiny_bundles: dict[str, Path], name: str) -> None:
     """Differential fuzzing: tokens, and what every round drafted and accepted."""
     compared(tiny_bundles[name], count=60, seed=len(name))
 
@@ -55,10 +47,10 @@ def test_random_requests(built: None, tiny_bundles: dict[str, Path], name: str) 
 @pytest.mark.parametrize(
     ("model_type", "dialect"), [("qwen3", "ort"), ("gemma2", "standard"), ("gpt2", "ort")]
 )
-def test_random_bundles(built: None, tmp_path: Path, model_type: str, dialect: str) -> None:
+def test_random_bundles(native_build: None, tmp_path: Path, model_type: str, dialect: str) -> None:
     """Other architectures: normed heads, sliding windows, learned positions."""
     seed = sum(map(ord, model_type))
-    more = {"sliding_window": 8} if model_type == "gemma2" else {}
+    more = {"gemma2": {"sliding_window": 8}, "gpt2": NAMED["gpt2"]}.get(model_type, {})
     source = write_checkpoint(tmp_path / "source", seed=seed, model_type=model_type, **more)
     export_bundle(source, tmp_path / "bundle", precision="fp32", dialect=dialect)
     compared(tmp_path / "bundle", count=25, seed=seed)
@@ -76,7 +68,7 @@ def test_golden(opened_native: Native, tiny_bundle: Path) -> None:
         assert in_python(tiny_bundle, restored) == expected, request
 
 
-def test_inexact_trees(built: None, tiny_bundles: dict[str, Path]) -> None:
+def test_inexact_trees(native_build: None, tiny_bundles: dict[str, Path]) -> None:
     """Where trees change scores both change them alike."""
     bundle = tiny_bundles["int4"]
     random = np.random.default_rng(5)
@@ -87,7 +79,7 @@ def test_inexact_trees(built: None, tiny_bundles: dict[str, Path]) -> None:
             assert in_native(native, request) == in_python(bundle, request), request
 
 
-def test_history_is_shared_and_apart_by_tenant(built: None, tiny_bundle: Path) -> None:
+def test_history_is_shared_and_apart_by_tenant(native_build: None, tiny_bundle: Path) -> None:
     """What was asked before is drafted from again, by other decoders over the model, too."""
     random = np.random.default_rng(2)
     history = History(300)
@@ -189,7 +181,7 @@ def test_what_cannot_be_is_refused(
     assert caught.value.status == status
 
 
-def test_drafts_that_are_not_there(built: None, tiny_bundles: dict[str, Path]) -> None:
+def test_drafts_that_are_not_there(native_build: None, tiny_bundles: dict[str, Path]) -> None:
     with Native() as native:
         with pytest.raises(NativeError, match="no draft model"):
             native.ask("open", path=str(tiny_bundles["w8a8"]), load_draft=True)
@@ -198,19 +190,19 @@ def test_drafts_that_are_not_there(built: None, tiny_bundles: dict[str, Path]) -
             native.ask("generate", prompt=[1], drafter="draft")
 
 
-def test_foreign_dialects_are_named(built: None, foreign_bundles: dict[str, Path]) -> None:
+def test_foreign_dialects_are_named(native_build: None, foreign_bundles: dict[str, Path]) -> None:
     with Native() as native, pytest.raises(NativeError, match="concat") as caught:
         native.ask("open", path=str(foreign_bundles["optimum"]))
     assert caught.value.status == support.UNSUPPORTED
 
 
-def test_providers_are_handed_on(built: None, tiny_bundle: Path) -> None:
+def test_providers_are_handed_on(native_build: None, tiny_bundle: Path) -> None:
     with Native() as native, pytest.raises(NativeError, match="CUDA") as caught:
         native.ask("open", path=str(tiny_bundle), providers=["CUDAExecutionProvider"])
     assert caught.value.status == support.ENGINE
 
 
-def test_damaged_bundles_are_named(built: None, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_damaged_bundles_are_named(native_build: None, tiny_bundle: Path, tmp_path: Path) -> None:
     """Whatever byte is changed, wherever a file ends: a status, and what is wrong."""
     random = np.random.default_rng(7)
     names = ["specplug.json", "tokenizer.json", "target/model.onnx", "target/model.onnx.data"]
@@ -239,7 +231,7 @@ def test_damaged_bundles_are_named(built: None, tiny_bundle: Path, tmp_path: Pat
             native.ask("open", path=str(tmp_path / "nowhere"))
 
 
-def test_many_threads_share_the_weights(built: None, tiny_bundle: Path) -> None:
+def test_many_threads_share_the_weights(native_build: None, tiny_bundle: Path) -> None:
     """8 threads, 200 requests, one session: all the same answer."""
     request = {"prompt": [1, 2, 3, 1, 2, 3, 1, 2], "drafter": "auto", "draft_tokens": 4}
     with Native(tiny_bundle, load_draft=True, threads=1) as native:
@@ -247,3 +239,15 @@ def test_many_threads_share_the_weights(built: None, tiny_bundle: Path) -> None:
             "threads", threads=8, requests=25, max_tokens=16, temperature=0.8, seed=3, **request
         )
     assert different == [0] * 8
+
+
+@pytest.mark.weights
+def test_real_weights(native_build: None, real_bundle: Path) -> None:
+    """Quoting and free text, greedy and sampled."""
+    prompt = [504, 1234, 2341, 23, 42, 198] * 4 + [504, 1234]
+    with Native(real_bundle, history_tokens=0) as native:
+        for sampling in (support.SAMPLED[0], support.SAMPLED[1] | {"seed": 11}, support.SAMPLED[6]):
+            for drafter in ("none", "auto"):
+                request = {"prompt": prompt, "drafter": drafter, "draft_tokens": 8, **sampling}
+                request["max_tokens"] = 48
+                assert in_native(native, request) == in_python(real_bundle, request), request

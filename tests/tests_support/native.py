@@ -165,7 +165,7 @@ def in_python(
         bundle,
         drafter=drafter,
         draft_tokens="auto" if draft_tokens < 0 else draft_tokens,
-        history=history or History(0),
+        history=History(0) if history is None else history,
         inexact_trees=options.pop("inexact_trees", False),
     ) as decoder:
         result = decoder.generate(prompt, sampling=SamplingParams(**options), **generation)

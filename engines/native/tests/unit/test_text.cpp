@@ -34,7 +34,7 @@ TEST(Pretokenizer, CutsAsGpt2Does) {
   const std::vector<std::string> expected{"It", "'s", " 12", " o", "'", "clock", " !?", "  ", " x", "\n"};
   EXPECT_EQ(cutter.pieces(U"It's 12 o'clock !?   x\n"), expected);
   EXPECT_THROW(Pretokenizer(Json::parse(R"({"type": "Metaspace"})", "x")), Error);
-  EXPECT_THROW(Pretokenizer(Json()), Error);
+  EXPECT_THROW(Pretokenizer{Json()}, Error);
 }
 
 // Bytes as tokens.
