@@ -43,6 +43,10 @@ def build(kind: str) -> None:
         pytest.skip(f"no {kind} build: {error}")
 
 
+def test_clang_tidy() -> None:
+    build("tidy")
+
+
 def test_units(native_build: None) -> None:
     run("ctest", "--test-dir", BUILD / "release", "--output-on-failure")
 

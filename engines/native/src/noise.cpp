@@ -1,17 +1,9 @@
 #include "noise.hpp"
 
-#include <cmath>
-
 namespace specplug::native {
 namespace {
 
-constexpr std::uint64_t kToken = 0;  // the purpose: the token at a position
 __extension__ using Wide = unsigned __int128;
-
-double exponential(std::uint64_t word) {
-  const double fraction = static_cast<double>(word >> 11) * 0x1p-53;
-  return -std::log(1.0 - fraction);
-}
 
 }  // namespace
 
@@ -28,34 +20,6 @@ std::array<std::uint64_t, 4> philox(std::array<std::uint64_t, 4> counter, std::u
     sample += 0xBB67AE8584CAA73B;
   }
   return counter;
-}
-
-std::array<std::uint64_t, 4> Noise::block(std::uint64_t position, std::uint64_t number) const {
-  return philox({number, position, kToken, 0}, seed_, sample_);
-}
-
-std::vector<double> Noise::exponentials(std::uint64_t position, std::size_t count) const {
-  std::vector<double> found(count);
-  for (std::size_t token = 0; token < count;) {
-    for (const auto word : block(position, token / 4)) {
-      if (token < count) found[token++] = exponential(word);
-    }
-  }
-  return found;
-}
-
-std::vector<double> Noise::exponentials(std::uint64_t position,
-                                        const std::vector<std::int64_t>& tokens) const {
-  std::vector<double> found;
-  found.reserve(tokens.size());
-  std::uint64_t number = 0;
-  std::array<std::uint64_t, 4> words = block(position, number);
-  for (const auto signed_token : tokens) {
-    const auto token = static_cast<std::uint64_t>(signed_token);
-    if (token / 4 != number) words = block(position, number = token / 4);
-    found.push_back(exponential(words[token % 4]));
-  }
-  return found;
 }
 
 }  // namespace specplug::native

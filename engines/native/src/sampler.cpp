@@ -9,8 +9,7 @@ namespace specplug::native {
 Sampler::Sampler(SamplingParams params, std::size_t vocab, std::size_t prompt_tokens)
     : params_(std::move(params)),
       vocab_(vocab),
-      prompt_tokens_(prompt_tokens),
-      noise_(params_.seed, params_.sample) {}
+      prompt_tokens_(prompt_tokens) {}
 
 std::int64_t Sampler::draft(Scores& scores, const Tokens& history) {
   if (params_.plain() && scores.best(0) < static_cast<std::int64_t>(vocab_)) return scores.best(0);
@@ -53,11 +52,8 @@ std::int64_t Sampler::choose(const float* row, std::size_t count, const Tokens& 
     if (!std::isfinite(largest)) nothing_left(largest);
     return best;
   }
-  const auto found = distribution(logits_, params_);
   const auto position = static_cast<std::uint64_t>(history.size());
-  const auto noise = found.all ? noise_.exponentials(position, found.weights.size())
-                               : noise_.exponentials(position, found.tokens);
-  return found.token(race(found.weights, noise));
+  return race(distribution(logits_, params_), {params_.seed, params_.sample, position});
 }
 
 }  // namespace specplug::native

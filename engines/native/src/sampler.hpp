@@ -1,7 +1,6 @@
 // The choice of tokens in one generation: how a row becomes a token, and a proposal a verdict.
 #pragma once
 
-#include "noise.hpp"
 #include "proposal.hpp"
 #include "sampling.hpp"
 #include "scores.hpp"
@@ -28,7 +27,6 @@ class Sampler {
   SamplingParams params_;
   std::size_t vocab_;
   std::size_t prompt_tokens_;
-  Noise noise_;
   std::vector<float> logits_;
 };
 

@@ -243,17 +243,21 @@ void nothing_left(float largest) {
        "): bans or forced tokens exclude them all, or the engine's logits are not finite");
 }
 
-std::size_t race(const std::vector<double>& weights, const std::vector<double>& exponentials) {
+std::int64_t race(const Distribution& found, Fractions noise) {
+  constexpr double margin = 1 - 1e-9;  // far more than rounding
   std::size_t first = 0;
   double soonest = std::numeric_limits<double>::infinity();
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    const double time = exponentials[i] / weights[i];  // 0/0 is no time at all, and not sooner
-    if (time < soonest) {
+  for (std::size_t i = 0; i < found.weights.size(); ++i) {
+    const double fraction = noise[found.token(i)];
+    // E = -log(1 - u) is at least u, which spares nearly all of the logarithms.
+    if (fraction * margin > soonest * found.weights[i]) continue;
+    const double time = -std::log(1.0 - fraction) / found.weights[i];
+    if (time < soonest) {  // 0/0 is no time at all, and not sooner
       soonest = time;
       first = i;
     }
   }
-  return first;
+  return found.token(first);
 }
 
 double pairwise_sum(const double* values, std::size_t count) {

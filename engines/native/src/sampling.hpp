@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "noise.hpp"
+
 namespace specplug::native {
 
 struct SamplingParams {
@@ -56,8 +58,8 @@ Distribution distribution(const std::vector<float>& logits, const SamplingParams
 
 [[noreturn]] void nothing_left(float largest);
 
-// The entry that a distribution and noise choose: the argmax of weight / noise.
-std::size_t race(const std::vector<double>& weights, const std::vector<double>& exponentials);
+// The token that a distribution and noise choose: the argmax of weight / E, E exponential numbers.
+std::int64_t race(const Distribution& found, Fractions noise);
 
 // As numpy adds: in pairs of pairs, so that the last bit is the same.
 double pairwise_sum(const double* values, std::size_t count);
