@@ -101,7 +101,7 @@ def test_memcheck(native_build: None, tiny_bundle: Path) -> None:
     program = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full"]
     program += ["--errors-for-leak-kinds=definite", "--show-leak-kinds=definite"]
     program += [f"--suppressions={SUPPRESSIONS / 'valgrind.txt'}"]
-    tool = BUILD / "release" / "tests" / "tool_inside"
+    tool = BUILD / "tool" / "specplug_tool_static"
     native = Native(tiny_bundle, program=[*program, tool], threads=1, load_draft=True)
     for drafter in ("auto", "draft"):
         native.ask(

@@ -1,7 +1,7 @@
 #include "manifest.hpp"
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
 
 #include "error.hpp"
 #include "fields.hpp"
@@ -12,6 +12,7 @@ namespace {
 constexpr std::string_view kName = "specplug.json";
 constexpr std::int64_t kMostCount = std::int64_t{1} << 31;
 constexpr double kTreeTolerance = 1e-3;  // of a logit
+constexpr double kAny = -std::numeric_limits<double>::infinity();
 
 // A relative path that stays inside the bundle, as far as its text tells.
 bool inside(const std::string& path) {
@@ -56,14 +57,14 @@ void check_origin(Fields& fields) {
     for (const auto& [type, count] : *types) counts.integer(type, 1, kMostCount);
   }
   auto parity = fields.object("parity");
-  for (const auto* name : {"prefill", "verification", "rollback"}) parity.number(name, -INFINITY);
+  for (const auto* name : {"prefill", "verification", "rollback"}) parity.number(name, kAny);
   parity.done();
   if (fields.find("quality")) {
     auto quality = fields.object("quality");
     quality.integer("tokens", 1, kMostCount);
     if (quality.find("text_sha256")) quality.sha256("text_sha256");
     for (const auto* name : {"top1_agreement", "mean_kl", "perplexity", "source_perplexity"}) {
-      quality.number(name, -INFINITY);
+      quality.number(name, kAny);
     }
     quality.done();
   }

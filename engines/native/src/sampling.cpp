@@ -107,6 +107,7 @@ Indices typical_p(const std::vector<double>& weights, double bound) {
   }
   const double entropy = sum(products);
   std::vector<double> distance;
+  distance.reserve(surprise.size());
   for (const double one : surprise) distance.push_back(std::abs(one - entropy));
   Indices order(possible.size());
   std::iota(order.begin(), order.end(), std::size_t{0});

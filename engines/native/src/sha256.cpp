@@ -34,7 +34,7 @@ std::uint32_t rotated(std::uint32_t word, int by) { return word >> by | word << 
 void compress_portably(std::uint32_t* state, const unsigned char* data, std::size_t blocks) {
   for (; blocks; --blocks, data += kBlock) {
     std::uint32_t w[64];
-    for (int t = 0; t < 16; ++t) {
+    for (std::size_t t = 0; t < 16; ++t) {
       w[t] = std::uint32_t{data[4 * t]} << 24 | std::uint32_t{data[4 * t + 1]} << 16 |
              std::uint32_t{data[4 * t + 2]} << 8 | data[4 * t + 3];
     }
@@ -74,7 +74,7 @@ __attribute__((target("sha,sse4.1,ssse3"))) void compress_by_instruction(
     const __m128i abef_before = abef;
     const __m128i cdgh_before = cdgh;
     __m128i w[4];
-    for (int t = 0; t < 16; ++t) {  // four rounds each
+    for (std::size_t t = 0; t < 16; ++t) {  // four rounds each
       __m128i& now = w[t % 4];
       if (t < 4) {
         const auto* from = reinterpret_cast<const __m128i*>(data + 16 * t);

@@ -111,6 +111,7 @@ std::vector<SuffixAutomaton::Continuation> SuffixAutomaton::continuations(Place 
   }
   std::sort(found.rbegin(), found.rend());
   std::vector<Continuation> continuations;
+  continuations.reserve(found.size());
   for (const auto& [times, target, token] : found) {
     continuations.push_back({token, times, total, matched});
   }

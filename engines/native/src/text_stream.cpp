@@ -5,16 +5,12 @@
 namespace specplug::native {
 namespace {
 
-// How many of the last bytes are the beginning of a character.
-std::size_t unfinished(const std::string& bytes) {
-  const auto most = std::min<std::size_t>(bytes.size(), 3);
-  for (std::size_t back = 1; back <= most; ++back) {
-    const auto byte = static_cast<unsigned char>(bytes[bytes.size() - back]);
-    if ((byte & 0xC0) == 0x80) continue;  // one that goes on
-    const std::size_t wanted = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2 : 1;
-    return wanted > back ? back : 0;
-  }
-  return 0;
+constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
+
+// Whether the last bytes are no character, or not yet one.
+bool unfinished(const std::string& text) {
+  return text.size() >= kReplacement.size() &&
+         text.compare(text.size() - kReplacement.size(), kReplacement.size(), kReplacement) == 0;
 }
 
 // How much of the end of a text is the beginning of a stop string.
@@ -29,9 +25,10 @@ std::size_t overlap(const std::string& text, const std::string& stop) {
 std::string TextStream::push(std::int64_t token, bool last) {
   if (!tokenizer_) return "";
   bytes_ += tokenizer_->bytes(token);
-  const auto kept = last ? 0 : unfinished(bytes_);
-  auto text = held_ + repaired(std::string_view(bytes_).substr(0, bytes_.size() - kept));
-  bytes_.erase(0, bytes_.size() - kept);
+  auto text = repaired(bytes_);
+  if (!last && unfinished(text)) return "";
+  bytes_.clear();
+  text.insert(0, held_);
   held_.clear();
   if (stop_.empty()) return text;
   auto first_end = std::string::npos;  // of the stop string that comes to its end first

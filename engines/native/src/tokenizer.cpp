@@ -10,6 +10,7 @@ namespace specplug::native {
 namespace {
 
 constexpr std::string_view kName = "tokenizer.json";
+constexpr std::int64_t kGone = -1;  // in place of an id
 constexpr std::int64_t kMostIds = std::int64_t{1} << 21;
 
 [[noreturn]] void unknown(std::string_view what) {
@@ -103,12 +104,16 @@ void Tokenizer::read_model(const Json& model) {
     set_bytes(*id, token, false);
     if (ignore_merges_) by_bytes_[bytes_of(token)] = *id;
   }
+  const auto* unknown_token = model["unk_token"].as<std::string>();
   for (unsigned byte = 0; byte < 256; ++byte) {
     std::string letter;
     append_character(letter, letters().letter[byte]);
-    const auto found = vocabulary.find(letter);
-    if (found == vocabulary.end()) unknown("vocabulary without every byte");
-    byte_ids_[byte] = found->second;
+    auto found = vocabulary.find(letter);
+    if (found == vocabulary.end() && unknown_token) {
+      if (truthy(model["fuse_unk"])) unknown("unknown tokens that are fused");
+      found = vocabulary.find(*unknown_token);
+    }
+    byte_ids_[byte] = found == vocabulary.end() ? kGone : found->second;
   }
   read_merges(need<Json::Array>(model, "merges"), vocabulary);
 }
@@ -244,11 +249,11 @@ void Tokenizer::encode_piece(const std::string& piece, Tokens& found) const {
       return rank != other.rank ? rank > other.rank : at > other.at;
     }
   };
-  constexpr std::int64_t gone = -1;
   std::vector<Symbol> symbols;
   for (const char byte : piece) {
     const auto place = symbols.size();
-    symbols.push_back({byte_ids_[static_cast<unsigned char>(byte)], place - 1, place + 1});
+    const auto id = byte_ids_[static_cast<unsigned char>(byte)];
+    if (id != kGone) symbols.push_back({id, place - 1, place + 1});
   }
   std::priority_queue<Candidate> queue;
   const auto merge_of = [&](std::size_t at) -> const Merge* {
@@ -264,19 +269,19 @@ void Tokenizer::encode_piece(const std::string& piece, Tokens& found) const {
     const auto next = queue.top();
     queue.pop();
     auto& left = symbols[next.at];
-    if (left.id == gone) continue;
+    if (left.id == kGone) continue;
     const auto* merge = merge_of(next.at);
     if (!merge || merge->rank != next.rank) continue;  // one of the two was merged otherwise
     auto& right = symbols[left.after];
     left.id = next.made;
-    right.id = gone;
+    right.id = kGone;
     left.after = right.after;
     if (left.after < symbols.size()) symbols[left.after].before = next.at;
     offer(left.before);
     offer(next.at);
   }
   for (const auto& symbol : symbols) {
-    if (symbol.id != gone) found.push_back(symbol.id);
+    if (symbol.id != kGone) found.push_back(symbol.id);
   }
 }
 

@@ -56,7 +56,7 @@ class Tokenizer {
   bool ignore_merges_ = false;  // a piece that is a token is that token
   std::vector<std::string> bytes_;                          // by id
   std::unordered_map<std::string, std::int64_t> by_bytes_;  // of the model's vocabulary
-  std::int64_t byte_ids_[256];
+  std::int64_t byte_ids_[256];  // negative: the vocabulary lacks the byte, and it is left out
   std::unordered_map<std::uint64_t, Merge> merges_;  // by the ids of a pair
   std::vector<Added> added_;                         // the longest first
   Tokens before_, after_;                            // what is put around a text

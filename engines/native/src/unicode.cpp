@@ -59,9 +59,9 @@ constexpr char32_t kTailCount = 28;
 void decompose(char32_t character, std::u32string& into) {
   if (character >= kSyllables && character < kSyllables + kSyllableCount) {
     const auto index = character - kSyllables;
-    into += kLeads + index / (kVowelCount * kTailCount);
-    into += kVowels + index / kTailCount % kVowelCount;
-    if (index % kTailCount) into += kTails + index % kTailCount;
+    into.push_back(kLeads + index / (kVowelCount * kTailCount));
+    into.push_back(kVowels + index / kTailCount % kVowelCount);
+    if (index % kTailCount) into.push_back(kTails + index % kTailCount);
     return;
   }
   const auto* found = std::lower_bound(
