@@ -101,7 +101,7 @@ def startup(bundle: Path) -> dict[str, Any]:
     alone, ours = [], []
     for _ in range(9):
         alone.append(bare(bundle, 0)["seconds"])
-        with Native(bundle) as native:
+        with Native(bundle, info=False) as native:
             opening = native.seconds
             native.ask("generate", prompt=[*range(1, 9)], max_tokens=1, drafter="none")
             ours.append(opening + native.seconds)
@@ -114,17 +114,20 @@ def startup(bundle: Path) -> dict[str, Any]:
 
 def memory(bundle: Path) -> dict[str, Any]:
     """Resident bytes after 64 tokens; ``bare`` is weights, cache and ONNX Runtime's own."""
-    alone, ours = [], []
+    alone, ours, text = [], [], []
     for _ in range(5):
         alone.append(bare(bundle, 64)["resident"])
-        with Native(bundle) as native:
+        with Native(bundle, info=False) as native:
             native.ask(
                 "generate", prompt=[*range(1, 9)], max_tokens=64, drafter="auto", draft_tokens=0
             )
             ours.append(native.ask("memory")["VmRSS"])
+            native.ask("encode", text="a")
+            text.append(native.ask("memory")["VmRSS"] - ours[-1])
     return {
         "bare_bytes": spread(alone),
         "specplug_bytes": spread(ours),
+        "tokenizer_bytes": spread(text),
         "specplug_over_bare": spread(o / a for o, a in zip(ours, alone, strict=True)),
     }
 

@@ -116,6 +116,7 @@ class Session {
     options.allow_narrow = request.value("allow_narrow", false);
     opened_.reset();
     opened_ = std::make_unique<Open>(Open{specplug::Model(request.at("path"), options), {}});
+    if (!request.value("info", true)) return nullptr;  // which reads the tokenizer
     const auto info = opened_->model.info();
     return {{"vocab_size", info.vocab_size},
             {"context_limit", info.context_limit},
