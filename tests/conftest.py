@@ -14,6 +14,8 @@ import pytest
 from specplug.bundle import Bundle
 from specplug.export import export_bundle
 from specplug.export.from_onnx import export_onnx
+from specplug.weights import MODELS, default_folder
+from tests_support import native
 from tests_support.tiny import write_checkpoint
 
 
@@ -61,6 +63,26 @@ def foreign_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 def tiny_bundle(tiny_bundles: dict[str, Path]) -> Path:
     """The fp32 bundle with its int4 draft; not to be written to."""
     return tiny_bundles["fp32"]
+
+
+@pytest.fixture(scope="session")
+def native_build() -> None:
+    """The C++ runtime, installed, with the tool that drives it."""
+    try:
+        native.build("release")
+    except native.MissingToolError as error:
+        pytest.skip(f"no C++ build: {error}")
+
+
+@pytest.fixture(scope="session")
+def real_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M in w8a8."""
+    weights = default_folder() / MODELS["smollm2-135m"].filename
+    if not weights.exists():
+        pytest.skip(f"no {weights.name}: run `specplug pull smollm2-135m`, which needs the network")
+    bundle = tmp_path_factory.mktemp("real") / "w8a8.bundle"
+    export_bundle(weights, bundle, precision="w8a8")
+    return bundle
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ find_package_handle_standard_args(OnnxRuntime
   REASON_FAILURE_MESSAGE "set ONNXRUNTIME_ROOT to a folder with include/ and lib/, or run scripts/native")
 
 if(OnnxRuntime_FOUND AND NOT TARGET OnnxRuntime::OnnxRuntime)
-  add_library(OnnxRuntime::OnnxRuntime UNKNOWN IMPORTED)
+  add_library(OnnxRuntime::OnnxRuntime SHARED IMPORTED)
   set_target_properties(OnnxRuntime::OnnxRuntime PROPERTIES
     IMPORTED_LOCATION ${ONNXRUNTIME_LIBRARY}
     INTERFACE_INCLUDE_DIRECTORIES ${ONNXRUNTIME_INCLUDE_DIR})

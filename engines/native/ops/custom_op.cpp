@@ -1,11 +1,7 @@
-// The operator RowQuantizedProduct of the domain "specplug", as ONNX Runtime's custom-op libraries
-// are made: RegisterCustomOps is all that a session needs.
+// The operator RowQuantizedProduct of the domain "specplug", for ONNX Runtime.
 //
 // A graph that uses it carries its definition as a function of ordinary nodes, so that it runs,
-// slower, without this library.
-
-#define ORT_API_MANUAL_INIT
-#include <onnxruntime_c_api.h>
+// slower, without this one.
 
 #include <algorithm>
 #include <mutex>
@@ -13,13 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "operators.hpp"
 #include "row_product.hpp"
-
-#if defined(_WIN32)
-#define SPECPLUG_OPS_EXPORT __declspec(dllexport)
-#else
-#define SPECPLUG_OPS_EXPORT __attribute__((visibility("default")))
-#endif
 
 namespace {
 
@@ -199,31 +190,31 @@ OrtCustomOp describe() {
 
 }  // namespace
 
-extern "C" {
+namespace specplug_ops {
 
-// 1 where the operator runs on this CPU; where it does not, do not register it.
-SPECPLUG_OPS_EXPORT int specplug_ops_supported() { return specplug_ops::cpu_is_supported() ? 1 : 0; }
+bool cpu_is_supported() noexcept {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
 
-SPECPLUG_OPS_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+OrtStatus* add_operators(OrtSessionOptions* options, const OrtApi& api) {
   // One of each for all sessions, which refer to them for as long as they live: never released.
   static const OrtCustomOp op = describe();
   static std::mutex mutex;
   static OrtCustomOpDomain* domain = nullptr;
-  const OrtApi* api = base->GetApi(ORT_API_VERSION);
-  if (api == nullptr) return nullptr;  // an older ONNX Runtime: its graphs run without us
-  Failure failed(*api);
+  Failure failed(api);
   const std::lock_guard<std::mutex> lock(mutex);
   if (domain == nullptr) {
     OrtCustomOpDomain* made = nullptr;
-    if (failed(api->CreateCustomOpDomain("specplug", &made))) return failed.release();
-    if (failed(api->CustomOpDomain_Add(made, &op))) {
-      api->ReleaseCustomOpDomain(made);
+    if (failed(api.CreateCustomOpDomain("specplug", &made))) return failed.release();
+    if (failed(api.CustomOpDomain_Add(made, &op))) {
+      api.ReleaseCustomOpDomain(made);
       return failed.release();
     }
     domain = made;
   }
-  failed(api->AddCustomOpDomain(options, domain));
+  failed(api.AddCustomOpDomain(options, domain));
   return failed.release();
 }
 
-}  // extern "C"
+}  // namespace specplug_ops

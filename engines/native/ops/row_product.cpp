@@ -62,11 +62,6 @@ constexpr MultiplyRows kMultiplyRows[kTile + 1] = {nullptr,          multiply_ro
 
 }  // namespace
 
-bool cpu_is_supported() noexcept {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-}
-
 void Weight::Free::operator()(std::int8_t* values) const noexcept { ::operator delete[](values, kAlignment); }
 
 Weight::Weight(const std::int8_t* values, std::size_t depth, std::size_t columns, const float* scales)

@@ -6,7 +6,8 @@
 //     peak = max|x|;  u8 = QuantizeLinear(x / peak, 1/127, zero 128)
 //     y = MatMulIntegerToFloat(u8, weight, peak, scales, zero 128)
 //
-// Sums of integers are exact in any order; the few float operations are done as there.
+// Sums of integers are exact in any order; the few float operations are done as there. Made of
+// AVX-512 with VNNI: call nothing of this where cpu_is_supported() (operators.hpp) says no.
 #pragma once
 
 #include <cstddef>
@@ -15,9 +16,6 @@
 #include <vector>
 
 namespace specplug_ops {
-
-// Whether this CPU has the instructions that the functions below are made of (AVX-512 with VNNI).
-bool cpu_is_supported() noexcept;
 
 // The longest sum that 32 bits hold: depth * 255 * 128 < 2^31.
 constexpr std::size_t kLongestDepth = 65'000;

@@ -1,0 +1,216 @@
+#include "manifest.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "error.hpp"
+#include "fields.hpp"
+
+namespace specplug::native {
+namespace {
+
+constexpr std::string_view kName = "specplug.json";
+constexpr std::int64_t kMostCount = std::int64_t{1} << 31;
+constexpr double kTreeTolerance = 1e-3;  // of a logit
+constexpr double kAny = -std::numeric_limits<double>::infinity();
+
+// A relative path that stays inside the bundle, as far as its text tells.
+bool inside(const std::string& path) {
+  if (path.empty() || path.front() == '/' || path.find_first_of("\\:") != std::string::npos ||
+      path.find('\0') != std::string::npos) {
+    return false;
+  }
+  bool any = false;  // "." and "./" name no file
+  for (std::size_t start = 0; start <= path.size();) {
+    const auto end = std::min(path.find('/', start), path.size());
+    const auto part = std::string_view(path).substr(start, end - start);
+    if (part == "..") return false;
+    any = any || (!part.empty() && part != ".");
+    start = end + 1;
+  }
+  return any;
+}
+
+File parse_file(Fields fields) {
+  File file{fields.text("path"), fields.integer("bytes", 0, INT64_MAX), fields.sha256("sha256")};
+  if (!inside(file.path)) fields.wrong("path", "a relative path inside the bundle is needed");
+  fields.done();
+  return file;
+}
+
+CacheLayout parse_cache(Fields fields) {
+  CacheLayout cache{fields.integer("layers", 1, kMostCount), fields.integer("heads", 1, kMostCount),
+                    fields.integer("head_size", 1, kMostCount),
+                    fields.one_of("dtype", {"float32", "float16", "bfloat16"})};
+  if (fields.find("spare")) fields.integer("spare", 0, 16);
+  fields.done();
+  return cache;
+}
+
+// Fields that tell people where a component comes from, and the loop nothing.
+void check_origin(Fields& fields) {
+  if (fields.find("keep_fp32")) fields.text("keep_fp32", 1000);
+  if (const auto* again = fields.find("rounded_again")) {
+    const auto* types = again->as<Json::Object>();
+    if (!types) fields.wrong("rounded_again", "an object is needed");
+    Fields counts(*again, kName, fields.path("rounded_again"));
+    for (const auto& [type, count] : *types) counts.integer(type, 1, kMostCount);
+  }
+  auto parity = fields.object("parity");
+  for (const auto* name : {"prefill", "verification", "rollback"}) parity.number(name, kAny);
+  parity.done();
+  if (fields.find("quality")) {
+    auto quality = fields.object("quality");
+    quality.integer("tokens", 1, kMostCount);
+    if (quality.find("text_sha256")) quality.sha256("text_sha256");
+    for (const auto* name : {"top1_agreement", "mean_kl", "perplexity", "source_perplexity"}) {
+      quality.number(name, kAny);
+    }
+    quality.done();
+  }
+  auto provenance = fields.object("provenance");
+  provenance.text("source");
+  for (const auto* name : {"revision", "licence", "date"}) {
+    if (provenance.find(name)) provenance.text(name);
+  }
+  for (const auto* name : {"sha256", "tools"}) {
+    if (!provenance.get(name).as<Json::Object>()) provenance.wrong(name, "an object is needed");
+  }
+  provenance.done();
+}
+
+Component parse_component(Fields fields) {
+  Component made;
+  made.engine = fields.find("engine") ? fields.text("engine", 100) : "onnxruntime";
+  made.dialect =
+      fields.find("dialect") ? fields.one_of("dialect", {"ort", "standard", "concat"}) : "ort";
+  fields.text("architecture");
+  made.precision = fields.one_of("precision",
+                                 {"fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"});
+  fields.integer("parameters", 1, INT64_MAX);
+  made.graph = fields.text("graph");
+  const auto& files = fields.array("files", 1);
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    made.files.push_back(
+        parse_file({files[i], kName, text_of(fields.path("files"), ".", i)}));
+  }
+  if (fields.find("plans")) fields.array("plans");  // TensorRT's: not for this engine
+  if (fields.find("continuations")) made.continuations = fields.text("continuations");
+  made.vocab_size = fields.integer("vocab_size", 1, kMostCount);
+  made.max_length = fields.integer("max_length", 1, kMostCount);
+  made.min_width = fields.integer("min_width", 1, 16);
+  if (fields.find("layers")) made.layers = fields.integers("layers", 0);
+  if (fields.find("tree_difference")) made.tree_difference = fields.number("tree_difference", 0);
+  made.cache = parse_cache(fields.object("cache"));
+  check_origin(fields);
+  fields.done();
+  for (const auto& named : {std::optional(made.graph), made.continuations}) {
+    const auto is_it = [&](const File& file) { return file.path == *named; };
+    if (named && std::none_of(made.files.begin(), made.files.end(), is_it)) {
+      damaged(kName, " is damaged: ", *named, " is not among the component's files");
+    }
+  }
+  return made;
+}
+
+TokenizerPart parse_tokenizer_part(Fields fields) {
+  TokenizerPart part;
+  part.file = parse_file(fields.object("file"));
+  fields.sha256("vocabulary_sha256");
+  part.stop_token_ids = fields.integers("stop_token_ids", INT64_MIN);
+  if (!fields.get("special_tokens").as<Json::Object>()) {
+    fields.wrong("special_tokens", "an object is needed");
+  }
+  if (fields.find("chat_template")) part.chat_template = fields.text("chat_template");
+  fields.done();
+  return part;
+}
+
+void check_together(const Manifest& made) {
+  if (made.target.layers) damaged(kName, " is damaged: the target's layers are its own");
+  if (!made.draft) return;
+  if (!made.tokenizer && made.draft->vocab_size != made.target.vocab_size) {
+    damaged(kName, " is damaged: draft vocabulary ", made.draft->vocab_size,
+            " != target vocabulary ", made.target.vocab_size,
+            ": export a draft with the target's tokenizer");
+  }
+  const auto& layers = made.draft->layers;
+  if (layers && (static_cast<std::int64_t>(layers->size()) != made.draft->cache.layers ||
+                 *std::max_element(layers->begin(), layers->end()) >= made.target.cache.layers)) {
+    damaged(kName, " is damaged: the draft's layers are not of the target's");
+  }
+}
+
+}  // namespace
+
+bool Component::exact_trees() const {
+  return (precision == "fp32" || precision == "fp16" || precision == "bf16") && tree_difference &&
+         *tree_difference <= kTreeTolerance;
+}
+
+std::vector<const File*> Manifest::all_files() const {
+  std::vector<const File*> found;
+  for (const auto* component : {&target, draft ? &*draft : nullptr}) {
+    if (!component) continue;
+    for (const auto& file : component->files) {
+      const auto same = [&](const File* known) {  // a draft may share the target's
+        return known->path == file.path && known->bytes == file.bytes &&
+               known->sha256 == file.sha256;
+      };
+      if (std::none_of(found.begin(), found.end(), same)) found.push_back(&file);
+    }
+  }
+  if (tokenizer) found.push_back(&tokenizer->file);
+  return found;
+}
+
+Manifest parse_manifest(std::string_view text) {
+  const auto json = Json::parse(text, kName);
+  const auto* version = json["schema_version"].as<std::int64_t>();  // before its fields
+  if (!version || *version != 1) {
+    damaged(kName, " is not of schema version 1, which this specplug reads: export the model "
+            "again, or update specplug");
+  }
+  Fields fields(json, kName, "");
+  fields.integer("schema_version", 1, 1);
+  Manifest made;
+  made.target = parse_component(fields.object("target"));
+  if (fields.find("draft")) made.draft = parse_component(fields.object("draft"));
+  if (fields.find("tokenizer")) made.tokenizer = parse_tokenizer_part(fields.object("tokenizer"));
+  fields.done();
+  check_together(made);
+  return made;
+}
+
+MeasuredCosts parse_tuning(std::string_view text, const TuningKey& key) {
+  constexpr std::string_view name = "tuning.json";
+  const auto json = Json::parse(text, name);
+  Fields fields(json, name, "");
+  fields.integer("schema_version", 1, 1);
+  MeasuredCosts found;
+  for (const auto& record : fields.array("tuned")) {
+    Fields tuned(record, name, "tuned");
+    TuningKey its{tuned.text("machine"), tuned.text("engine"), tuned.text("device"),
+                  std::nullopt, tuned.text("precision"), tuned.text("graph_sha256")};
+    if (tuned.find("threads")) its.threads = tuned.integer("threads", 0, kMostCount);
+    MeasuredCosts contexts;
+    for (const auto& [context, widths] : *tuned.object("contexts").members()) {
+      Fields calls(widths, name, text_of("tuned.contexts.", context));
+      for (const auto& [width, seconds] : *calls.members()) {
+        const double taken = calls.number(width, 0);
+        if (!(taken > 0 && taken < 3600)) calls.wrong(width, "seconds are needed");
+        contexts[calls.as_count(context, 0)][calls.as_count(width, 1)] = taken;
+      }
+    }
+    tuned.done();
+    if (its.machine == key.machine && its.engine == key.engine && its.device == key.device &&
+        its.threads == key.threads && its.precision == key.precision &&
+        its.graph_sha256 == key.graph_sha256 && found.empty()) {
+      found = std::move(contexts);
+    }
+  }
+  fields.done();
+  return found;
+}
+
+}  // namespace specplug::native

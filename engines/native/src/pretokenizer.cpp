@@ -1,0 +1,163 @@
+#include "pretokenizer.hpp"
+
+#include <algorithm>
+
+#include "error.hpp"
+#include "unicode.hpp"
+
+namespace specplug::native {
+namespace {
+
+// As in the files of Llama 3 (three digits) and of Qwen 2 and 3 (one digit).
+constexpr std::string_view kLlama =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kQwen =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
+bool is_break(char32_t character) { return character == '\r' || character == '\n'; }
+bool is_other(char32_t character) {
+  return !is_space(character) && !is_letter(character) && !is_number(character);
+}
+
+// How many characters from a place on are of a kind, at most `most`.
+template <typename Kind>
+std::size_t run(std::u32string_view text, std::size_t from, Kind kind, std::size_t most = SIZE_MAX) {
+  std::size_t length = 0;
+  while (length < most && from + length < text.size() && kind(text[from + length])) ++length;
+  return length;
+}
+
+// The letters after an apostrophe in 's, 't, 're, 've, 'm, 'll, 'd; 0: none of them.
+std::size_t contraction(std::u32string_view text, bool any_case) {
+  if (text.empty() || text[0] != '\'') return 0;
+  const auto letter = [&](std::size_t at) -> char32_t {
+    if (at >= text.size()) return 0;
+    if (!any_case) return text[at];
+    if (text[at] == 0x17F) return 's';  // the long s is an s of another case
+    return text[at] >= 'A' && text[at] <= 'Z' ? text[at] + 32 : text[at];
+  };
+  const auto first = letter(1);
+  if (first == 's' || first == 't' || first == 'm' || first == 'd') return 2;
+  const auto second = letter(2);
+  if ((first == 'r' || first == 'v') && second == 'e') return 3;
+  return first == 'l' && second == 'l' ? 3 : 0;
+}
+
+// Of spaces before something else the last one is left to it.
+std::size_t spaces(std::u32string_view text) {
+  const auto length = run(text, 0, is_space);
+  return length == text.size() || length == 1 ? length : length - 1;
+}
+
+[[noreturn]] void unknown(std::string_view what) {
+  fail(SPECPLUG_ERROR_UNSUPPORTED, "this library's tokenizer has no ", what,
+       ": pass token ids, or tokenize in Python");
+}
+
+}  // namespace
+
+Pretokenizer::Pretokenizer(const Json& json) {
+  add(json);
+  if (steps_.empty()) unknown("pre_tokenizer of this kind");
+}
+
+void Pretokenizer::add(const Json& json) {
+  const auto* type = json["type"].as<std::string>();
+  const auto flag = [&](std::string_view name, bool otherwise) {
+    const auto* found = json[name].as<bool>();
+    return found ? *found : otherwise;
+  };
+  if (!type) unknown("text without a pre_tokenizer");
+  if (*type == "Sequence") {
+    const auto* parts = json["pretokenizers"].as<Json::Array>();
+    for (const auto& part : parts ? *parts : Json::Array()) {
+      if (part["type"].as<std::string>() && *part["type"].as<std::string>() == "Sequence") {
+        unknown("sequence in a sequence");
+      }
+      add(part);
+    }
+  } else if (*type == "ByteLevel") {
+    if (flag("add_prefix_space", true)) steps_.push_back({Cut::prefix});
+    if (flag("use_regex", true)) steps_.push_back({Cut::gpt2});
+    else if (steps_.empty()) unknown("ByteLevel without an expression");
+  } else if (*type == "Digits") {
+    steps_.push_back({Cut::digits, flag("individual_digits", false) ? std::size_t{1} : 0});
+  } else if (*type == "Split") {
+    const auto* expression = json["pattern"]["Regex"].as<std::string>();
+    const auto* behavior = json["behavior"].as<std::string>();
+    const bool isolated = behavior && *behavior == "Isolated" && !flag("invert", false);
+    const bool matches = behavior && *behavior == "Removed" && flag("invert", false);
+    if (!expression || (*expression != kLlama && *expression != kQwen)) {
+      unknown(text_of("pre_tokenizer expression ", expression ? *expression : "of another kind"));
+    }
+    if (!isolated && !matches) unknown("Split of another behaviour than Isolated");
+    steps_.push_back({Cut::llama, *expression == kLlama ? std::size_t{3} : 1});
+  } else {
+    unknown(text_of("pre_tokenizer ", *type));
+  }
+}
+
+std::vector<std::string> Pretokenizer::pieces(const std::u32string& text) const {
+  std::vector<std::u32string> now;
+  if (!text.empty()) now.push_back(text);
+  for (const auto& step : steps_) {
+    std::vector<std::u32string> next;
+    for (const auto& piece : now) {
+      auto parts = cut(piece, step);
+      next.insert(next.end(), std::make_move_iterator(parts.begin()),
+                  std::make_move_iterator(parts.end()));
+    }
+    now = std::move(next);
+  }
+  std::vector<std::string> found;
+  for (const auto& piece : now) {
+    auto& bytes = found.emplace_back();
+    for (const auto character : piece) append_character(bytes, character);
+  }
+  return found;
+}
+
+std::vector<std::u32string> Pretokenizer::cut(const std::u32string& text, const Step& step) {
+  if (step.cut == Cut::prefix) return {text[0] == ' ' ? text : U' ' + text};
+  std::vector<std::u32string> parts;
+  for (Text rest = text; !rest.empty();) {
+    std::size_t length = 0;
+    if (step.cut == Cut::gpt2) {
+      length = gpt2(rest);
+    } else if (step.cut == Cut::llama) {
+      length = llama(rest, step.digits);
+    } else {
+      length = is_number(rest[0]) ? run(rest, 0, is_number, step.digits ? step.digits : SIZE_MAX)
+                                  : run(rest, 0, [](char32_t one) { return !is_number(one); });
+    }
+    parts.emplace_back(rest.substr(0, length));
+    rest.remove_prefix(length);
+  }
+  return parts;
+}
+
+// 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+std::size_t Pretokenizer::gpt2(Text text) {
+  if (const auto length = contraction(text, false)) return length;
+  const std::size_t space = text[0] == ' ';
+  for (const auto kind : {is_letter, is_number, is_other}) {
+    if (const auto length = run(text, space, kind)) return space + length;
+  }
+  return spaces(text);
+}
+
+std::size_t Pretokenizer::llama(Text text, std::size_t digits) {
+  if (const auto length = contraction(text, true)) return length;
+  const std::size_t before = !is_break(text[0]) && !is_letter(text[0]) && !is_number(text[0]);
+  if (const auto length = run(text, before, is_letter)) return before + length;
+  if (const auto length = run(text, 0, is_number, digits)) return length;
+  const std::size_t space = text[0] == ' ';
+  if (const auto length = run(text, space, is_other)) {
+    return space + length + run(text, space + length, is_break);
+  }
+  auto blank = run(text, 0, is_space);
+  while (blank && !is_break(text[blank - 1])) --blank;
+  return blank ? blank : spaces(text);
+}
+
+}  // namespace specplug::native

@@ -1,0 +1,59 @@
+#include "sampler.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace specplug::native {
+
+Sampler::Sampler(SamplingParams params, std::size_t vocab, std::size_t prompt_tokens)
+    : params_(std::move(params)),
+      vocab_(vocab),
+      prompt_tokens_(prompt_tokens) {}
+
+std::int64_t Sampler::draft(Scores& scores, const Tokens& history) {
+  if (params_.plain() && scores.best(0) < static_cast<std::int64_t>(vocab_)) return scores.best(0);
+  return choose(scores.row(0), std::min(scores.vocab(), vocab_), history);
+}
+
+Verdict Sampler::judge(Scores& scores, const Tokens& history, const Proposal& proposal) {
+  Verdict verdict;
+  Tokens tokens;
+  if (!params_.plain()) tokens = history;
+  for (std::int64_t node = -1;;) {
+    const auto row = static_cast<std::size_t>(node + 1);
+    const auto own =
+        params_.plain() ? scores.best(row) : choose(scores.row(row), scores.vocab(), tokens);
+    auto next = node + 1;  // children come after their parent
+    const auto size = static_cast<std::int64_t>(proposal.size());
+    while (next < size && !(proposal.parents[static_cast<std::size_t>(next)] == node &&
+                            proposal.tokens[static_cast<std::size_t>(next)] == own)) {
+      ++next;
+    }
+    if (next == size) {
+      verdict.bonus = own;
+      return verdict;
+    }
+    verdict.path.push_back(next);
+    tokens.push_back(own);
+    node = next;
+  }
+}
+
+// The token that row, history and noise determine, whoever asks. count: of the row's values; the
+// rest of the vocabulary cannot be.
+std::int64_t Sampler::choose(const float* row, std::size_t count, const Tokens& history) {
+  logits_.assign(row, row + count);
+  logits_.resize(vocab_, -std::numeric_limits<float>::infinity());
+  shape_logits(logits_, params_, history, prompt_tokens_);
+  if (params_.temperature == 0) {
+    const auto best = argmax(logits_.data(), logits_.size());
+    const auto largest = logits_[static_cast<std::size_t>(best)];
+    if (!std::isfinite(largest)) nothing_left(largest);
+    return best;
+  }
+  const auto position = static_cast<std::uint64_t>(history.size());
+  return race(distribution(logits_, params_), {params_.seed, params_.sample, position});
+}
+
+}  // namespace specplug::native

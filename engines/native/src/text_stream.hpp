@@ -1,0 +1,31 @@
+// Turns tokens into text one at a time, holding back what cannot be shown yet: bytes that are not
+// yet a character, and what may be the beginning of a stop string.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tokenizer.hpp"
+
+namespace specplug::native {
+
+class TextStream {
+ public:
+  // tokenizer: null: there is no text.
+  TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop)
+      : tokenizer_(tokenizer), stop_(std::move(stop)) {}
+
+  // The text that a token completes; last: with whatever is still held back.
+  std::string push(std::int64_t token, bool last);
+
+  bool stopped() const { return stopped_; }  // whether a stop string was found
+
+ private:
+  const Tokenizer* tokenizer_;
+  std::vector<std::string> stop_;
+  std::string bytes_;  // not yet characters
+  std::string held_;   // perhaps the beginning of a stop string
+  bool stopped_ = false;
+};
+
+}  // namespace specplug::native
