@@ -1,9 +1,9 @@
 #include "costs.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <vector>
 
+#include "clock.hpp"
 #include "feeding.hpp"
 
 namespace specplug::native {
@@ -16,10 +16,6 @@ constexpr std::size_t kLeast = 2;  // widths that are measured however long it t
 constexpr double kSlow = 0.25;     // seconds of a call of which setting up is a small part
 constexpr std::int64_t kPast = 16;
 constexpr std::size_t kWidest = 32;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 }  // namespace
 

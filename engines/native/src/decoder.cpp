@@ -1,18 +1,11 @@
 #include "decoder.hpp"
 
 #include <algorithm>
-#include <chrono>
 
+#include "clock.hpp"
 #include "error.hpp"
 
 namespace specplug::native {
-namespace {
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
 
 Decoder::Decoder(std::shared_ptr<const Model> model, const DecoderOptions& options)
     : model_(std::move(model)), target_(model_->new_engine()), drafter_(Sources()) {

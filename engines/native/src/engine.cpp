@@ -1,9 +1,9 @@
 #include "engine.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
+#include "clock.hpp"
 #include "error.hpp"
 #include "visibility.hpp"
 
@@ -89,9 +89,9 @@ Scores Engine::forward(const Step& step) {
   }
   auto& bound = binding({step.width, scored, step.parents != nullptr});
   fill(bound, step);
-  const auto started = std::chrono::steady_clock::now();
+  const double started = now();
   check_ort(ort().RunWithBinding(graph_->session(), nullptr, bound.io.get()), "running the graph");
-  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  seconds_ += now() - started;
   return {logits_.data(), scored, vocab()};
 }
 

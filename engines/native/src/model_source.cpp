@@ -1,9 +1,9 @@
 #include "model_source.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
+#include "clock.hpp"
 #include "feeding.hpp"
 
 namespace specplug::native {
@@ -64,15 +64,15 @@ class ModelSource final : public Source {
         static_cast<std::int64_t>(history.size()) > graph.context_limit()) {
       return {};
     }
-    const auto started = std::chrono::steady_clock::now();
+    const double started = now();
     auto scores = feed(*engine_, pending, static_cast<std::int64_t>(past), 1);
     const auto token = sampler_->draft(scores, history);
     const auto kind = share(scores.row(0), scores.vocab());
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - started;
+    const double taken = now() - started;
     if (pending.size() > kShort) {
-      reading_seconds_ += taken.count();
+      reading_seconds_ += taken;
     } else {
-      seconds_ = seconds_ > 0 ? seconds_ + kSmoothing * (taken.count() - seconds_) : taken.count();
+      seconds_ = seconds_ > 0 ? seconds_ + kSmoothing * (taken - seconds_) : taken;
     }
     cached_ = end;
     drafted_ = *place;

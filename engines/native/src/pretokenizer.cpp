@@ -49,16 +49,16 @@ std::size_t spaces(std::u32string_view text) {
   return length == text.size() || length == 1 ? length : length - 1;
 }
 
-[[noreturn]] void unknown(std::string_view what) {
+}  // namespace
+
+void not_built_in(std::string_view what) {
   fail(SPECPLUG_ERROR_UNSUPPORTED, "this library's tokenizer has no ", what,
        ": pass token ids, or tokenize in Python");
 }
 
-}  // namespace
-
 Pretokenizer::Pretokenizer(const Json& json) {
   add(json);
-  if (steps_.empty()) unknown("pre_tokenizer of this kind");
+  if (steps_.empty()) not_built_in("pre_tokenizer of this kind");
 }
 
 void Pretokenizer::add(const Json& json) {
@@ -67,19 +67,19 @@ void Pretokenizer::add(const Json& json) {
     const auto* found = json[name].as<bool>();
     return found ? *found : otherwise;
   };
-  if (!type) unknown("text without a pre_tokenizer");
+  if (!type) not_built_in("text without a pre_tokenizer");
   if (*type == "Sequence") {
     const auto* parts = json["pretokenizers"].as<Json::Array>();
     for (const auto& part : parts ? *parts : Json::Array()) {
       if (part["type"].as<std::string>() && *part["type"].as<std::string>() == "Sequence") {
-        unknown("sequence in a sequence");
+        not_built_in("sequence in a sequence");
       }
       add(part);
     }
   } else if (*type == "ByteLevel") {
     if (flag("add_prefix_space", true)) steps_.push_back({Cut::prefix});
     if (flag("use_regex", true)) steps_.push_back({Cut::gpt2});
-    else if (steps_.empty()) unknown("ByteLevel without an expression");
+    else if (steps_.empty()) not_built_in("ByteLevel without an expression");
   } else if (*type == "Digits") {
     steps_.push_back({Cut::digits, flag("individual_digits", false) ? std::size_t{1} : 0});
   } else if (*type == "Split") {
@@ -88,12 +88,12 @@ void Pretokenizer::add(const Json& json) {
     const bool isolated = behavior && *behavior == "Isolated" && !flag("invert", false);
     const bool matches = behavior && *behavior == "Removed" && flag("invert", false);
     if (!expression || (*expression != kLlama && *expression != kQwen)) {
-      unknown(text_of("pre_tokenizer expression ", expression ? *expression : "of another kind"));
+      not_built_in(text_of("pre_tokenizer expression ", expression ? *expression : "of another kind"));
     }
-    if (!isolated && !matches) unknown("Split of another behaviour than Isolated");
+    if (!isolated && !matches) not_built_in("Split of another behaviour than Isolated");
     steps_.push_back({Cut::llama, *expression == kLlama ? std::size_t{3} : 1});
   } else {
-    unknown(text_of("pre_tokenizer ", *type));
+    not_built_in(text_of("pre_tokenizer ", *type));
   }
 }
 

@@ -9,6 +9,9 @@
 
 namespace specplug::native {
 
+// Refuse a tokenizer that has what this library does not know: Error(UNSUPPORTED).
+[[noreturn]] void not_built_in(std::string_view what);
+
 class Pretokenizer {
  public:
   // The file's "pre_tokenizer". Throws Error(UNSUPPORTED), naming what is not known.

@@ -13,11 +13,6 @@ constexpr std::string_view kName = "tokenizer.json";
 constexpr std::int64_t kGone = -1;  // in place of an id
 constexpr std::int64_t kMostIds = std::int64_t{1} << 21;
 
-[[noreturn]] void unknown(std::string_view what) {
-  fail(SPECPLUG_ERROR_UNSUPPORTED, "this library's tokenizer has no ", what,
-       ": pass token ids, or tokenize in Python");
-}
-
 template <typename Type>
 const Type& need(const Json& json, std::string_view name) {
   const auto* found = json[name].as<Type>();
@@ -77,12 +72,12 @@ Tokenizer::Tokenizer(std::string_view json) : Tokenizer(Json::parse(json, kName)
 
 Tokenizer::Tokenizer(const Json& json) : pretokenizer_(json["pre_tokenizer"]) {
   if (!json["normalizer"].null()) {
-    if (type_of(json["normalizer"]) != "NFC") unknown("normalizer but NFC");
+    if (type_of(json["normalizer"]) != "NFC") not_built_in("normalizer but NFC");
     compose_ = true;
   }
-  if (type_of(json["decoder"]) != "ByteLevel") unknown("decoder but ByteLevel");
+  if (type_of(json["decoder"]) != "ByteLevel") not_built_in("decoder but ByteLevel");
   for (const auto* name : {"truncation", "padding"}) {
-    if (!json[name].null()) unknown(name);
+    if (!json[name].null()) not_built_in(name);
   }
   read_model(json["model"]);
   read_added(json["added_tokens"]);
@@ -90,10 +85,10 @@ Tokenizer::Tokenizer(const Json& json) : pretokenizer_(json["pre_tokenizer"]) {
 }
 
 void Tokenizer::read_model(const Json& model) {
-  if (type_of(model) != "BPE") unknown("model but BPE");
+  if (type_of(model) != "BPE") not_built_in("model but BPE");
   for (const auto* name :
        {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"}) {
-    if (truthy(model[name]) || model[name].as<double>()) unknown(name);
+    if (truthy(model[name]) || model[name].as<double>()) not_built_in(name);
   }
   ignore_merges_ = truthy(model["ignore_merges"]);
   std::unordered_map<std::string, std::int64_t> vocabulary;
@@ -110,7 +105,7 @@ void Tokenizer::read_model(const Json& model) {
     append_character(letter, letters().letter[byte]);
     auto found = vocabulary.find(letter);
     if (found == vocabulary.end() && unknown_token) {
-      if (truthy(model["fuse_unk"])) unknown("unknown tokens that are fused");
+      if (truthy(model["fuse_unk"])) not_built_in("unknown tokens that are fused");
       found = vocabulary.find(*unknown_token);
     }
     byte_ids_[byte] = found == vocabulary.end() ? kGone : found->second;
@@ -151,7 +146,7 @@ void Tokenizer::read_added(const Json& added) {
     const auto& content = need<std::string>(token, "content");
     if (id < 0 || id >= kMostIds || content.empty()) damaged(kName, " is damaged at added_tokens");
     for (const auto* name : {"single_word", "lstrip", "rstrip"}) {
-      if (truthy(token[name])) unknown(text_of("added token that is ", name));
+      if (truthy(token[name])) not_built_in(text_of("added token that is ", name));
     }
     set_bytes(id, content, truthy(token["special"]));
     added_.push_back({characters(content), id, truthy(token["normalized"])});
@@ -166,12 +161,12 @@ void Tokenizer::read_template(const Json& processor) {
   if (processor.null() || type == "ByteLevel") return;
   if (type == "Sequence") {
     for (const auto& one : need<Json::Array>(processor, "processors")) {
-      if (type_of(one) == "Sequence") unknown("sequence in a sequence");
+      if (type_of(one) == "Sequence") not_built_in("sequence in a sequence");
       read_template(one);
     }
     return;
   }
-  if (type != "TemplateProcessing") unknown("post_processor but TemplateProcessing and ByteLevel");
+  if (type != "TemplateProcessing") not_built_in("post_processor but TemplateProcessing and ByteLevel");
   bool text = false;
   for (const auto& piece : need<Json::Array>(processor, "single")) {
     const auto* name = piece["SpecialToken"]["id"].as<std::string>();
