@@ -280,6 +280,30 @@ def first_token() -> str:
     return markdown(["", *(f"{length} tokens" for length in table)], rows)
 
 
+def native() -> str:
+    """The C++ runtime beside the Python package and a bare session."""
+    rows = []
+    for bundle, found in result("native")["bundles"].items():
+        for name, speed in found.get("speed", {}).items():
+            cpp, python = (
+                speed[f"{language}_tokens_per_second"]["median"] for language in ("cpp", "python")
+            )
+            ratio, outside = speed["cpp_over_python"], speed["outside_the_engine"]
+            cells = [f"{cpp:.0f}", f"{python:.0f}", f"{ratio['median']:.2f}"]
+            rows.append([f"{bundle}, {name}", *cells, f"{outside['median']:.1%}"])
+    head = ["", "C++ tokens/s", "Python", "ratio", "of C++'s time, outside ONNX Runtime"]
+    sizes = [
+        [
+            bundle,
+            f"{found['startup']['specplug_over_bare']['median']:.2f}",
+            f"{found['memory']['specplug_over_bare']['median']:.2f}",
+        ]
+        for bundle, found in result("native")["bundles"].items()
+    ]
+    beside = markdown(["C++ over a bare session", "to the first token", "resident memory"], sizes)
+    return f"{markdown(head, rows)}\n\n{beside}"
+
+
 def _first(found: dict[str, float] | None) -> str | None:
     if found is None:
         return None
@@ -309,6 +333,7 @@ TABLES: dict[str, Table] = {
         race_systems_own,
         pair,
         first_token,
+        native,
     )
 }
 

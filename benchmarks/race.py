@@ -47,7 +47,7 @@ def main() -> None:
     tables = (
         {"first_token": first_tokens(race.systems, answers)}
         if arguments.first_token
-        else report(race.systems, answers, race.alone.of("alone"))
+        else report(race.systems, answers, race.alone.of("alone"), race.max_tokens)
     )
     result = {
         "weights": arguments.weights.name,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _BIAS = "attention_bias"
 _KEPT_BINDINGS = 64  # by shape of call; prompts' odd widths come and go
+_SCORED = 32  # rows of logits that there is memory for from the start: the widest rounds of drafts
 
 Array = np.ndarray[Any, Any]
 
@@ -86,6 +87,7 @@ class OrtEngine:
         self._bound_to: Array | None = None  # what the bindings read and write
         self._bindings: dict[tuple[int, int, int, bool], _Binding] = {}
         self._no_bias = np.zeros(0, dtype=np.float32)
+        self._logits = np.empty(0, dtype=np.float32)
 
     def forward(self, step: Step) -> HostScores:
         """Run tokens over the cache; see :class:`specplug.types.Engine`."""
@@ -180,7 +182,7 @@ class OrtEngine:
             "scores_from": np.zeros(1, dtype=np.int64),
             **self._new_inputs(batch, width, tree),
         }
-        logits: Float32Array = np.zeros((batch, scored, self.spec.vocab_size), dtype=np.float32)
+        logits = self._room_for_logits(batch, scored)
         io = self._session.io_binding()
 
         def bind(binder: Any, name: str, array: Array) -> None:
@@ -197,3 +199,11 @@ class OrtEngine:
                     bind(io.bind_output, f"present.{layer}.{kind}", entries)
             bind(io.bind_output, "logits", logits)
         return _Binding(io, inputs, logits)
+
+    def _room_for_logits(self, batch: int, scored: int) -> Float32Array:
+        """Of one memory for all shapes of call: scores are valid until the next call only."""
+        vocab_size = self.spec.vocab_size
+        size = batch * scored * vocab_size
+        if self._logits.size < size:  # of memory that is not written to, nothing is taken
+            self._logits = np.empty(max(size, _SCORED * vocab_size), dtype=np.float32)
+        return self._logits[:size].reshape(batch, scored, vocab_size)

@@ -60,6 +60,7 @@ class Sampler:
         params.check_tokens(vocab_size)
         self.params = params
         self.vocab_size = vocab_size
+        self._plain = params.plain
         self._prompt_tokens = prompt_tokens
         self._noise = Noise(params.seed, sample)
         self._grammar = grammar
@@ -78,7 +79,7 @@ class Sampler:
             context: the committed tokens, i64[n].
             drafted: those drafted so far this round.
         """
-        if self.params.plain:
+        if self._plain:
             best = int(scores.argmax()[0, 0])
             if best < self.vocab_size:
                 return best, None
@@ -105,7 +106,7 @@ class Sampler:
             history: the committed tokens, i64[n].
             proposal: a tree of k tokens, possibly empty; a chain if not :attr:`branching`.
         """
-        if self.params.plain:
+        if self._plain:
             return accept_greedy(scores.argmax()[0], proposal)
         rows = scores.logits()[0]
         if self._matching:

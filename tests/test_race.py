@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from race import print_tables
 from racing.quality import compare
 from racing.records import Records
-from racing.report import against, by_group, first_tokens, over_groups, report
+from racing.report import (
+    against,
+    by_group,
+    completed,
+    decoding_speed,
+    first_tokens,
+    over_groups,
+    report,
+    speed,
+)
 from racing.running import Prompt, Race
 from racing.systems import System
 from racing.workers import Worker, WorkerError
@@ -201,6 +210,18 @@ def test_only_common_prompts_are_compared() -> None:
     }
 
 
+@given(st.integers(2, 300), SECONDS, SECONDS, st.integers(2, 300))
+def test_answers_are_reckoned_at_one_length(
+    made: int, first: float, rest: float, length: int
+) -> None:
+    short = answer("a-1", "s", made, first + rest, first=first)
+    found = completed(short, length)
+    assert decoding_speed(found) == pytest.approx(decoding_speed(short), rel=1e-6)
+    assert found["seconds"] == pytest.approx(first + rest * (length - 1) / (made - 1))
+    assert speed(completed(short, made)) == pytest.approx(speed(short))
+    assert completed(answer("a-1", "s", 1, 1.0, first=1.0), length)["seconds"] == 1.0
+
+
 def test_an_answer_of_one_token_has_no_decoding_speed() -> None:
     groups = by_group([answer("a-1", "s", 1, 1.0, first=1.0)])
     assert groups["a"]["decoding_tokens_per_second"] is None
@@ -229,7 +250,7 @@ def test_the_best_peer_meets_ours_of_no_less_quality(capsys: pytest.CaptureFixtu
         {"system": name, "memory": {}, "quality": {"mean_kl": kl}}
         for name, kl in divergence.items()
     ]
-    tables = report(systems, answers, alone)
+    tables = report(systems, answers, alone, length=8)
     row = tables["against_best_peer"]["groups"]["a"]
     assert row["peer"] == "fast peer"
     assert row["specplug"]["system"] == "specplug fp32 auto"  # int4 is faster, and worse
@@ -277,7 +298,7 @@ def test_workers_answer_in_processes_of_their_own(tmp_path: Path) -> None:
     assert [r["token_ids"] for r in made.records.of("answer")][:1] == [[3, 4, 5]]
     assert made.records.of("worker")[0]["versions"] == {"numpy": np.__version__}
     assert "says hello" in (tmp_path / "log").read_text()
-    result = report(made.systems, made.records.of("answer"), made.alone.of("alone"))
+    result = report(made.systems, made.records.of("answer"), made.alone.of("alone"), 3)
     assert result["systems"]["peer lookup"]["over_plain"]["same_text"] == len(PROMPTS)
     assert result["systems"]["peer lookup"]["quality"]["mean_kl"] == 0.0
 

@@ -13,14 +13,18 @@ OURS = "specplug"
 _SAME_QUALITY = 1e-4  # nats; fp32 systems differ among themselves by rounding
 
 
-def report(systems: Sequence[System], answers: Sequence[Record], alone: Sequence[Record]) -> Any:
+def report(
+    systems: Sequence[System], answers: Sequence[Record], alone: Sequence[Record], length: int
+) -> Any:
     """Everything that the records say.
 
     Args:
         systems: that took part; those without an answer are left out.
         answers: records of :class:`racing.running.Race`.
         alone: likewise.
+        length: tokens that every answer is reckoned to have, see :func:`completed`.
     """
+    answers = [completed(answer, length) for answer in answers]
     by_system = {
         system.name: {a["prompt"]: a for a in answers if a["system"] == system.name}
         for system in systems
@@ -46,16 +50,36 @@ def report(systems: Sequence[System], answers: Sequence[Record], alone: Sequence
     return {"systems": figures, "against_best_peer": against_best_peer(figures, by_system)}
 
 
+def completed(answer: Record, length: int) -> Record:
+    """The answer as if it had been so long, at its own speed after the first token.
+
+    Systems round otherwise, and so answer otherwise: one ends after twenty tokens what another goes
+    on about. Were these compared as they are, the prompt would be a larger part of the one's time.
+    """
+    rate = decoding_speed(answer)
+    if rate is None:
+        return answer
+    return answer | {
+        "length": length,
+        "seconds": answer["first_token_seconds"] + (length - 1) / rate,
+    }
+
+
+def tokens(answer: Record) -> int:
+    """That an answer has, or is reckoned to have."""
+    return int(answer.get("length", len(answer["token_ids"])))
+
+
 def speed(answer: Record) -> float:
     """Tokens a second, prompt included."""
-    return len(answer["token_ids"]) / float(answer["seconds"])
+    return tokens(answer) / float(answer["seconds"])
 
 
 def decoding_speed(answer: Record) -> float | None:
     """Tokens a second after the first; None where there was none."""
     seconds = answer["seconds"] - answer["first_token_seconds"]
-    tokens = len(answer["token_ids"]) - 1
-    return tokens / seconds if tokens and seconds > 0 else None
+    later = tokens(answer) - 1
+    return later / seconds if later and seconds > 0 else None
 
 
 def joules(answer: Record) -> float | None:
