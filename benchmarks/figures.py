@@ -237,6 +237,33 @@ def race() -> str:
     return markdown(head, rows)
 
 
+def race_each() -> str:
+    """The same for every peer: how many times as fast we are, and in which precision."""
+    return _each("race_specbench-dev")
+
+
+def race_each_own() -> str:
+    """Likewise on our own prompts."""
+    return _each("race_own")
+
+
+def _each(name: str) -> str:
+    table = result(name)["against_each_peer"]
+    groups = list(dict.fromkeys(group for rows in table.values() for group in rows))
+    rows = []
+    for peer, found in table.items():
+        quality = next((_quality(row) for row in found.values()), "")
+        cells = [_ratio(found.get(group)) for group in groups]
+        rows.append([f"{peer}, {quality}", *cells])
+    return markdown(["peer, at its fastest", *groups], rows)
+
+
+def _ratio(row: dict[str, Any] | None) -> str | None:
+    if row is None or "ratio" not in row:
+        return None
+    return f"{row['ratio']:.2f} ({row['specplug']['system'].removeprefix('specplug ')})"
+
+
 def race_systems() -> str:
     """Every system: quality, speed, what its speculation does to speed and text, memory."""
     return _systems("race_specbench-dev")
@@ -329,6 +356,8 @@ TABLES: dict[str, Table] = {
         sampling,
         lookup,
         race,
+        race_each,
+        race_each_own,
         race_systems,
         race_systems_own,
         pair,

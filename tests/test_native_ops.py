@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,24 +18,17 @@ from specplug.engines.ort_session import open_session
 from specplug.export.passes import QuantizeW8A8
 from specplug.opening import EngineOptions
 from specplug.types import EngineError
+from tests_support import native
 from tests_support.sketch import FLOAT, Sketch
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
 def library() -> Path:
     """Built from the sources as they are now; skips where that cannot be done."""
-    if platform.machine() != "x86_64":
-        pytest.skip("the native operators are written for x86-64")
-    if not (ROOT / ".git").exists():
-        pytest.skip("the native operators are built from a checkout")
-    built = subprocess.run(
-        [ROOT / "scripts" / "native", "ops"], capture_output=True, text=True, check=False
-    )
-    if built.returncode == 77:
-        pytest.skip(built.stderr.strip().splitlines()[-1])
-    assert built.returncode == 0, built.stderr
+    try:
+        native.build("ops")
+    except native.MissingToolError as error:
+        pytest.skip(f"no native operators: {error}")
     found = native_ops()
     if found is None:
         pytest.skip("this CPU has no AVX-512 VNNI, which the native operators need")
@@ -87,13 +78,13 @@ def test_products_are_those_of_the_definition(
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
-    plain, native = both(product(depth, columns))
+    plain, fused = both(product(depth, columns))
     x = random.standard_normal((batch, rows, depth)).astype(np.float32) * np.float32(10.0**size)
     x[0, rows // 2] = 0  # a row of zeros divides 0 by 0
     x[-1, -1, -1] = 0.5 * np.abs(x[-1, -1]).max()  # between two levels
     for given_x in (x, x[:, :1], -x):
         expected = plain.run(None, {"x": given_x})[0]
-        assert native.run(None, {"x": given_x})[0].tobytes() == expected.tobytes()
+        assert fused.run(None, {"x": given_x})[0].tobytes() == expected.tobytes()
 
 
 def test_no_rows_make_no_products(both: Callable[[bytes], list]) -> None:
@@ -114,9 +105,9 @@ def test_the_library_is_what_runs(
 
     monkeypatch.setattr(onnxruntime, "SessionOptions", options)
     both(product(8, 5))
-    plain, native = ({node.op_type for node in ir.load(file).graph} for file in files(tmp_path))
+    plain, fused = ({node.op_type for node in ir.load(file).graph} for file in files(tmp_path))
     assert "MatMulIntegerToFloat" in plain
-    assert native == {"RowQuantizedProduct"}
+    assert fused == {"RowQuantizedProduct"}
 
 
 def files(folder: Path) -> list[Path]:

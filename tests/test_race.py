@@ -255,6 +255,9 @@ def test_the_best_peer_meets_ours_of_no_less_quality(capsys: pytest.CaptureFixtu
     assert row["peer"] == "fast peer"
     assert row["specplug"]["system"] == "specplug fp32 auto"  # int4 is faster, and worse
     assert row["ratio"] == pytest.approx(2.0 / 1.6)
+    exact = tables["against_each_peer"]["exact peer"]["a"]
+    assert exact["specplug"]["system"] == "specplug fp32 auto"
+    assert exact["ratio"] == pytest.approx(4.0 / 1.6)
     print_tables(tables)
     assert "fast peer 4, specplug fp32 auto 5: 1.25" in capsys.readouterr().out
 

@@ -47,7 +47,11 @@ def report(
         figures[system.name]["all"] = over_groups(figures[system.name]["groups"])
         if system.plain and by_system.get(system.plain):
             figures[system.name]["over_plain"] = against(mine, by_system[system.plain])
-    return {"systems": figures, "against_best_peer": against_best_peer(figures, by_system)}
+    return {
+        "systems": figures,
+        "against_best_peer": against_best_peer(figures, by_system),
+        "against_each_peer": against_each_peer(figures, by_system),
+    }
 
 
 def completed(answer: Record, length: int) -> Record:
@@ -140,32 +144,70 @@ def measured_alone(own: Record | None, base: Record | None) -> dict[str, Any]:
 def against_best_peer(
     figures: dict[str, Any], by_system: dict[str, dict[str, Record]]
 ) -> dict[str, Any]:
-    """By group: the fastest peer, and our fastest configuration of no less quality.
-
-    Their ratio is over the prompts that both answered.
-    """
-    groups = [*dict.fromkeys(group for found in figures.values() for group in found["groups"])]
-    table: dict[str, Any] = {}
-    for group in groups:
-        peers = [n for n, f in figures.items() if f["tool"] != OURS and group in f["groups"]]
-        if not peers:
-            continue
-        peer = max(peers, key=lambda name: _speed_in(figures[name], group))
-        table[group] = {"peer": peer, **_brief(figures[peer], group)}
-        equal = [
-            name
-            for name, found in figures.items()
-            if found["tool"] == OURS
-            and group in found["groups"]
-            and _no_worse(found["quality"], figures[peer]["quality"])
-        ]
-        if equal:
-            best = max(equal, key=lambda name: _speed_in(figures[name], group))
-            ratio = against(by_system[best], by_system[peer])["groups"][group]
-            table[group]["specplug"] = {"system": best, **_brief(figures[best], group)}
-            table[group]["ratio"] = ratio
+    """By group: the fastest peer, and our fastest configuration of no less quality."""
+    table = {
+        group: row
+        for group in _groups(figures)
+        if (row := _beside(figures, by_system, group, _peers(figures)))
+    }
     ratios = [row["ratio"] for row in table.values() if "ratio" in row]
     return {"groups": table, "ratio": _mean(ratios)}
+
+
+def against_each_peer(
+    figures: dict[str, Any], by_system: dict[str, dict[str, Record]]
+) -> dict[str, Any]:
+    """The same for every peer and precision, the faster of its plain decoding and speculation."""
+    return {
+        peer: {
+            group: row
+            for group in _groups(figures)
+            if (row := _beside(figures, by_system, group, [peer, *_speculations(figures, peer)]))
+        }
+        for peer in _peers(figures)
+        if figures[peer]["plain"] is None
+    }
+
+
+def _beside(
+    figures: dict[str, Any],
+    by_system: dict[str, dict[str, Record]],
+    group: str,
+    peers: Sequence[str],
+) -> dict[str, Any] | None:
+    """The fastest of some peers and our fastest configuration of no less quality, in a group.
+
+    Their ratio is over the prompts that both answered. None: no such peer answered.
+    """
+    there = [name for name in peers if group in figures[name]["groups"]]
+    if not there:
+        return None
+    peer = max(there, key=lambda name: _speed_in(figures[name], group))
+    row = {"peer": peer, **_brief(figures[peer], group)}
+    equal = [
+        name
+        for name, found in figures.items()
+        if found["tool"] == OURS
+        and group in found["groups"]
+        and _no_worse(found["quality"], figures[peer]["quality"])
+    ]
+    if equal:
+        best = max(equal, key=lambda name: _speed_in(figures[name], group))
+        row["specplug"] = {"system": best, **_brief(figures[best], group)}
+        row["ratio"] = against(by_system[best], by_system[peer])["groups"][group]
+    return row
+
+
+def _groups(figures: dict[str, Any]) -> list[str]:
+    return [*dict.fromkeys(group for found in figures.values() for group in found["groups"])]
+
+
+def _peers(figures: dict[str, Any]) -> list[str]:
+    return [name for name, found in figures.items() if found["tool"] != OURS]
+
+
+def _speculations(figures: dict[str, Any], plain: str) -> list[str]:
+    return [name for name, found in figures.items() if found["plain"] == plain]
 
 
 def _speed_in(figures: dict[str, Any], group: str) -> float:
