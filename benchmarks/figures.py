@@ -216,16 +216,18 @@ def lookup() -> str:
 # --- the race ---------------------------------------------------------------------------------
 
 
+_RACES = {"race_specbench-dev": "Spec-Bench", "race_own": "own", "race_quoting": "quoting"}
+
+
 def race() -> str:
     """Our fastest configuration of no less quality beside the fastest peer, by task group."""
     rows = []
-    for name, label in (("race_specbench-dev", "Spec-Bench"), ("race_own", "own")):
-        found = read_result(name)
-        for group, row in (found or {}).get("against_best_peer", {}).get("groups", {}).items():
+    for name, label in _RACES.items():
+        for group, row in result(name)["against_best_peer"]["groups"].items():
             ours = row.get("specplug")
             rows.append(
                 [
-                    f"{label}: {group}",
+                    f"{label}: {group}" if group != label else label,
                     f"{row['peer']}, {_quality(row)}",
                     f"{row['tokens_per_second']:.0f}",
                     ours and f"{ours['system'].removeprefix('specplug ')}, {_quality(ours)}",
@@ -272,6 +274,11 @@ def race_systems() -> str:
 def race_systems_own() -> str:
     """The same on our own prompts."""
     return _systems("race_own")
+
+
+def race_quoting() -> str:
+    """The same on prompts whose answers quote them."""
+    return _systems("race_quoting")
 
 
 def pair() -> str:
@@ -360,6 +367,7 @@ TABLES: dict[str, Table] = {
         race_each_own,
         race_systems,
         race_systems_own,
+        race_quoting,
         pair,
         first_token,
         native,
