@@ -175,6 +175,20 @@ def _over_in(group: dict[str, Any]) -> str:
     return f"{group['over_plain']:.2f} ({group['decoding_over_plain']:.2f})"
 
 
+def own_time() -> str:
+    """What of a generation is not spent in ONNX Runtime."""
+    runs = result("speculation_quoting_auto")["runs"]
+    rows = [
+        [run["precision"], *(f"{k['own_time_share']:.1%}" for k in run["by_draft_tokens"].values())]
+        for run in runs
+    ]
+    return markdown(["outside ONNX Runtime", *_lengths(runs[0])], rows)
+
+
+def _lengths(run: dict[str, Any]) -> list[str]:
+    return ["plain" if k == "0" else f"`auto`, k = {k}" for k in run["by_draft_tokens"]]
+
+
 def acceptance() -> str:
     """Acceptance rules: tokens a round, and the rate."""
     rules = result("acceptance")["rules"]
@@ -359,6 +373,7 @@ TABLES: dict[str, Table] = {
         exporting,
         identity,
         drafting,
+        own_time,
         acceptance,
         sampling,
         lookup,

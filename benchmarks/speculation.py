@@ -154,6 +154,7 @@ def main() -> None:
     )
     parser.add_argument("bundles", nargs="+")
     parser.add_argument("--workload", default="quoting")
+    parser.add_argument("--drafter", default="ngram")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--costs-only", action="store_true", help="calls by width, no decoding")
     parser.add_argument("--name", default="costs", help="of the result file of --costs-only")
@@ -164,7 +165,7 @@ def main() -> None:
     runs = []
     for path in arguments.bundles:
         precision = Bundle.open(path).manifest.target.precision
-        with SpeculativeDecoder.from_bundle(path, drafter="ngram") as decoder:
+        with SpeculativeDecoder.from_bundle(path, drafter=arguments.drafter) as decoder:
             costs = call_costs(decoder, arguments.repeats)
             compared = against_plain(decoder, arguments.workload, arguments.repeats)
         runs.append({"precision": precision, "call_milliseconds": costs, **compared})
@@ -177,7 +178,10 @@ def main() -> None:
                 f" own time {found['own_time_share']:.2%}"
             )
         print(f"  texts identical: {compared['texts_identical']}")
-    print(write_result(f"speculation_{arguments.workload}", {"new_tokens": TOKENS, "runs": runs}))
+    name = f"speculation_{arguments.workload}"
+    if arguments.drafter != "ngram":
+        name += f"_{arguments.drafter}"
+    print(write_result(name, {"new_tokens": TOKENS, "runs": runs}))
 
 
 if __name__ == "__main__":
