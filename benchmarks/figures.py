@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from measuring import HERE, read_result
+from speculation import PLAIN_W8A8
 
 ROOT = HERE.parent
 DOCUMENTS = ("README.md", "docs/BENCHMARKS.md")
@@ -82,7 +83,7 @@ def result(name: str) -> dict[str, Any]:
 def precisions() -> str:
     """What each precision takes, how near it is to its source, and what its calls cost."""
     quality, costs = result("precisions")["runs"], result("costs")["call_milliseconds"]
-    plain = costs.get("w8a8 without native operators")
+    plain = costs.get(PLAIN_W8A8)
     rows = []
     for name in _PRECISIONS:
         if name not in quality:
@@ -100,7 +101,7 @@ def precisions() -> str:
             ]
         )
         if name == "w8a8" and plain:
-            rows.append(["w8a8 without native operators", *["the same"] * 5, _milliseconds(plain)])
+            rows.append([PLAIN_W8A8, *["the same"] * 5, _milliseconds(plain)])
     head = ["", "MB", "KL to the source", "top-1", "perplexity", "exact from width"]
     return markdown([*head, "ms a call of 1 / 4 / 8 / 16 tokens"], rows)
 

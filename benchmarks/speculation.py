@@ -135,7 +135,10 @@ def write_costs(bundles: list[str], repeats: int, name: str) -> None:
             with SpeculativeDecoder.from_bundle(path, drafter="none") as decoder:
                 parts.setdefault(precision, []).append(call_costs(decoder, 1))
             if precision == "w8a8" and native_ops():
-                with without_native_ops(), SpeculativeDecoder.from_bundle(path) as decoder:
+                with (
+                    without_native_ops(),
+                    SpeculativeDecoder.from_bundle(path, drafter="none") as decoder,
+                ):
                     parts.setdefault(PLAIN_W8A8, []).append(call_costs(decoder, 1))
     runs = {
         precision: {

@@ -115,6 +115,7 @@ class OrtEngine:
         """Release session and cache."""
         self._bindings = {}
         self._session = self._bound_to = None
+        self._logits = np.empty(0, dtype=np.float32)
         self.cache = KeyValues(self.cache.layout, 0, 0)  # the old one may be shared
 
     # --- the dialect --------------------------------------------------------------------------
