@@ -128,9 +128,11 @@ class BatchDecoder(Decoder):
             their ``error``.
         """
         self.prepare()
-        ended = self._drop_cancelled()
-        begun = self._read()
-        return [*ended, *begun, *self._round()]
+        made: dict[Generation, list[Token]] = {}
+        for part in (self._drop_cancelled, self._read, self._round):
+            for generation, tokens in part():
+                made.setdefault(generation, []).extend(tokens)
+        return [*made.items()]
 
     def _drop_cancelled(self) -> Progress:
         cancelled = [one for one in [*self._waiting, *self._began()] if one.cancelled]
