@@ -23,8 +23,8 @@ import torch
 
 from measuring import workload, write_result
 from specplug import Bundle, SamplingParams, SpeculativeDecoder
-from specplug.decoder import GenerationOptions
 from specplug.export.source import open_source
+from specplug.generation import GenerationOptions
 
 DRAFT_TOKENS = (1, 4, 8)
 TOKENS = 128

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 
 from specplug.types import (
+    BatchEngine,
     Engine,
     EngineError,
     EngineSpec,
@@ -196,6 +198,33 @@ class EngineContract:
             for row, (past, length) in enumerate(zip(pasts, lengths, strict=True)):
                 assert_close(found[row, :length], whole[row][past : past + length])
             pasts = np.maximum(pasts + lengths - 2, 0)  # some of them taken back
+        engine.close()
+        alone.close()
+
+    def test_rows_of_the_cache(self, make: Make) -> None:
+        """A call's rows may be any neighbours, and what a row holds may become another's."""
+        engine, alone = self.batched(make, 4), make()
+        assert isinstance(engine, BatchEngine)
+        sequences = [self.sequence(engine, 40, seed=row) for row in range(4)]
+        whole = [rows(alone, sequence, 0) for sequence in sequences]
+        for row in (2, 0, 3, 1):
+            step = Step(tokens=np.array([sequences[row][:24]]), past=np.array([0]), first_row=row)
+            assert_close(engine.forward(step).logits()[0], whole[row][:24])
+        pair = Step(
+            tokens=np.array([sequence[20:30] for sequence in sequences[1:3]]),
+            past=np.array([20, 20]),
+            first_row=1,
+        )
+        found = engine.forward(pair).logits()
+        assert_close(found[0], whole[1][20:30])
+        assert_close(found[1], whole[2][20:30])
+        first, rest = engine.save(2, 0, 10), engine.save(2, 10, 25)
+        engine.load(3, 0, first)
+        engine.load(3, 10, rest)
+        moved = Step(tokens=np.array([sequences[2][25:40]]), past=np.array([25]), first_row=3)
+        assert_close(engine.forward(moved).logits()[0], whole[2][25:40])
+        with pytest.raises(EngineError, match="first_row 3"):
+            engine.forward(replace(pair, first_row=3))
         engine.close()
         alone.close()
 

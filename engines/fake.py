@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from specplug.engines.host import HostScores, check_step
 from specplug.types import EngineError, EngineSpec, Step
@@ -59,7 +59,9 @@ class FakeEngine:
         parents = range(-1, step.tokens.shape[1] - 1) if step.parents is None else step.parents
         rows = [
             self._scores(cache, int(past), tokens.tolist(), list(parents), step.scores_from)
-            for cache, past, tokens in zip(self._cache, step.past, step.tokens, strict=False)
+            for cache, past, tokens in zip(
+                self._cache[step.first_row :], step.past, step.tokens, strict=False
+            )
         ]
         return HostScores(np.array(rows, dtype=np.float32))
 
@@ -83,6 +85,16 @@ class FakeEngine:
         """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
         cache = self._cache[row]
         cache[past:] = [cache[past + node] for node in nodes]
+
+    def save(self, row: int, start: int, stop: int) -> NDArray[np.int64]:
+        """A copy of a row's entries; see :class:`specplug.types.BatchEngine`."""
+        return np.array(self._cache[row][start:stop], dtype=np.int64)
+
+    def load(self, row: int, start: int, entries: NDArray[np.int64]) -> None:
+        """Write entries into a row; see :class:`specplug.types.BatchEngine`."""
+        if start > len(self._cache[row]):
+            raise EngineError(f"start {start}, but row {row} has {len(self._cache[row])} entries")
+        self._cache[row][start : start + len(entries)] = entries.tolist()
 
     def close(self) -> None:
         """Further calls are errors."""

@@ -40,6 +40,11 @@ def check_step(spec: EngineSpec, step: Step) -> None:
     batch, width = step.tokens.shape
     if batch > spec.max_batch:
         raise EngineError(f"batch of {batch}: {spec.name} takes {spec.max_batch} here")
+    if not 0 <= step.first_row <= spec.max_batch - batch:
+        raise EngineError(
+            f"first_row {step.first_row} of a batch of {batch}: {spec.name} has "
+            f"{spec.max_batch} rows here"
+        )
     if step.past.shape != (batch,):
         raise EngineError(f"past has shape {step.past.shape}: need ({batch},)")
     if width < spec.min_width:

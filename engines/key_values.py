@@ -58,3 +58,12 @@ class KeyValues:
         """Move the entries of a tree's accepted path together."""
         entries = self.entries[:, :, row]
         entries[:, :, :, past : past + len(nodes)] = entries[:, :, :, [past + n for n in nodes]]
+
+    def save(self, row: int, start: int, stop: int) -> Array:
+        """A copy of a row's entries, [layers, 2, heads, stop - start, size]."""
+        return self.entries[:, :, row, :, start:stop].copy()
+
+    def load(self, row: int, start: int, entries: Array) -> None:
+        """Write such a copy into a row."""
+        self.make_room(start + entries.shape[3])
+        self.entries[:, :, row, :, start : start + entries.shape[3]] = entries

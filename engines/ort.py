@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from specplug.opening import EngineOptions
 
 _BIAS = "attention_bias"
-_KEPT_BINDINGS = 64  # by shape of call; prompts' odd widths come and go
+_KEPT_BINDINGS = 128  # by shape of call; prompts' odd widths come and go
 _SCORED = 32  # rows of logits that there is memory for from the start: the widest rounds of drafts
 
 Array = np.ndarray[Any, Any]
@@ -85,7 +85,7 @@ class OrtEngine:
             range(cache.layers),
         )
         self._bound_to: Array | None = None  # what the bindings read and write
-        self._bindings: dict[tuple[int, int, int, bool], _Binding] = {}
+        self._bindings: dict[tuple[int, int, int, int, bool], _Binding] = {}
         self._no_bias = np.zeros(0, dtype=np.float32)
         self._logits = np.empty(0, dtype=np.float32)
 
@@ -97,7 +97,7 @@ class OrtEngine:
         batch, width = step.tokens.shape
         self._make_room(max(step.past.tolist()) + width)
         tree = step.parents is not None
-        binding = self._binding(batch, width, width - step.scores_from, tree)
+        binding = self._binding(step.first_row, batch, width, width - step.scores_from, tree)
         binding.inputs["input_ids"][...] = step.tokens
         binding.inputs["scores_from"][0] = step.scores_from
         self._fill(binding.inputs, step)
@@ -110,6 +110,14 @@ class OrtEngine:
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
         self.cache.keep(row, past, nodes)
+
+    def save(self, row: int, start: int, stop: int) -> Array:
+        """A copy of a row's entries; see :class:`specplug.types.BatchEngine`."""
+        return self.cache.save(row, start, stop)
+
+    def load(self, row: int, start: int, entries: Array) -> None:
+        """Write entries into a row; see :class:`specplug.types.BatchEngine`."""
+        self.cache.load(row, start, entries)
 
     def close(self) -> None:
         """Release session and cache."""
@@ -168,16 +176,17 @@ class OrtEngine:
             self._bound_to = self.cache.entries
             self._bindings = {}
 
-    def _binding(self, batch: int, width: int, scored: int, tree: bool) -> _Binding:
-        found = self._bindings.get((batch, width, scored, tree))
+    def _binding(self, first: int, batch: int, width: int, scored: int, tree: bool) -> _Binding:
+        key = first, batch, width, scored, tree
+        found = self._bindings.get(key)
         if found is None:
-            found = self._bind(batch, width, scored, tree)
+            found = self._bind(*key)
             if len(self._bindings) >= _KEPT_BINDINGS:
                 self._bindings.pop(next(iter(self._bindings)))
-            self._bindings[batch, width, scored, tree] = found
+            self._bindings[key] = found
         return found
 
-    def _bind(self, batch: int, width: int, scored: int, tree: bool) -> _Binding:
+    def _bind(self, first: int, batch: int, width: int, scored: int, tree: bool) -> _Binding:
         inputs = {
             "input_ids": np.zeros((batch, width), dtype=np.int64),
             "scores_from": np.zeros(1, dtype=np.int64),
@@ -194,7 +203,7 @@ class OrtEngine:
                 if name in self._inputs:
                     bind(io.bind_input, name, array)
             for layer, place in enumerate(self._layers):
-                pair = self.cache.entries[place, :, :batch]
+                pair = self.cache.entries[place, :, first : first + batch]
                 for kind, entries in zip(("key", "value"), pair, strict=True):
                     bind(io.bind_input, f"past_key_values.{layer}.{kind}", entries)
                     bind(io.bind_output, f"present.{layer}.{kind}", entries)

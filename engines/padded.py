@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 
 from specplug.engines.host import check_step
-from specplug.types import EngineError, Float32Array, Int64Array, Scores, Step, TreeEngine
+from specplug.types import (
+    BatchEngine,
+    EngineError,
+    Float32Array,
+    Int64Array,
+    Scores,
+    Step,
+    TreeEngine,
+)
 from specplug.widths import WIDEST, rows_of
+
+
+class _Engine(TreeEngine, BatchEngine, Protocol):
+    """What the adapters that need padding are."""
 
 
 class PaddedEngine:
@@ -25,7 +38,7 @@ class PaddedEngine:
         EngineError: rows depend on the width of the call, whatever it is padded to.
     """
 
-    def __init__(self, engine: TreeEngine) -> None:
+    def __init__(self, engine: _Engine) -> None:
         self._engine = engine
         # What padding may need stays free.
         self.spec = replace(engine.spec, max_length=engine.spec.max_length - (WIDEST - 1))
@@ -74,6 +87,14 @@ class PaddedEngine:
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
         self._engine.keep(row, past, nodes)
+
+    def save(self, row: int, start: int, stop: int) -> Any:
+        """A copy of a row's entries; see :class:`specplug.types.BatchEngine`."""
+        return self._engine.save(row, start, stop)
+
+    def load(self, row: int, start: int, entries: Any) -> None:
+        """Write entries into a row; see :class:`specplug.types.BatchEngine`."""
+        self._engine.load(row, start, entries)
 
     def close(self) -> None:
         """Close the engine."""

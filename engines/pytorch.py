@@ -130,7 +130,7 @@ class PyTorchEngine:
         compute = self._replayed or self._compute
         try:
             with torch.inference_mode():
-                logits = compute(self._inputs(step), width - step.scores_from)
+                logits = compute(self._inputs(step), width - step.scores_from, step.first_row)
         except RuntimeError as error:
             raise EngineError(f"PyTorch failed running the model: {error}") from error
         return TorchScores(logits)
@@ -147,8 +147,9 @@ class PyTorchEngine:
         host = (step.tokens, positions(step), slots)
         return [*(torch.from_numpy(array.copy()).to(self._device) for array in host), *masks]
 
-    def _compute(self, inputs: list[torch.Tensor], kept: int) -> torch.Tensor:
+    def _compute(self, inputs: list[torch.Tensor], kept: int, first_row: int) -> torch.Tensor:
         """Logits of the last ``kept`` tokens, [B, kept, V]."""
+        self._slots.first_row = first_row
         tokens, places, self._slots.slots, *masks = inputs
         kinds = dict(zip(self._windows, masks, strict=True))
         output = self._model(
@@ -161,6 +162,16 @@ class PyTorchEngine:
         )
         logits: torch.Tensor = output.logits
         return logits
+
+    @torch.inference_mode()
+    def save(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """A copy of a row's entries; see :class:`specplug.types.BatchEngine`."""
+        return self._slots.save(row, start, stop)
+
+    @torch.inference_mode()
+    def load(self, row: int, start: int, entries: torch.Tensor) -> None:
+        """Write entries into a row; see :class:`specplug.types.BatchEngine`."""
+        self._slots.load(row, start, entries)
 
     @torch.inference_mode()
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
@@ -180,17 +191,17 @@ class _Replayed:
     never run again.
     """
 
-    def __init__(self, compute: Callable[[list[torch.Tensor], int], torch.Tensor]) -> None:
+    def __init__(self, compute: Callable[[list[torch.Tensor], int, int], torch.Tensor]) -> None:
         self._compute = compute
         self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
 
-    def __call__(self, inputs: list[torch.Tensor], kept: int) -> torch.Tensor:
+    def __call__(self, inputs: list[torch.Tensor], kept: int, first_row: int) -> torch.Tensor:
         """Copy the inputs to where the graph reads them, and run it."""
-        shape = (*inputs[-1].shape, kept)
+        shape = (*inputs[-1].shape, kept, first_row)
         if shape not in self._graphs:
             if inputs[0].shape[1] > WIDEST:  # prefill: rarely the same shape twice
-                return self._compute(inputs, kept)
-            self._graphs[shape] = self._capture(inputs, kept)
+                return self._compute(inputs, kept, first_row)
+            self._graphs[shape] = self._capture(inputs, kept, first_row)
         graph, held, output = self._graphs[shape]
         for place, value in zip(held, inputs, strict=True):
             place.copy_(value)
@@ -198,17 +209,17 @@ class _Replayed:
         return output
 
     def _capture(
-        self, inputs: list[torch.Tensor], kept: int
+        self, inputs: list[torch.Tensor], kept: int, first_row: int
     ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
         held = [value.clone() for value in inputs]
         stream = torch.cuda.Stream(inputs[0].device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
         with torch.cuda.stream(stream):  # libraries allocate their workspaces on a first run
-            self._compute(held, kept)
+            self._compute(held, kept, first_row)
         torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            output = self._compute(held, kept)
+            output = self._compute(held, kept, first_row)
         return graph, held, output
 
 
@@ -238,6 +249,8 @@ class _Slots(transformers.Cache):  # type: ignore[misc]
 
     slots: torch.Tensor
     """Where the running call's entries go, i64[B, T]."""
+    first_row = 0
+    """The row of the running call's first."""
 
     def __init__(self, rows: int, capacity: int) -> None:
         super().__init__(layers=[])
@@ -278,14 +291,28 @@ class _Slots(transformers.Cache):  # type: ignore[misc]
             self._entries[layer_idx] = self._new(pair)
         entries = self._entries[layer_idx]
         batch = len(self.slots)
-        row = torch.arange(batch, device=self.slots.device)[:, None]
+        rows = slice(self.first_row, self.first_row + batch)
+        row = torch.arange(rows.start, rows.stop, device=self.slots.device)[:, None]
         for held, new in zip(entries, pair, strict=True):
             held[row, :, self.slots] = new.transpose(1, 2)
-        return entries[0][:batch], entries[1][:batch]
+        return entries[0][rows], entries[1][rows]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are always given: transformers' count of them is not used."""
         return 0
+
+    def save(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """A copy of a row's entries, [2 * layers, heads, stop - start, size]."""
+        parts = [part for layer in sorted(self._entries) for part in self._entries[layer]]
+        return torch.stack([part[row, :, start:stop] for part in parts])
+
+    def load(self, row: int, start: int, saved: torch.Tensor) -> None:
+        """Write such a copy into a row."""
+        end = start + saved.shape[2]
+        self.make_room(end)
+        parts = [part for layer in sorted(self._entries) for part in self._entries[layer]]
+        for part, values in zip(parts, saved, strict=True):
+            part[row, :, start:end] = values
 
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move entries of a row together."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,8 @@ class TensorRTEngine:
             end = min(start + widest, width)
             first = max(step.scores_from - start, 0)
             scores = self._call(
-                Step(
+                replace(
+                    step,
                     tokens=np.ascontiguousarray(step.tokens[:, start:end]),
                     past=step.past + start,
                     scores_from=min(first, end - start - 1),
@@ -161,11 +163,11 @@ class TensorRTEngine:
         best = self._room("next_token", batch * scored * 8)
         logits = self._room("logits", batch * scored * self.spec.vocab_size * 4)
         self._upload(step)
-        key = (batch, width, step.scores_from)
+        key = (step.first_row, batch, width, step.scores_from)
         if key in self._graphs:
             self._graphs[key]()
         else:
-            run = self._prepared(batch, width, step.scores_from)
+            run = self._prepared(*key)
             run()  # TensorRT allocates on a first run: only the second can be recorded
             if width <= WIDEST:
                 self._graphs[key] = self._device.capture(run)
@@ -185,7 +187,9 @@ class TensorRTEngine:
         for name, array in arrays.items():
             self._device.upload(self._room(name, array.nbytes), np.ascontiguousarray(array))
 
-    def _prepared(self, batch: int, width: int, scores_from: int) -> Callable[[], None]:
+    def _prepared(
+        self, first_row: int, batch: int, width: int, scores_from: int
+    ) -> Callable[[], None]:
         """A context with shapes and addresses set, ready to be run."""
         context = self._context(self._layout.profile(width))
         self._scores_from[0] = scores_from
@@ -193,7 +197,7 @@ class TensorRTEngine:
             if not context.set_input_shape(name, shape):
                 raise EngineError(f"TensorRT refuses {name} of shape {shape}")
         addresses = {name: address for name, (address, _) in self._buffers.items()}
-        addresses |= self._layout.cache_addresses(self._cache, self.spec.max_batch)
+        addresses |= self._layout.cache_addresses(self._cache, self.spec.max_batch, first_row)
         addresses["scores_from"] = self._scores_from.ctypes.data
         for name in self._layout.names:
             if not context.set_tensor_address(name, addresses[name]):
@@ -249,6 +253,29 @@ class TensorRTEngine:
                 self._device.move(
                     base + to * entry, base + node * entry, width=entry, rows=rows, pitch=pitch
                 )
+
+    def save(self, row: int, start: int, stop: int) -> Array:
+        """A copy of a row's entries on the host; see :class:`specplug.types.BatchEngine`."""
+        layout = self._layout
+        shape = (2 * layout.layers * layout.heads, stop - start, layout.head_size * layout.itemsize)
+        saved = np.empty(shape, dtype=np.uint8)
+        for part, address in zip(saved, self._heads(row, start), strict=True):
+            self._device.download(part, address)
+        return saved
+
+    def load(self, row: int, start: int, entries: Array) -> None:
+        """Write entries into a row; see :class:`specplug.types.BatchEngine`."""
+        for part, address in zip(entries, self._heads(row, start), strict=True):
+            self._device.upload(address, part)
+
+    def _heads(self, row: int, start: int) -> Iterator[int]:
+        """Where the entries from ``start`` on of each of a row's heads are, layer by layer."""
+        layout = self._layout
+        entry = layout.head_size * layout.itemsize
+        places = layout.cache_addresses(self._cache, self.spec.max_batch, row)
+        for base in dict.fromkeys(places.values()):
+            for head in range(layout.heads):
+                yield base + (head * layout.capacity + start) * entry
 
     def close(self) -> None:
         """Release contexts, plan, cache and stream."""
@@ -369,8 +396,9 @@ class _Layout:
         """Of the whole cache."""
         return 2 * self.layers * self._bytes(batch)
 
-    def cache_addresses(self, start: int, batch: int) -> dict[str, int]:
+    def cache_addresses(self, start: int, batch: int, first_row: int = 0) -> dict[str, int]:
         """Where each layer's keys and values are; outputs lie where inputs do."""
+        start += self._bytes(first_row)
         made = {}
         for layer in range(self.layers):
             for number, kind in enumerate(("key", "value")):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from specplug.logprobs import TokenLogprobs
 from specplug.text import TextStream
 from specplug.types import Int64Array
+
+Origin = Literal["draft", "corrected", "bonus", "plain"]
+"""A token that was drafted and accepted; the target's own where a draft was rejected; its own after
+drafts that were all accepted; its own where nothing was drafted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +23,15 @@ class Token:
 
     id: int
     text: str
-    from_draft: bool
-    """Whether a drafter proposed it; else it is the target's own."""
+    origin: Origin
+    """Who made it."""
     logprobs: TokenLogprobs | None = None
     """If asked for."""
+
+    @property
+    def from_draft(self) -> bool:
+        """Whether a drafter proposed it; else it is the target's own."""
+        return self.origin == "draft"
 
     def __str__(self) -> str:
         return self.text
@@ -67,13 +77,13 @@ class Context:
         return len(self._tokens) - self.length
 
     def commit(
-        self, tokens: Sequence[int], accepted: int, logprobs: Sequence[TokenLogprobs] | None
+        self, tokens: Sequence[int], own: Origin, logprobs: Sequence[TokenLogprobs] | None
     ) -> list[Token]:
         """Append up to and including the token that ends the answer; returns what was appended.
 
         Args:
-            tokens: the first ``accepted`` of them drafted.
-            accepted: as said.
+            tokens: all but the last of them drafted.
+            own: what the last one is.
             logprobs: theirs, if asked for.
         """
         made: list[Token] = []
@@ -88,7 +98,7 @@ class Context:
             if self.text.stopped:
                 self.finish_reason = "stop"
             details = logprobs[position] if logprobs else None
-            made.append(Token(token, text, position < accepted, details))
+            made.append(Token(token, text, "draft" if position < len(tokens) - 1 else own, details))
             if self.finish_reason is not None:
                 break
         return made

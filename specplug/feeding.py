@@ -22,6 +22,7 @@ def feed(
     past: int,
     scored: int,
     parents: Sequence[int] | None = None,
+    row: int = 0,
 ) -> Scores:
     """Run one sequence's next tokens through an engine.
 
@@ -32,6 +33,7 @@ def feed(
         scored: how many of the last tokens need scores, 1 <= scored <= PREFILL_WIDTH.
         parents: if the last tokens are a tree, the index among them of the one before each; -1:
             the token before them all.
+        row: of the cache.
 
     Returns:
         Scores whose first ``scored`` rows are those of the last ``scored`` tokens. Rows after
@@ -41,7 +43,7 @@ def feed(
     """
     pending = list(tokens)
     while len(pending) - scored >= PREFILL_WIDTH:
-        engine.forward(_step(pending[:PREFILL_WIDTH], past, PREFILL_WIDTH - 1))
+        engine.forward(_step(pending[:PREFILL_WIDTH], past, PREFILL_WIDTH - 1, row))
         pending, past = pending[PREFILL_WIDTH:], past + PREFILL_WIDTH
     scores_from = len(pending) - scored
     pending += pending[-1:] * (engine.spec.min_width - len(pending))
@@ -53,15 +55,16 @@ def feed(
             [*range(-1, chain - 1), *(chain + parent for parent in parents), *padding],
             dtype=np.int32,
         )
-    return engine.forward(_step(pending, past, scores_from, tree))
+    return engine.forward(_step(pending, past, scores_from, row, tree))
 
 
 def _step(
-    tokens: list[int], past: int, scores_from: int, parents: Int32Array | None = None
+    tokens: list[int], past: int, scores_from: int, row: int, parents: Int32Array | None = None
 ) -> Step:
     return Step(
         tokens=np.array([tokens], dtype=np.int64),
         past=np.array([past], dtype=np.int64),
+        first_row=row,
         scores_from=scores_from,
         parents=parents,
     )

@@ -1,17 +1,37 @@
-"""What may be asked of one generation, and what comes of it."""
+"""One answer while it is made: what was asked for, its tokens so far, and what becomes of a round.
+
+A loop, whether over one generation or a batch of them, asks :meth:`Generation.propose` for drafted
+tokens, runs the target over what is :meth:`pending` and gives the scores to
+:meth:`Generation.judge` and :meth:`Generation.commit`.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, Unpack
 
-from specplug.context import Token
-from specplug.logprobs import LogprobsMode
+from specplug.budget import Budget
+from specplug.context import Context, Origin, Token
+from specplug.drafters import NoDrafter
+from specplug.grammar import Grammar
+from specplug.logprobs import LogprobsMode, TokenLogprobs
+from specplug.sampler import Sampler
 from specplug.sampling import SamplingParams
 from specplug.stats import SpeculationStats
-from specplug.text import Messages
-from specplug.types import ContextLimitError, EngineSpec
+from specplug.text import Messages, TextStream, Tokenizer
+from specplug.types import (
+    ContextLimitError,
+    Drafter,
+    EngineSpec,
+    Outcome,
+    Proposal,
+    Request,
+    Scores,
+    Slot,
+    Verdict,
+)
 
 GREEDY = SamplingParams()
 DraftTokens = int | Literal["auto"]
@@ -30,7 +50,7 @@ class Result:
     """New tokens, a final stop token included; the prompt's before them if echoed."""
     finish_reason: str
     """``"stop"`` (token or string), ``"length"`` (max_tokens), ``"context"`` (the model's limit),
-    ``"cancelled"``."""
+    ``"cancelled"``; in a batch also ``"error"``."""
     stats: SpeculationStats
 
     @property
@@ -58,6 +78,8 @@ class GenerationOptions(TypedDict, total=False):
     """What the answer is expected to be, for drafters that make use of it."""
     tenant: str
     """On whose behalf: texts are remembered, for drafters that look there, apart by tenant."""
+    speculation: bool
+    """False: nothing is drafted for this generation."""
     echo: bool
     """Begin with the prompt's tokens; their log-probabilities are raw, and the first has none."""
     cancelled: Callable[[], bool]
@@ -103,3 +125,259 @@ def check_generation(
             f"the prompt has {len(prompt)} tokens and the context ends at "
             f"{spec.context_limit}: shorten the prompt"
         )
+
+
+class Generation:
+    """One answer while it is made.
+
+    Args:
+        prompt: token ids.
+        spec: of the target.
+        tokenizer: None: there is no text.
+        stop_token_ids: tokens that end the answer.
+        options: see :class:`GenerationOptions`.
+
+    Raises:
+        ValueError, ContextLimitError: as :func:`check_generation`, or an option that cannot be
+            followed.
+        MissingExtraError: structured output is asked for and its library is not installed.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        *,
+        spec: EngineSpec,
+        tokenizer: Tokenizer | None,
+        stop_token_ids: frozenset[int],
+        **options: Unpack[GenerationOptions],
+    ) -> None:
+        stop = options.get("stop", ())
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        max_tokens = options.get("max_tokens", 256)
+        sample = options.get("sample", 0)
+        self._top = options.get("logprobs")
+        self._logprobs_mode: LogprobsMode = options.get("logprobs_mode", "raw")
+        check_generation(
+            spec,
+            prompt,
+            max_tokens=max_tokens,
+            sample=sample,
+            stop=stop,
+            has_tokenizer=tokenizer is not None,
+            logprobs=self._top,
+            logprobs_mode=self._logprobs_mode,
+        )
+        sampling = options.get("sampling", GREEDY)
+        grammar = None
+        if sampling.structured:
+            grammar = Grammar(
+                sampling,
+                tokenizer,
+                vocab_size=spec.vocab_size,
+                stop_token_ids=tuple(stop_token_ids),
+            )
+        self._sampler = Sampler(
+            sampling,
+            vocab_size=spec.vocab_size,
+            prompt_tokens=len(prompt),
+            sample=sample,
+            grammar=grammar,
+        )
+        self.slot = Slot()
+        """Where the target has it."""
+        self.request = Request(
+            sampler=self._sampler,
+            prompt_tokens=len(prompt),
+            prediction=_predicted(options.get("prediction", ()), tokenizer, spec.vocab_size),
+            tenant=options.get("tenant", ""),
+            slot=self.slot,
+        )
+        self.prompt = list(prompt)
+        self.speculation = options.get("speculation", True)
+        self.echo = options.get("echo", False)
+        self._asked = options.get("cancelled", lambda: False)
+        self._cancelled = False
+        self.context = Context(
+            prompt,
+            TextStream(tokenizer, stop, shown=prompt if self.echo else ()),
+            max_tokens=max_tokens,
+            limit=spec.context_limit,
+            stop_token_ids=stop_token_ids,
+        )
+        self.finish_reason: str | None = None
+        """None while it runs."""
+        self.error: Exception | None = None
+        """Why it could not be finished, if so."""
+        self.cached_tokens = 0
+        """Tokens of the prompt that the target did not have to read."""
+        self.stats = SpeculationStats(prompt_tokens=len(prompt))
+        self.draft_seconds = 0.0
+        """Of the running round: what drafting took, reading of the context left out."""
+        self._reading_seconds = 0.0
+        self.queue_seconds = 0.0
+        """From the request to its beginning."""
+        self._drafter: Drafter = NoDrafter()
+        self._echoed: list[TokenLogprobs | None] = [None] * len(prompt) if self.echo else []
+        self._clock = time.perf_counter()
+
+    def begin(self, drafter: Drafter, draft_length: int) -> None:
+        """Have a drafter draft, tokens a round at most as said."""
+        self.queue_seconds = time.perf_counter() - self._clock
+        if self.speculation:
+            self._drafter = drafter
+            self.stats.draft_length = draft_length
+        self._drafter.reset(self.request)
+
+    # --- a round ------------------------------------------------------------------------------
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was asked to end."""
+        return self._cancelled or self._asked()
+
+    def cancel(self) -> None:
+        """End it before its next round; from any thread."""
+        self._cancelled = True
+
+    @property
+    def pending(self) -> list[int]:
+        """The committed tokens that the target has not seen."""
+        found: list[int] = self.context.tokens[self.context.cached :].tolist()
+        return found
+
+    @property
+    def drafts(self) -> bool:
+        """Whether its next round may draft: the prompt's own call gives the first token alone."""
+        return self.speculation and self.context.cached > 0
+
+    @property
+    def branching(self) -> bool:
+        """Whether its acceptance rule judges trees."""
+        return self._sampler.branching
+
+    def propose(self, budget: Budget | None) -> Proposal:
+        """What the drafter proposes; nothing without a budget."""
+        self.draft_seconds = 0.0
+        if budget is None:
+            return Proposal()
+        started = time.perf_counter()
+        proposal = self._drafter.propose(self.context.tokens, budget)
+        self._reading_seconds = self._drafter.reading_seconds
+        self.draft_seconds = time.perf_counter() - started - self._reading_seconds
+        return proposal
+
+    def judge(self, scores: Scores, proposal: Proposal) -> Verdict:
+        """What the acceptance rule makes of it, given the scores of the last committed token and
+        of each proposed one.
+        """
+        return self._sampler.judge(scores, self.context.tokens, proposal)
+
+    def commit(
+        self, proposal: Proposal, scores: Scores, verdict: Verdict, target_seconds: float
+    ) -> list[Token]:
+        """Append what was accepted and the target's own token, and count.
+
+        Args:
+            proposal: the drafted tokens.
+            scores: as in :meth:`judge`.
+            verdict: on them.
+            target_seconds: what the target's call took.
+
+        Returns:
+            The new tokens, up to the one that ends the answer.
+        """
+        context = self.context
+        tokens = [*(proposal.tokens[node] for node in verdict.path), verdict.bonus]
+        logprobs = None
+        if self._top is not None:
+            logprobs = self._sampler.logprobs(
+                scores,
+                context.tokens,
+                tokens,
+                top=self._top,
+                mode=self._logprobs_mode,
+                path=verdict.path,
+            )
+        after = int(context.tokens[-1])
+        context.cached = context.length + verdict.accepted
+        made = context.commit(tokens, _own(proposal, verdict), logprobs)
+        committed = [token.id for token in made]
+        started = time.perf_counter()
+        self._drafter.commit(Outcome(after, proposal, verdict, committed, scores))
+        self.draft_seconds += time.perf_counter() - started
+        self._count(len(proposal), made, target_seconds)
+        self.finish_reason = context.finish_reason
+        return made
+
+    def _count(self, drafted: int, made: Sequence[Token], target_seconds: float) -> None:
+        now = time.perf_counter()
+        stats = self.stats
+        stats.target_seconds += target_seconds
+        stats.draft_seconds += self.draft_seconds + self._reading_seconds
+        if stats.new_tokens:
+            stats.drafted_per_round.append(drafted)
+            stats.accepted_per_round.append(sum(token.from_draft for token in made))
+            stats.decode_seconds += now - self._clock
+        else:
+            stats.prefill_seconds = now - self._clock
+        stats.new_tokens += len(made)
+        self._reading_seconds = 0.0
+        self._clock = now
+
+    def end(self, reason: str | None = None, error: Exception | None = None) -> None:
+        """No more rounds, for a reason of the loop's if it is not the answer's own."""
+        self.finish_reason = reason or self.finish_reason
+        self.error = error
+        self._drafter.finish(self.request, self.context.tokens)
+        self._drafter = NoDrafter()
+
+    # --- the prompt's own tokens, if they are wanted ------------------------------------------
+
+    @property
+    def echo_scored(self) -> bool:
+        """Whether scores of the prompt's tokens are wanted."""
+        return self.echo and self._top is not None
+
+    def note_echo(self, scores: Scores, start: int, stop: int) -> None:
+        """Scores of the prompt's tokens ``start .. stop - 1``, which tell of those after them."""
+        if self._top is None:
+            return
+        following = self.prompt[start + 1 : stop + 1]
+        found = self._sampler.logprobs(
+            scores, self.context.tokens[: start + 1], following, top=self._top
+        )
+        self._echoed[start + 1 : start + 1 + len(found)] = found
+
+    def echoed(self) -> list[Token]:
+        """The prompt's tokens; their log-probabilities are raw, and the first has none."""
+        return [
+            Token(token, text, "plain", details)
+            for token, text, details in zip(
+                self.prompt, self.context.text.shown, self._echoed, strict=True
+            )
+        ]
+
+
+def _own(proposal: Proposal, verdict: Verdict) -> Origin:
+    """What the target's own token of a round is."""
+    if not proposal.tokens:
+        return "plain"
+    last = verdict.path[-1] if verdict.path else -1
+    return "corrected" if last in proposal.children() else "bonus"
+
+
+def _predicted(
+    prediction: str | Sequence[int], tokenizer: Tokenizer | None, vocab_size: int
+) -> Sequence[int]:
+    """The token ids of an expected answer."""
+    if not isinstance(prediction, str):
+        outside = [token for token in prediction if not 0 <= token < vocab_size]
+        if outside:
+            raise ValueError(
+                f"prediction: token id {outside[0]} is outside the vocabulary of {vocab_size}"
+            )
+        return prediction
+    if tokenizer is None:
+        raise ValueError("a prediction in text needs a tokenizer: pass token ids")
+    return tokenizer.encode(prediction)

@@ -7,8 +7,8 @@ Notation used in every shape: B rows (sequences) in a call, T tokens of each row
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,7 @@ class EngineSpec:
     max_length: int
     """Cache entries a row can hold."""
     max_batch: int = 1
-    """Rows a call can have."""
+    """Rows of the cache; a call has some of them, next to one another."""
     min_width: int = 1
     """The smallest width from which a token's scores do not depend on the width of its call.
 
@@ -93,6 +93,8 @@ class Step:
 
     tokens: Int64Array  # [B, T]
     past: Int64Array  # [B]
+    first_row: int = 0
+    """The call's rows are the cache's rows ``first_row .. first_row + B - 1``."""
     scores_from: int = 0
     """Scores are wanted for the tokens ``scores_from .. T - 1`` only."""
     parents: Int32Array | None = None  # [T], -1 for the root's parent; None: a chain
@@ -149,6 +151,19 @@ class TreeEngine(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class BatchEngine(Engine, Protocol):
+    """An engine with ``spec.max_batch > 1``: what a row holds may become another row's."""
+
+    def save(self, row: int, start: int, stop: int) -> Any:
+        """A copy of a row's cache entries ``start .. stop - 1``, with an ``nbytes`` in bytes."""
+        ...
+
+    def load(self, row: int, start: int, entries: Any) -> None:
+        """Write entries that :meth:`save` gave, of this engine, into a row from ``start`` on."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """What a drafter proposes for one round: a tree of tokens, of which a chain is one."""
@@ -160,6 +175,9 @@ class Proposal:
     parents: tuple[int, ...] | None = None
     """Of each token the one before it, of a smaller index; -1: the last committed token. None: a
     chain. Siblings differ."""
+    reaches: tuple[float, ...] | None = None
+    """The chance of each token that it is accepted, as the drafter sees it; None: it says nothing.
+    """
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -168,6 +186,20 @@ class Proposal:
     def branches(self) -> bool:
         """Whether it is more than a chain."""
         return self.parents is not None and self.parents != tuple(range(-1, len(self) - 1))
+
+    def shortened(self, tokens: int) -> Proposal:
+        """The first so many tokens of it."""
+        cut = slice(tokens)
+        return (
+            self
+            if tokens >= len(self)
+            else Proposal(
+                self.tokens[cut],
+                self.probabilities[cut] if self.probabilities is not None else None,
+                self.parents[cut] if self.parents is not None else None,
+                self.reaches[cut] if self.reaches is not None else None,
+            )
+        )
 
     def children(self) -> dict[int, list[int]]:
         """The tokens after each token, in order; those after the last committed one under -1."""
@@ -213,6 +245,13 @@ class Outcome:
         return (self.after, *self.proposal.tokens)
 
 
+@dataclass(slots=True)
+class Slot:
+    """Where a sequence is in the target's cache; it may move between rounds."""
+
+    row: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a drafter may know of a generation before it begins."""
@@ -224,6 +263,8 @@ class Request:
     """What the caller expects as the answer."""
     tenant: str = ""
     """On whose behalf: what is learnt of texts is kept apart by it."""
+    slot: Slot = field(default_factory=Slot)
+    """Where the target has the sequence."""
 
 
 class Drafter:
@@ -252,5 +293,13 @@ class Drafter:
         Another request may have begun in the meantime.
         """
 
+    def fork(self) -> Drafter:
+        """A drafter for another sequence at the same time; what is learnt of texts is shared.
+
+        Raises:
+            SpecplugError: it drafts for one sequence at a time.
+        """
+        raise SpecplugError(f"drafter {self.name!r} cannot serve several sequences: it has no fork")
+
     def close(self) -> None:
-        """Release what the drafter holds."""
+        """Release what the drafter holds, and its forks with it."""

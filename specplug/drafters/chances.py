@@ -42,6 +42,12 @@ class Chances:
             found[0] += came_true - forgetting * found[0]
             found[1] += 1 - forgetting * found[1]
 
+    def fork(self) -> Chances:
+        """For another text at the same time: the long run is one."""
+        other = Chances(self._prior)
+        other._long = self._long
+        return other
+
     def begin(self) -> None:
         """A new request: its text may be of another character."""
         self._short.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import count
 
 import numpy as np
 
@@ -10,7 +11,15 @@ from specplug.drafters.chances import Kind
 from specplug.drafters.source import ANY, Guess, Source
 from specplug.drafters.tree import TreeDrafter
 from specplug.feeding import feed
-from specplug.types import Engine, Float32Array, Int64Array, Outcome, Request
+from specplug.types import (
+    Engine,
+    Float32Array,
+    Int64Array,
+    Outcome,
+    Request,
+    Slot,
+    SpecplugError,
+)
 
 _SHARES = 8  # kinds of guesses, by the draft model's own probability
 _SMOOTHING = 0.2  # of the measured seconds
@@ -31,12 +40,15 @@ class ModelSource(Source):
 
     Args:
         engine: the draft model.
+        row: of its cache, unless that is the target's: then the sequence is where it is there.
     """
 
     name = "draft"
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, row: int = 0) -> None:
         self.engine = engine
+        self._slot = Slot(row)
+        self._forks = count(row + 1)
         self._context: Int64Array = np.empty(0, dtype=np.int64)
         self._cached = 0  # entries of the cache that belong to the context
         self._drafted: Place = ()  # what the cache holds after them
@@ -76,7 +88,7 @@ class ModelSource(Source):
         if max(pending) >= spec.vocab_size or past + len(pending) > spec.context_limit:
             return []
         started = time.perf_counter()
-        scores = feed(self.engine, pending, past=past, scored=1)
+        scores = feed(self.engine, pending, past=past, scored=1, row=self._slot.row)
         token, drawn_from = self._sampler.draft(scores, context, place)
         kind = _share(scores.logits()[0, 0])
         seconds = time.perf_counter() - started
@@ -102,9 +114,22 @@ class ModelSource(Source):
             self._cached += 1
         self._drafted = ()
 
+    def fork(self) -> ModelSource:
+        """Over another row of the cache.
+
+        Raises:
+            SpecplugError: there is none.
+        """
+        row, rows = next(self._forks), self.engine.spec.max_batch
+        if row >= rows:
+            raise SpecplugError(f"the draft model's cache has {rows} rows: open it with more")
+        return ModelSource(self.engine, row)
+
     def reset(self, request: Request) -> None:
         """The next context is of a new sequence."""
         self._sampler = request.sampler
+        if self.engine.spec.shares_cache:
+            self._slot = request.slot
         self._cached = 0
         self._drafted = ()
 

@@ -40,6 +40,10 @@ class NgramSource(Source):
         self._longest = prompt_lookup_max
         self._context: Int64Array = np.empty(0, dtype=np.int64)
 
+    def fork(self) -> NgramSource:
+        """Of another text."""
+        return NgramSource(prompt_lookup_min=self._shortest, prompt_lookup_max=self._longest)
+
     def begin(self, context: Int64Array) -> Place | None:
         """After the best match; None if no match is long enough."""
         self._context = context

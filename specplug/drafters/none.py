@@ -9,3 +9,7 @@ class NoDrafter(Drafter):
     """Proposes nothing, so that every round is one token of the target's own."""
 
     name = "none"
+
+    def fork(self) -> NoDrafter:
+        """Itself: it remembers nothing."""
+        return self

@@ -30,6 +30,10 @@ class PredictedSource(Source):
         self._prompt_tokens = self._read = 0
         self._place: Place = (0, 0)
 
+    def fork(self) -> PredictedSource:
+        """Of another expected text."""
+        return PredictedSource()
+
     def reset(self, request: Request) -> None:
         """Expect what the request predicts."""
         self._expected = np.array(request.prediction, dtype=np.int64)

@@ -31,6 +31,12 @@ class RecycleSource(Source):
         self._seen: dict[int, list[int]] = {}
         self._times: dict[int, int] = {}
 
+    def fork(self) -> RecycleSource:
+        """Over the same table."""
+        other = RecycleSource(self._warm)
+        other._seen, other._times = self._seen, self._times
+        return other
+
     def begin(self, context: Int64Array) -> int:
         """A place is a token."""
         return int(context[-1])

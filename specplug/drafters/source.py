@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specplug.drafters.chances import Kind
-from specplug.types import Float64Array, Int64Array, Outcome, Request
+from specplug.types import Float64Array, Int64Array, Outcome, Request, SpecplugError
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +65,9 @@ class Source:
     def finish(self, request: Request, tokens: Int64Array) -> None:
         """A request's sequence is complete; another one may have begun."""
 
+    def fork(self) -> Source:
+        """One for another sequence at the same time; see :meth:`specplug.types.Drafter.fork`."""
+        raise SpecplugError(f"source {self.name!r} cannot serve several sequences: it has no fork")
+
     def close(self) -> None:
-        """Release what it holds."""
+        """Release what it holds, and its forks with it."""

@@ -36,6 +36,10 @@ class SuffixSource(Source):
         """The longer the match and the fewer the other continuations, the better."""
         return _prior(kind)
 
+    def fork(self) -> SuffixSource:
+        """Of another text."""
+        return SuffixSource()
+
     def reset(self, request: Request) -> None:
         """Forget the text."""
         self._text = SuffixAutomaton()
@@ -84,6 +88,10 @@ class HistorySource(Source):
     def prior(self, kind: Kind) -> float:
         """As in the text itself, at a discount."""
         return 0.8 * _prior(kind)
+
+    def fork(self) -> HistorySource:
+        """Over the same history."""
+        return HistorySource(self._history)
 
     def reset(self, request: Request) -> None:
         """Begin anew, with the request's tenant."""

@@ -54,7 +54,7 @@ class TreeDrafter(Drafter):
         growing = _Growing(self.sources, self._chances, budget, places)
         self._asked = growing.asked
         proposal = growing.grow()
-        self._drafted = growing.drafted[: len(proposal)]
+        self._drafted = growing.drafted
         self.reading_seconds = sum(source.reading_seconds for source in self.sources)
         return proposal
 
@@ -67,7 +67,7 @@ class TreeDrafter(Drafter):
                     chances.learn(guess.kind, guess.token == token)
                 if self.sources[which].seconds:
                     chances.learn(ANY, guesses[0].token == token)
-        for node, (which, reach) in enumerate(self._drafted):
+        for node, (which, reach) in enumerate(self._drafted[: len(outcome.proposal)]):
             count = self.counts.setdefault(self.sources[which].name, SourceCount())
             count.drafted += 1
             count.expected += reach
@@ -87,6 +87,12 @@ class TreeDrafter(Drafter):
         """Tell the sources."""
         for source in self.sources:
             source.finish(request, tokens)
+
+    def fork(self) -> TreeDrafter:
+        """Over forks of the sources."""
+        other = TreeDrafter(self.name, [source.fork() for source in self.sources])
+        other._chances = [chances.fork() for chances in self._chances]
+        return other
 
     def close(self) -> None:
         """Close the sources."""
@@ -137,7 +143,8 @@ class _Growing:
                 self._ask(node, -negative, node + 1)
         size = budget.size([reach for _, reach in self.drafted])
         rows = drawn[:size] if any(row is not None for row in drawn) else None
-        return Proposal(tuple(tokens[:size]), rows, tuple(parents[:size]))
+        reaches = tuple(reach for _, reach in self.drafted[:size])
+        return Proposal(tuple(tokens[:size]), rows, tuple(parents[:size]), reaches)
 
     def _ask(self, node: int, reach: float, drafted: int) -> None:
         """Put what may follow a node on the frontier."""
