@@ -17,6 +17,7 @@ import pytest
 from google.protobuf import json_format, text_format
 
 from specplug import Bundle, BundleError, ExportError, SamplingParams, SpeculativeDecoder
+from specplug.cli.export import export
 from specplug.integrations.triton import repository, write_repository
 from specplug.integrations.triton.asking import read_request
 from tests_support import triton_double as double
@@ -171,19 +172,23 @@ def test_the_command_line(tiny_source: Path, tmp_path: Path) -> None:
     done = specplug("export", tiny_source, "-o", bundle, *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{bundle}\n{models / 'made'}\n"
-    again = specplug("export", tiny_source, "-o", bundle, *options)
-    assert again.returncode == 1
-    assert "exists" in again.stderr
     done = specplug("export", bundle, "--triton", models, "--force")
     assert (done.returncode, done.stdout) == (0, f"{models / 'made'}\n")
-    for wrong, message in (
-        ((bundle,), "is a bundle already: give --triton DIR"),
-        ((tiny_source, "--triton", models), "--output BUNDLE"),
-        ((tiny_source, "-o", tmp_path / "b", "--triton", models, "--plan"), "leave --triton out"),
+
+
+def test_wrong_command_lines(tiny_source: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    (models / "b").mkdir(parents=True)
+    new = tmp_path / "b.bundle"
+    for options, message in (
+        ({"source": tiny_bundle}, "is a bundle already: give --triton DIR"),
+        ({"source": tiny_source, "triton": models}, "--output BUNDLE"),
+        ({"source": tiny_source, "output": new, "triton": models, "plan": True}, "leave --triton"),
+        ({"source": tiny_source, "output": new, "triton": models}, "models/b exists"),
     ):
-        done = specplug("export", *wrong)
-        assert done.returncode == 1
-        assert message in " ".join(done.stderr.split())
+        with pytest.raises((ValueError, ExportError), match=message):
+            export(**options)
+    assert not new.exists()
 
 
 # --- what a request says --------------------------------------------------------------------------

@@ -46,7 +46,8 @@ class TritonPythonModel:
             TritonModelException: the configuration is wrong, or the bundle cannot be opened.
         """
         config = json.loads(args["model_config"])
-        told = {key: one["string_value"] for key, one in config.get("parameters", {}).items()}
+        parameters = config.get("parameters", {})
+        told = {key: one.get("string_value", "") for key, one in parameters.items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         try:
             if not config.get("model_transaction_policy", {}).get("decoupled", False):
