@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.generation import stopping_criteria as stopping
@@ -19,11 +20,13 @@ from transformers.generation.utils import (
     GenerationMixin,
 )
 
+from specplug.context import Token
 from specplug.drafters import DRAFTERS
 from specplug.generation import DraftTokens
 from specplug.history import History
 from specplug.integrations.transformers.choosing import check_processors, sampling_params
 from specplug.integrations.transformers.kept import Settings, decoder_of, kept
+from specplug.sampling import SamplingParams
 from specplug.stats import SpeculationStats
 
 _GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
@@ -139,37 +142,20 @@ class Speculate:
                 "answers of several prompts end at different lengths: give pad_token_id"
             )
         sampled = bool(generation_config.do_sample)
-        seed = 0 if not sampled else self._seed
+        seed = self._seed if sampled else 0
         if seed is None:
             seed = int(torch.randint(0, 2**63 - 1, ()))
-        ours = kept(model)
-        with ours.lock:
-            decoder = decoder_of(model, ours, self.settings)
-            decoder.stop_token_ids = frozenset(ending.stop_token_ids)
-            self.stats = []
-            answers: list[list[int]] = []
-            for row in range(rows):
-                prompt = input_ids[row, padding[row] :].tolist()
-                sampling = sampling_params(
-                    logits_processor,
-                    sampled=sampled,
-                    seed=seed,
-                    row=row,
-                    padding=input_ids[row, : padding[row]],
-                )
-                rounds = decoder.rounds(
-                    prompt, max_tokens=ending.max_tokens, sampling=sampling, sample=row
-                )
-                made = (token.id for tokens in rounds for token in tokens)
-                answers.append([*_until(made, ending.criteria, input_ids[row], streamer)])
-                rounds.close()
-                self.stats.append(decoder.stats)
-                if decoder.finish_reason == "context":
-                    warnings.warn(
-                        f"row {row} ended at the context's {decoder.target.spec.context_limit} "
-                        "tokens, short of its length",
-                        stacklevel=2,
-                    )
+        samplings = [
+            sampling_params(
+                logits_processor,
+                sampled=sampled,
+                seed=seed,
+                row=row,
+                padding=input_ids[row, : padding[row]],
+            )
+            for row in range(rows)
+        ]
+        answers = self._answers(model, input_ids, padding, samplings, ending, streamer)
         if streamer is not None:
             streamer.end()
         longest = max(map(len, answers))
@@ -181,6 +167,42 @@ class Speculate:
         if generation_config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=sequences)
         return sequences
+
+    def _answers(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        padding: Sequence[int],
+        samplings: Sequence[SamplingParams],
+        ending: _Ending,
+        streamer: Any,
+    ) -> list[list[int]]:
+        """The new tokens of each row, one row after another."""
+        answers: list[list[int]] = []
+        self.stats = []
+        ours = kept(model)
+        with ours.lock:
+            decoder = decoder_of(model, ours, self.settings)
+            decoder.stop_token_ids = frozenset(ending.stop_token_ids)
+            for row, sampling in enumerate(samplings):
+                prompt = input_ids[row, padding[row] :].tolist()
+                rounds = cast(
+                    Generator[list[Token]],
+                    decoder.rounds(
+                        prompt, max_tokens=ending.max_tokens, sampling=sampling, sample=row
+                    ),
+                )
+                made = (token.id for tokens in rounds for token in tokens)
+                with closing(rounds):  # a criterion may end it early
+                    answers.append([*_until(made, ending.criteria, input_ids[row], streamer)])
+                self.stats.append(decoder.stats)
+                if decoder.finish_reason == "context":
+                    warnings.warn(
+                        f"row {row} ended at the context's {decoder.target.spec.context_limit} "
+                        "tokens, short of its length",
+                        stacklevel=2,
+                    )
+        return answers
 
 
 @dataclass(frozen=True, slots=True)
