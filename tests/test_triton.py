@@ -256,21 +256,25 @@ def test_wrong_requests_are_told_what_is_wrong(inputs: Any, parameters: Any, mes
 def test_an_answer_is_the_decoders(serve: Serve, tiny_bundle: Path) -> None:
     model = serve()
     assert model.is_ready()
-    expected = plain(tiny_bundle, max_tokens=30)
-    whole = ask(model, max_tokens=30).wait()
+    sampling = SamplingParams(banned_tokens=[256])  # its end
+    expected = plain(tiny_bundle, max_tokens=60, sampling=sampling)
+    whole = ask(model, max_tokens=60, banned_tokens="[256]").wait()
     assert whole.text == expected.text
     assert whole.token_ids == [*expected.token_ids]
     assert whole.outputs("finish_reason") == [expected.finish_reason]
-    (statistics,) = map(json.loads, whole.outputs("statistics"))
-    assert statistics["completion_tokens"] == len(expected.token_ids)
-    assert statistics["speculative_decoding"]["num_draft_tokens"] > 0
 
-    streamed = ask(model, {"text_input": PROMPT, "stream": True}, max_tokens=30).wait()
+    streamed = ask(
+        model, {"text_input": PROMPT, "stream": True}, max_tokens=60, banned_tokens="[256]"
+    ).wait()
     assert len(streamed.responses) > 2
     assert streamed.text == expected.text
     assert streamed.token_ids == [*expected.token_ids]
     assert streamed.outputs("finish_reason")[:-1] == [""] * (len(streamed.responses) - 1)
-    assert [bool(one) for one in streamed.outputs("statistics")][:-1].count(True) == 0
+    *before, last = streamed.outputs("statistics")
+    assert not any(before)
+    statistics = json.loads(last)
+    assert statistics["completion_tokens"] == len(expected.token_ids)
+    assert statistics["speculative_decoding"]["num_draft_tokens"] > 0  # the same was said before
 
 
 def test_prompts_of_every_kind(serve: Serve, tiny_bundle: Path) -> None:
@@ -416,7 +420,8 @@ def test_a_failure_of_one_answer_is_its_own(serve: Serve) -> None:
     dead_end = ask(model, max_tokens=9, banned_tokens=banned, no_repeat_ngram=1)
     well = ask(model, max_tokens=9)
     assert "no token is left" in dead_end.wait().failure.message()
-    assert well.wait().failure is None
+    failure = well.wait().failure
+    assert failure is None, failure.message()
 
 
 def test_wrong_settings_are_told_when_the_model_is_loaded(serve: Serve, tmp_path: Path) -> None:
