@@ -258,7 +258,7 @@ def test_smollm2_says_what_it_says_in_transformers() -> None:
     if not weights.exists():
         pytest.skip(f"no {weights.name}: run `specplug pull smollm2-135m`, which needs the network")
     source = open_source(weights)
-    model = source.reference()
+    model = source.model(torch.float32, "cpu")
     tokenizer = Tokenizer.from_str(source.tokenizer.json)
     text = (
         "The quick brown fox jumps over the lazy dog. Repeat: The quick brown fox",
