@@ -48,7 +48,7 @@ class DraftLength(Protocol):
         ...
 
     def record(
-        self, drafted: int, tokens: int, target_seconds: float, draft_seconds: float
+        self, drafted: int, tokens: float, target_seconds: float, draft_seconds: float
     ) -> None:
         """A round gave ``tokens`` for so many drafted ones, in that time."""
         ...
@@ -69,7 +69,7 @@ class FixedLength:
         return Budget(most, branching=branching) if most > 0 else None
 
     def record(
-        self, drafted: int, tokens: int, target_seconds: float, draft_seconds: float
+        self, drafted: int, tokens: float, target_seconds: float, draft_seconds: float
     ) -> None:
         """Nothing to learn."""
 
@@ -170,7 +170,7 @@ class MeasuredLength:
         return Budget(most, prices=self._prices, rate=self.rate, branching=branching)
 
     def record(
-        self, drafted: int, tokens: int, target_seconds: float, draft_seconds: float
+        self, drafted: int, tokens: float, target_seconds: float, draft_seconds: float
     ) -> None:
         """Learn the call's cost, and balance the credit."""
         self.costs.observe(1 + drafted, target_seconds)

@@ -20,7 +20,12 @@ _PAST = 16
 
 
 def measure_costs(
-    engine: Engine, *, widths: Sequence[int] = WIDTHS, past: int = _PAST, seconds: float = SECONDS
+    engine: Engine,
+    *,
+    widths: Sequence[int] = WIDTHS,
+    past: int = _PAST,
+    seconds: float = SECONDS,
+    rows: int = 1,
 ) -> dict[int, float]:
     """Seconds of a call by width, the widths in turn. The engine's cache is written to.
 
@@ -30,6 +35,7 @@ def measure_costs(
         past: cache entries that the calls read.
         seconds: about as long it may take beside the filling of the cache; the first two widths are
             measured in any case.
+        rows: of the call.
 
     Raises:
         EngineError: a call failed.
@@ -38,15 +44,16 @@ def measure_costs(
     past = min(past, spec.context_limit // 2)
     random = np.random.default_rng(0)
     widest = max(*widths, past, spec.min_width)
-    tokens = random.integers(0, spec.vocab_size, size=(1, widest))
+    tokens = random.integers(0, spec.vocab_size, size=(rows, widest))
 
     def call(width: int, past: int) -> float:
         run = tokens[:, : max(width, spec.min_width)]
         started = time.perf_counter()
-        engine.forward(Step(tokens=run, past=np.array([past], dtype=np.int64))).argmax()
+        engine.forward(Step(tokens=run, past=np.full(rows, past, dtype=np.int64))).argmax()
         return time.perf_counter() - started
 
-    feed(engine, tokens[0, :past].tolist(), past=0, scored=1)
+    for row in range(rows):
+        feed(engine, tokens[row, :past].tolist(), past=0, scored=1, row=row)
     fitting = [width for width in widths if past + width <= spec.context_limit] or [1]
     found: dict[int, list[float]] = {}
     ready: list[int] = []

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Unpack, cast
+from typing import Unpack
 
 from specplug.context import Token
 from specplug.controller import CallCosts, MeasuredLength
 from specplug.costs import measure_costs
-from specplug.decoding import Decoder
+from specplug.decoding import Decoder, verify
 from specplug.drafters import NoDrafter
 from specplug.feeding import feed
 from specplug.generation import Generation, GenerationOptions, Prompt, Result
 from specplug.stats import SpeculationStats
-from specplug.types import Proposal, Scores, TreeEngine, Verdict
+from specplug.types import Proposal, Scores, Verdict
 
 _ECHOED_WIDTH = 64  # tokens of a prompt that are scored at once; bounds the memory of logits
 
@@ -66,21 +66,10 @@ class SpeculativeDecoder(Decoder):
         return generation.propose(budget)
 
     def _verify(self, generation: Generation, proposal: Proposal) -> tuple[Scores, Verdict]:
-        past, pending = generation.context.cached, generation.pending
         started = time.perf_counter()
-        scores = feed(
-            self.target,
-            [*pending, *proposal.tokens],
-            past=past,
-            scored=len(proposal) + 1,
-            parents=proposal.parents if proposal.branches else None,
-        )
-        verdict = generation.judge(scores, proposal)
-        if verdict.path != tuple(range(verdict.accepted)):
-            nodes = [*range(len(pending)), *(len(pending) + node for node in verdict.path)]
-            cast(TreeEngine, self.target).keep(0, past, nodes)
+        verified = verify(self.target, generation, proposal)
         self._target_seconds = time.perf_counter() - started
-        return scores, verdict
+        return verified
 
     def _commit(
         self, generation: Generation, proposal: Proposal, scores: Scores, verdict: Verdict

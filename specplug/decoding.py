@@ -11,10 +11,10 @@ import numpy as np
 from specplug.bundle import Bundle
 from specplug.controller import CallCosts, CostsByContext, DraftLength, FixedLength
 from specplug.drafters import DRAFTERS, NoDrafter
-from specplug.feeding import PREFILL_WIDTH
+from specplug.feeding import PREFILL_WIDTH, feed
 from specplug.generation import DraftTokens, Generation, GenerationOptions, Prompt
 from specplug.text import Messages, Tokenizer
-from specplug.types import Drafter, Engine
+from specplug.types import Drafter, Engine, Proposal, Scores, TreeEngine, Verdict
 
 
 class Decoder:
@@ -135,3 +135,24 @@ class Decoder:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def verify(target: Engine, generation: Generation, proposal: Proposal) -> tuple[Scores, Verdict]:
+    """One call for one generation: the target's scores, and the verdict on what was proposed.
+
+    The target's cache is left with the entries of the accepted tokens next to one another.
+    """
+    past, pending, row = generation.context.cached, generation.pending, generation.slot.row
+    scores = feed(
+        target,
+        [*pending, *proposal.tokens],
+        past=past,
+        scored=len(proposal) + 1,
+        parents=proposal.parents if proposal.branches else None,
+        row=row,
+    )
+    verdict = generation.judge(scores, proposal)
+    if verdict.path != tuple(range(verdict.accepted)):
+        nodes = [*range(len(pending)), *(len(pending) + node for node in verdict.path)]
+        cast(TreeEngine, target).keep(row, past, nodes)
+    return scores, verdict

@@ -215,12 +215,15 @@ class Generation:
         self.draft_seconds = 0.0
         """Of the running round: what drafting took, reading of the context left out."""
         self._reading_seconds = 0.0
+        self.queue_seconds = 0.0
+        """From the request to its beginning."""
         self._drafter: Drafter = NoDrafter()
         self._echoed: list[TokenLogprobs | None] = [None] * len(prompt) if self.echo else []
         self._clock = time.perf_counter()
 
     def begin(self, drafter: Drafter, draft_length: int) -> None:
         """Have a drafter draft, tokens a round at most as said."""
+        self.queue_seconds = time.perf_counter() - self._clock
         if self.speculation:
             self._drafter = drafter
             self.stats.draft_length = draft_length

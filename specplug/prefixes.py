@@ -1,0 +1,90 @@
+"""Prompts that begin alike are read once: their pieces' cache entries, kept for later requests."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from specplug.types import BatchEngine
+
+PIECE = 64
+"""Tokens of a prompt that one call reads, counted from its beginning whatever the load; pieces that
+are whole may be reused. Running answers wait for one piece at most."""
+
+DEFAULT_BYTES = 1 << 30
+"""Of memory for cache entries that no request is using."""
+
+
+class PrefixCache:
+    """Whole pieces of prompts, each known by all tokens up to its end; the longest unused go first.
+
+    An entry is the target's own, computed in a call of the same tokens at the same places, so
+    reusing it changes no text. Texts of different tenants are kept apart, so that nobody can find
+    out by the time it takes what others asked.
+
+    Args:
+        most_bytes: of memory at most; 0 keeps nothing.
+    """
+
+    def __init__(self, most_bytes: int = DEFAULT_BYTES) -> None:
+        if most_bytes < 0:
+            raise ValueError(f"prefix cache of {most_bytes} bytes: need 0 or more")
+        self.most_bytes = most_bytes
+        self.bytes = 0
+        """Kept now."""
+        self._pieces: OrderedDict[bytes, Any] = OrderedDict()
+
+    def load(self, engine: BatchEngine, row: int, tenant: str, prompt: Sequence[int]) -> int:
+        """Fill a row with what is kept of a prompt; returns how many tokens of it.
+
+        At least one token is left to read, for its scores.
+        """
+        found: list[bytes] = []
+        for key in _keys(tenant, prompt[:-1]):
+            if key not in self._pieces:
+                break
+            engine.load(row, PIECE * len(found), self._pieces[key])
+            found.append(key)
+        self._touch(found)
+        return PIECE * len(found)
+
+    def save(self, engine: BatchEngine, row: int, tenant: str, prompt: Sequence[int]) -> None:
+        """Keep the whole pieces of a prompt that a row holds, as many as there is room for."""
+        keys = [*_keys(tenant, prompt)] if self.most_bytes else []
+        self._touch(keys)
+        for number, key in enumerate(keys):
+            if key in self._pieces:
+                continue
+            piece = engine.save(row, PIECE * number, PIECE * (number + 1))
+            while self._pieces and self.bytes + piece.nbytes > self.most_bytes:
+                if next(iter(self._pieces)) in keys:  # nothing is left but this prompt's own
+                    return
+                self.bytes -= self._pieces.popitem(last=False)[1].nbytes
+            if self.bytes + piece.nbytes > self.most_bytes:
+                return
+            self._pieces[key] = piece
+            self.bytes += piece.nbytes
+        self._touch(keys)
+
+    def _touch(self, keys: Sequence[bytes]) -> None:
+        """They were used now; the first of them goes last, for without it the others are lost."""
+        for key in reversed(keys):
+            if key in self._pieces:
+                self._pieces.move_to_end(key)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._pieces.clear()
+        self.bytes = 0
+
+
+def _keys(tenant: str, prompt: Sequence[int]) -> Iterator[bytes]:
+    """Of each whole piece of a prompt: a digest of the tenant and all tokens up to its end."""
+    digest = sha256(tenant.encode() + b"\0")
+    for start in range(0, len(prompt) - PIECE + 1, PIECE):
+        digest.update(np.array(prompt[start : start + PIECE], dtype=np.int64).tobytes())
+        yield digest.digest()
