@@ -16,19 +16,22 @@ from typing import Any
 from starlette.types import ASGIApp, Message
 
 from specplug.batching import BatchDecoder
+from specplug.serving import logs
 from specplug.serving.app import create_app
+from specplug.serving.cluster import fleet
 from specplug.serving.cluster.arguments import Arguments
 from specplug.serving.cluster.ingress import Ingress, ReplicaLostError
 from specplug.serving.cluster.replica import answer
 from specplug.serving.cluster.requests import Forwarded
 from specplug.serving.errors import ApiError
+from specplug.serving.service import Service
 from specplug.types import MissingExtraError
 
 try:
     import ray
     from ray import serve
     from ray.exceptions import RayActorError
-    from ray.serve.config import RequestRouterConfig
+    from ray.serve.config import AutoscalingConfig, RequestRouterConfig
     from ray.serve.exceptions import (
         BackPressureError,
         DeploymentUnavailableError,
@@ -48,6 +51,7 @@ class Replica:
     """A decoder and its server, in a process of their own."""
 
     async def __init__(self, arguments: Arguments) -> None:  # type: ignore[misc]  # Ray awaits it
+        logs.set_up()
         decoder = BatchDecoder.from_bundle(
             arguments.bundle,
             max_batch=arguments.max_batch,
@@ -56,8 +60,13 @@ class Replica:
         )
         self._name = serve.get_replica_context().replica_id.unique_id
         self._app = create_app(arguments.server, decoder)
+        self._service: Service = self._app.state.service
         self._running = AsyncExitStack()
+        self._running.callback(decoder.close)
         await self._running.enter_async_context(self._app.router.lifespan_context(self._app))
+        while not self._service.ready:  # Ray sends requests once this returns
+            await self.check_health()
+            await asyncio.sleep(0.05)
 
     async def answer(self, request: Forwarded) -> AsyncIterator[list[Message]]:
         """An empty list when the request is taken, then the answer's ASGI messages."""
@@ -67,19 +76,12 @@ class Replica:
 
     async def check_health(self) -> None:
         """Ray calls this; a replica that raises is replaced."""
-        status, body = await self._get("/health")
-        if status != 200:
-            raise RuntimeError(f"/health answers {status}: {body}")
+        if not self._service.worker.alive:
+            raise RuntimeError("the thread that decodes has ended; the log tells why")
 
     async def record_routing_stats(self) -> dict[str, str]:
         """Ray calls this and hands the result to the routers, in every ingress."""
-        return {METRICS: (await self._get("/metrics"))[1]}
-
-    async def _get(self, path: str) -> tuple[int, str]:
-        request = Forwarded(method="GET", path=path)
-        messages = [one async for some in answer(self._app, request, self._name) for one in some]
-        body = b"".join(message.get("body", b"") for message in messages)
-        return messages[0]["status"], body.decode()
+        return {METRICS: self._service.metrics.text().decode()}
 
     async def __del__(self) -> None:
         """Ray awaits this once nothing runs any more."""
@@ -100,7 +102,7 @@ class Entrance:
         arguments = self._arguments
         return Ingress(
             self._call,
-            lambda: PrefixRouter.metrics,
+            lambda: fleet.metrics,
             retries=arguments.retries,
             prefix_characters=arguments.prefix_characters,
             max_body_bytes=arguments.server.max_body_bytes,
@@ -148,11 +150,15 @@ def app(arguments: dict[str, Any]) -> serve.Application:
         Replica,
         name="replica",
         num_replicas=given.replicas if scaled is None else None,
-        autoscaling_config=scaled and {
-            "min_replicas": scaled.min,
-            "max_replicas": scaled.max,
-            "target_ongoing_requests": scaled.target,
-        },
+        autoscaling_config=scaled and AutoscalingConfig(
+            min_replicas=scaled.min,
+            max_replicas=scaled.max,
+            target_ongoing_requests=scaled.target,
+            upscale_delay_s=scaled.up_after,
+            downscale_delay_s=scaled.down_after,
+            metrics_interval_s=min(10, max(0.2, scaled.up_after / 3)),
+            look_back_period_s=min(30, max(0.5, scaled.up_after)),
+        ),
         # A replica has as many requests as it can run, and as many again so that none of its rows
         # is ever without one; the others wait in the ingress, for whichever replica is free first.
         max_ongoing_requests=2 * given.max_batch,
@@ -165,7 +171,7 @@ def app(arguments: dict[str, Any]) -> serve.Application:
         request_router_config=RequestRouterConfig(
             request_router_class=PrefixRouter,
             request_router_kwargs={"threshold": given.threshold},
-            request_routing_stats_period_s=5,
+            request_routing_stats_period_s=2,
         ),
     )  # fmt: skip
     entrance = serve.deployment(

@@ -32,6 +32,10 @@ class Autoscaling(BaseModel):
     max: int = Field(ge=1)
     target: float = Field(gt=0)
     """Requests, running and waiting, that a replica should have."""
+    up_after: float = Field(default=30, gt=0)
+    """How long there have to be more before replicas are added."""
+    down_after: float = Field(default=600, gt=0)
+    """How long there have to be fewer before replicas are taken away."""
 
     @model_validator(mode="before")
     @classmethod
@@ -103,7 +107,7 @@ class Arguments(BaseModel):
             if not made.bundle.is_dir():
                 raise ValueError(f"bundle {str(made.bundle)!r} is no folder in {Path.cwd()}")
             made = made.model_copy(update={"bundle": made.bundle.absolute()})
-        keys = KeyRing.read(made.api_key_file) if made.api_key_file else None
+        keys = _keys(made.api_key_file)
         server = ServerSettings(**settings.model_dump(), keys=keys)
         return made.model_copy(update={"server": server})
 
@@ -111,6 +115,10 @@ class Arguments(BaseModel):
     def threshold(self) -> int:
         """The sticky threshold, chosen where it is not given."""
         return self.sticky_threshold or max(1, self.max_batch // 2)
+
+
+def _keys(path: Path | None) -> KeyRing | None:
+    return None if path is None else KeyRing.parse(path.read_text(encoding="utf-8"), str(path))
 
 
 # Made from the fields of ServerSettings, so that whatever it gains is an argument here, too.

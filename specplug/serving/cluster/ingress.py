@@ -8,19 +8,25 @@ text, since that depends on the seed and the request has one.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 
-from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from specplug.serving.answers import ClientGoneError
 from specplug.serving.cluster.metrics import Counts, merged
+from specplug.serving.cluster.replica import REPLICA_HEADER
 from specplug.serving.cluster.requests import Forwarded, prepared
 from specplug.serving.errors import ApiError, internal_error
+from specplug.serving.replies import event, json_reply
 
 _log = logging.getLogger(__name__)
+
+_ELSEWHERE = (429, 500, 503)
+"""Statuses of a replica that is full, broken or ending: others may do better."""
 
 
 class ReplicaLostError(Exception):
@@ -72,48 +78,64 @@ class Ingress:
             await _live(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1003})
-        elif scope["method"] in ("GET", "HEAD") and scope["path"] in ("/health", "/ready"):
-            if self._replicas() or scope["path"] == "/health":
-                await _send_json(send, 200, {"status": "ok"})
-            else:
-                await _Relay(send).fail(ApiError(503, "no replica is ready yet", retry_after=1))
-        elif scope["method"] == "GET" and scope["path"] == "/metrics":
-            text = merged(self._replicas(), self.counts)
-            await _send(send, 200, text.encode(), b"text/plain; version=0.0.4; charset=utf-8")
+        elif scope["method"] == "GET" and scope["path"] in ("/health", "/ready", "/metrics"):
+            await self._status(scope["path"])(scope, receive, send)
         else:
             await self._answer(scope, receive, send)
+
+    def _status(self, path: str) -> Response:
+        replicas = self._replicas()
+        if path == "/metrics":
+            return Response(merged(replicas, self.counts), media_type="text/plain; version=0.0.4")
+        if path == "/ready" and not replicas:
+            error = ApiError(503, "no replica is ready", retry_after=1)
+            return json_reply(error.body, error.status, error.headers)
+        return json_reply({"status": "ok"})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.counts.requests += 1
         relay = _Relay(send)
         try:
-            body = await self._read(receive)
             request = Forwarded(
                 method=scope["method"],
                 path=scope["path"],
                 query=scope["query_string"],
                 headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
-                body=body,
+                body=await self._read(receive),
             )
-            await self._send_until_answered(
-                prepared(request, prefix_characters=self._prefix_characters), relay
-            )
-        except ClientDisconnect:
-            return  # nobody is there to be told
+            request = prepared(request, prefix_characters=self._prefix_characters)
+            await self._send_until_answered(request, relay)
+            return
+        except ClientGoneError:
+            return
         except ApiError as error:
-            await relay.fail(error)
+            failure = error
         except Exception:
             request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
             _log.exception("request %s failed", request_id)
-            await relay.fail(internal_error(request_id))
+            failure = internal_error(request_id)
+        if not relay.begun:
+            await json_reply(failure.body, failure.status, failure.headers)(scope, receive, send)
+        elif relay.streams:
+            await send({"type": "http.response.body", "body": event(failure.body)})
+        else:
+            raise failure  # the connection is cut, so that the body is seen to be broken
 
     async def _send_until_answered(self, request: Forwarded, relay: _Relay) -> None:
         for attempt in range(self._retries + 1):
+            self.counts.retries += attempt > 0
+            last = attempt == self._retries
             try:
                 async with aclosing(self._call(request)) as messages:
                     async for message in messages:
-                        await relay.send(message)
-                await relay.flush()
+                        if message.get("status") in _ELSEWHERE and not last:
+                            name = dict(message["headers"])[REPLICA_HEADER].decode()
+                            request = replace(request, avoid=request.avoid | {name})
+                            if self._replicas().keys() - request.avoid:
+                                break
+                        await relay.pass_on(message)
+                    else:
+                        return
             except ReplicaLostError as lost:
                 if relay.begun:
                     self.counts.lost += 1
@@ -122,9 +144,6 @@ class Ingress:
                         code="replica_lost",
                     ) from lost  # fmt: skip
                 relay.forget()
-                self.counts.retries += attempt < self._retries
-            else:
-                return
         self.counts.lost += 1
         raise ApiError(
             503, f"{self._retries + 1} replicas were lost over this request: ask again later",
@@ -139,80 +158,45 @@ class Ingress:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ClientDisconnect
+                        raise ClientGoneError
                     body += message.get("body", b"")
                     if len(body) > self._max_body_bytes:
                         raise ApiError(
-                            413, f"the body has more than {self._max_body_bytes} bytes, the limit"
+                            413,
+                            f"the body has more than {self._max_body_bytes} bytes, "
+                            "which is the most here",
                         )
                     more = message.get("more_body", False)
         except TimeoutError:
-            raise ApiError(
-                408, f"the body did not arrive within {self._body_timeout:g} seconds"
-            ) from None
+            raise ApiError(408, "the body did not arrive in time") from None
         return bytes(body)
 
 
 class _Relay:
-    """Passes an answer on, once it has text; until then nothing of it has happened."""
+    """Passes an answer on from its first piece of a body; until then nothing has happened."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._held: list[Message] = []
-        self._events = False
+        self._start: Message | None = None
+        self.streams = False
         self.begun = False
 
-    async def send(self, message: Message) -> None:
+    async def pass_on(self, message: Message) -> None:
+        """Send a message, or keep it back."""
         if message["type"] == "http.response.start":
             kind = dict(message["headers"]).get(b"content-type", b"")
-            self._events = kind.startswith(b"text/event-stream")
-        self._held.append(message)
-        if self.begun or self._has_text(message):
-            await self.flush()
-
-    def _has_text(self, message: Message) -> bool:
-        if not message.get("body"):
-            return False
-        return not self._events or any(map(_says_something, message["body"].split(b"\n")))
-
-    async def flush(self) -> None:
-        held, self._held = self._held, []
-        for message in held:
-            self.begun = True
-            await self._send(message)
+            self.streams = kind.startswith(b"text/event-stream")
+            self._start = message
+            return
+        self.begun = True
+        if self._start is not None:
+            await self._send(self._start)
+            self._start = None
+        await self._send(message)
 
     def forget(self) -> None:
-        self._held.clear()
-
-    async def fail(self, error: ApiError) -> None:
-        """Tell the client, in whatever way is left."""
-        if not self.begun:
-            headers = [
-                (name.lower().encode(), value.encode())
-                for name, value in (error.headers or {}).items()
-            ]
-            await _send_json(self._send, error.status_code, error.body, headers)
-        elif self._events:
-            event = b"data: " + json.dumps(error.body).encode() + b"\n\n"
-            await self._send({"type": "http.response.body", "body": event})
-        else:
-            raise error  # the server cuts the connection, so that the body is seen to be broken
-
-
-def _says_something(line: bytes) -> bool:
-    """Whether a line of a stream has more than the beginning of a chat message."""
-    if not line.startswith(b"data: "):
-        return False
-    try:
-        event = json.loads(line.removeprefix(b"data: "))
-        return any(
-            choice.get("finish_reason")
-            or choice.get("text")
-            or choice.get("delta", {}).get("content")
-            for choice in event["choices"]
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return True  # an error, [DONE], or what is not known here
+        """What was kept back is another replica's to say."""
+        self._start = None
 
 
 async def _live(receive: Receive, send: Send) -> None:
@@ -221,30 +205,3 @@ async def _live(receive: Receive, send: Send) -> None:
         await send({"type": message["type"] + ".complete"})
         if message["type"] == "lifespan.shutdown":
             return
-
-
-async def _send_json(
-    send: Send, status: int, content: object, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
-    await _send(send, status, json.dumps(content).encode(), b"application/json", headers)
-
-
-async def _send(
-    send: Send,
-    status: int,
-    body: bytes,
-    kind: bytes,
-    headers: list[tuple[bytes, bytes]] | None = None,
-) -> None:
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", kind),
-                (b"content-length", str(len(body)).encode()),
-                *(headers or []),
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})

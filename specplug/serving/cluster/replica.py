@@ -13,6 +13,8 @@ from specplug.serving.cluster.requests import Forwarded
 REPLICA_HEADER = b"x-specplug-replica"
 """Names, in every answer, the replica that gave it."""
 
+_REQUEST_ID = b"x-request-id"  # Ray's proxy gives it to the request, and to the answer
+
 
 async def answer(app: ASGIApp, request: Forwarded, name: str) -> AsyncIterator[list[Message]]:
     """Yield the application's messages, as many at a time as there are.
@@ -33,7 +35,8 @@ async def answer(app: ASGIApp, request: Forwarded, name: str) -> AsyncIterator[l
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), (REPLICA_HEADER, name.encode())]
+            kept = (one for one in message["headers"] if one[0] != _REQUEST_ID)
+            message["headers"] = [*kept, (REPLICA_HEADER, name.encode())]
         messages.put_nowait(message)
 
     async def run() -> None:

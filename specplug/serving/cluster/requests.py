@@ -25,6 +25,8 @@ class Forwarded:
     body: bytes = b""
     prefix: bytes | None = None
     """What requests that could share a cached prefix have in common; None: nothing to share."""
+    avoid: frozenset[str] = frozenset()
+    """Replicas that failed over this request: asked again only if there is no other."""
 
     def header(self, name: bytes) -> bytes:
         """The header's value; empty if there is none."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from specplug.serving.cluster import fleet
 from specplug.serving.cluster.requests import Forwarded
 from specplug.serving.cluster.routing import preferred
 
@@ -17,12 +17,8 @@ METRICS = "metrics"
 class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's classes are untyped
     """Requests with a prefix in common go to one replica, as long as its queue is not too long.
 
-    Ray makes one in every process that calls the replicas: in each ingress. An ingress calls no
-    other deployment, so what is kept on the class is about its replicas.
+    Ray makes one in every process that calls the replicas: in each ingress.
     """
-
-    metrics: ClassVar[Mapping[str, str]] = {}
-    """The replicas that this process can call, by name: their latest metrics, Prometheus' text."""
 
     def initialize_state(self, **kwargs: Any) -> None:
         """Take ``threshold`` from the deployment's ``request_router_kwargs``."""
@@ -31,7 +27,7 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's classes are un
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Take note of the replicas that there are now, and of what they last reported."""
         super().update_replicas(replicas)
-        PrefixRouter.metrics = {
+        fleet.metrics = {
             replica.replica_id.unique_id: replica.routing_stats.get(METRICS, "")
             for replica in replicas
         }
