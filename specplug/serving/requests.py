@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
-NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+def _whole(text: str) -> str:
+    text.encode()  # half a surrogate pair is an error, and no tokenizer takes it
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+NonEmpty = Annotated[Text, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
@@ -29,11 +37,11 @@ class TextPart(_Body):
     """A piece of a message; only text is understood."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 Content = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[list[TextPart], Tag("(list)")],
+    Annotated[Text, Tag("(text)")] | Annotated[list[TextPart], Tag("(list)")],
     Discriminator(lambda value: "(text)" if isinstance(value, str) else "(list)"),
 ]
 
@@ -105,13 +113,11 @@ class GenerateRequest(_Body):
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
     """The same seed gives the same text; None: a random one."""
-    stop: (
-        Annotated[
-            Annotated[NonEmpty | None, Tag("(text)")]
-            | Annotated[list[NonEmpty], Field(max_length=4), Tag("(list)")],
-            Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)"),
-        ]
-    ) = None
+    stop: Annotated[
+        Annotated[NonEmpty | None, Tag("(text)")]
+        | Annotated[list[NonEmpty], Field(max_length=4), Tag("(list)")],
+        Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)"),
+    ] = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """1 unless given; 0: always the likeliest token."""
@@ -150,7 +156,7 @@ class CompletionRequest(GenerateRequest):
     """Of ``/v1/completions``."""
 
     prompt: Annotated[
-        Annotated[str, Tag("(text)")]
+        Annotated[Text, Tag("(text)")]
         | Annotated[list[NonEmpty], Field(min_length=1), Tag("(list)")]
         | Annotated[list[TokenId], Field(min_length=1), Tag("(tokens)")]
         | Annotated[

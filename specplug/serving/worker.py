@@ -15,6 +15,7 @@ from typing import Any, Unpack
 from specplug.batching import BatchDecoder
 from specplug.context import Token
 from specplug.generation import Generation, GenerationOptions
+from specplug.types import EngineError
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Worker:
         self._on_progress = on_progress
         self._channels: dict[Generation, Channel] = {}
         self._condition = threading.Condition()
-        self._stopping = False
+        self._stopping = self._failed = False
         self.prepared = False
         """Whether the decoder knows what its calls cost."""
         self._thread = threading.Thread(target=self._run, name="specplug-worker", daemon=True)
@@ -95,8 +96,15 @@ class Worker:
         self._thread.join()
 
     def submit(self, prompt: Sequence[int], **options: Unpack[GenerationOptions]) -> Channel:
-        """As :meth:`BatchDecoder.submit`, on any thread; checking may take a while."""
+        """As :meth:`BatchDecoder.submit`, on any thread; checking may take a while.
+
+        Raises:
+            EngineError: the thread has ended.
+        """
         channel = self._channel(self.decoder.submit(prompt, **options))
+        if self._failed:
+            self._channels.pop(channel.generation)
+            raise EngineError("the thread that decodes has ended")
         self._wake()
         return channel
 
@@ -137,6 +145,7 @@ class Worker:
                     self._on_loop(self._deliver, list(zip(made.items(), ended, strict=True)))
         except Exception as failure:
             _log.exception("the decoder failed: no request can be answered any more")
+            self._failed = True
             self._on_loop(self._fail, failure)
 
     def _on_loop(self, call: Callable[[Any], None], argument: object) -> None:
