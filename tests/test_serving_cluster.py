@@ -1,4 +1,4 @@
-"""The ingress of several replicas, without Ray: what goes where, and again, and what clients see."""
+"""The ingress of several replicas, without Ray: what goes where, and what clients see."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 from starlette.types import ASGIApp, Message
@@ -25,6 +26,7 @@ from specplug.serving.cluster.replica import answer
 from specplug.serving.cluster.requests import Forwarded
 from specplug.serving.errors import ApiError
 from specplug.serving.service import Service
+from specplug.serving.settings import fingerprint
 from specplug.types import MissingExtraError
 
 try:
@@ -59,7 +61,10 @@ class Replica:
             threads=max(1, math.ceil(arguments.cpus)),
         )
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._app = create_app(arguments.server, decoder)
+        settings = arguments.server
+        if settings.fingerprint is None:
+            settings = replace(settings, fingerprint=fingerprint(arguments.bundle))
+        self._app = create_app(settings, decoder)
         self._service: Service = self._app.state.service
         self._running = AsyncExitStack()
         self._running.callback(decoder.close)
@@ -117,7 +122,11 @@ class Entrance:
             async for messages in answered:
                 for message in messages:
                     yield message
+        except (asyncio.CancelledError, GeneratorExit):
+            answered.cancel()
+            raise
         except TimeoutError:
+            answered.cancel()
             raise ApiError(
                 503,
                 f"no replica took the request in {self._arguments.queue_timeout:g} seconds",
@@ -133,8 +142,6 @@ class Entrance:
             raise ApiError(503, "the replicas cannot be started", retry_after=30) from error
         except (RayActorError, ReplicaUnavailableError) as error:
             raise ReplicaLostError from error
-        finally:
-            answered.cancel()
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:

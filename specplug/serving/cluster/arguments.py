@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from specplug.serving.keys import KeyRing
-from specplug.serving.settings import ServerSettings
+from specplug.serving.settings import ServerSettings, default_model_name
 
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -108,7 +108,10 @@ class Arguments(BaseModel):
                 raise ValueError(f"bundle {str(made.bundle)!r} is no folder in {Path.cwd()}")
             made = made.model_copy(update={"bundle": made.bundle.absolute()})
         keys = _keys(made.api_key_file)
-        server = ServerSettings(**settings.model_dump(), keys=keys)
+        chosen = settings.model_dump()
+        if "model_name" not in rest:
+            chosen["model_name"] = default_model_name(made.bundle)
+        server = ServerSettings(**chosen, keys=keys)
         return made.model_copy(update={"server": server})
 
     @property
