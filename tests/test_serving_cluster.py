@@ -402,8 +402,8 @@ def test_wrong_arguments_are_told(given: dict[str, Any], told: str) -> None:
 
 
 def test_all_wrong_arguments_are_told_at_once() -> None:
-    with pytest.raises(ValueError, match=r"(?s)replicas.*max_batch"):
-        Arguments.parse({"bundle": "/x", "replicas": "no", "max_batch": "no"})
+    with pytest.raises(ValueError, match=r"(?s)replica:.*max_batch 'no'.*cpus 'no'"):
+        Arguments.parse({"bundle": "/x", "replica": 2, "max_batch": "no", "cpus": "no"})
 
 
 def test_relative_bundles_are_made_absolute(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, Self, TypeVar, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,8 @@ from pydantic import (
 
 from specplug.serving.keys import KeyRing
 from specplug.serving.settings import ServerSettings, default_model_name
+
+M = TypeVar("M", bound=BaseModel)
 
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -95,12 +97,12 @@ class Arguments(BaseModel):
         names = set(cls.model_fields) - {"server"}
         own = {name: value for name, value in given.items() if name in names}
         rest = {name: value for name, value in given.items() if name not in names}
-        try:
-            settings = _Settings.model_validate(rest)
-            made = cls.model_validate(own)
-        except ValidationError as error:
+        wrong: list[ValidationError] = []
+        settings = _valid(_Settings, rest, wrong)
+        made = _valid(cls, own, wrong)
+        if settings is None or made is None:
             known = [*sorted(names), *sorted(_Settings.model_fields)]
-            raise ValueError("\n".join(_told(error, known))) from None
+            raise ValueError("\n".join(line for error in wrong for line in _told(error, known)))
         if made.autoscaling is not None and "replicas" in given:
             raise ValueError("replicas and autoscaling: give one of them")
         if not made.bundle.is_absolute():
@@ -134,6 +136,15 @@ _Settings: type[BaseModel] = create_model(
         if field.name != "keys"
     },
 )  # type: ignore[call-overload]
+
+
+def _valid(model: type[M], given: Mapping[str, Any], wrong: list[ValidationError]) -> M | None:
+    """The model of what is given; None, and one more in ``wrong``, if it cannot be made."""
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        wrong.append(error)
+        return None
 
 
 def _told(error: ValidationError, known: list[str]) -> Iterator[str]:
