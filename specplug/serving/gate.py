@@ -22,8 +22,7 @@ _log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 _PROTECTED = "/v1/"
-_DISCARDED = 16  # times the limit: what of a body that is too long is read, so that its sender
-# gets to read the answer
+_DISCARDED = 16  # times the limit: what of a body that is too long is read
 
 
 class Gate:
@@ -130,7 +129,7 @@ class Gate:
             raise ApiError(415, f"the body is {kind or 'of no type'}: send application/json")
         try:
             async with asyncio.timeout(settings.body_timeout):
-                body = await self._body(receive, settings.max_body_bytes)
+                body = await self._body(receive, headers, settings.max_body_bytes)
         except TimeoutError:
             raise _closing(ApiError(408, "the body did not arrive in time")) from None
         waiting = [body]
@@ -142,23 +141,26 @@ class Gate:
 
         return again
 
-    async def _body(self, receive: Receive, most: int) -> bytes:
-        pieces, size = [], 0
-        while True:
+    async def _body(self, receive: Receive, headers: Headers, most: int) -> bytes:
+        """The body; what is too long is read a while, so that its sender reads the answer."""
+        too_long = _closing(ApiError(413, f"the body may have {most} bytes here at most"))
+        claimed = headers.get("content-length", "0")
+        if claimed.isascii() and claimed.isdigit() and int(claimed) > most * _DISCARDED:
+            raise too_long
+        pieces, size, more = [], 0, True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
-            piece = message.get("body", b"")
+            piece, more = message.get("body", b""), message.get("more_body", False)
             size += len(piece)
             if size <= most:
                 pieces.append(piece)
-            more = message.get("more_body", False)
-            if size > most and (not more or size > most * _DISCARDED):
-                raise _closing(
-                    ApiError(413, f"the body has more than {most} bytes, which is the most here")
-                )
-            if not more:
-                return b"".join(pieces)
+            if size > most * _DISCARDED:
+                raise too_long
+        if size > most:
+            raise too_long
+        return b"".join(pieces)
 
 
 def _closing(error: ApiError) -> ApiError:
