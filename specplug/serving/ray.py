@@ -57,6 +57,9 @@ class Replica:
         decoder = BatchDecoder.from_bundle(
             arguments.bundle,
             max_batch=arguments.max_batch,
+            prefix_cache_bytes=arguments.prefix_cache << 20,
+            target_engine=arguments.target_engine,
+            target_device=arguments.target_device,
             drafter=arguments.drafter,
             threads=max(1, math.ceil(arguments.cpus)),
         )
@@ -169,7 +172,7 @@ def app(arguments: dict[str, Any]) -> serve.Application:
         # A replica has as many requests as it can run, and as many again so that none of its rows
         # is ever without one; the others wait in the ingress, for whichever replica is free first.
         max_ongoing_requests=2 * given.max_batch,
-        max_queued_requests=given.server.max_waiting,
+        max_queued_requests=max(1, given.server.max_waiting),  # Ray knows no 0
         max_constructor_retry_count=3,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=given.server.shutdown_timeout,
@@ -195,9 +198,12 @@ def app(arguments: dict[str, Any]) -> serve.Application:
 
 
 def _send_no_usage_stats() -> None:
-    """A cluster that this process starts is to send nothing to Ray's authors."""
+    """A cluster that this process starts is to send nothing to Ray's authors.
+
+    Ray's releases send nothing from clusters of ``ray.init``; its nightly builds ask their user.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # With statistics off, Ray still tells its authors that they are off.
+    # With statistics off, clusters of ``ray start`` still send that they are off.
     os.environ.setdefault("RAY_USAGE_STATS_REPORT_URL", "http://127.0.0.1:9/")
 
 

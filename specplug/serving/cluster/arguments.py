@@ -67,7 +67,11 @@ class Arguments(BaseModel):
     """In place of ``replicas``."""
     max_batch: int = Field(default=8, ge=1)
     """Rows that a replica decodes at once."""
+    prefix_cache: int = Field(default=1024, ge=0)
+    """Megabytes of memory for prompts that may come again, of each replica."""
     drafter: str = "auto"
+    target_engine: str | None = None
+    target_device: str | None = None
     cpus: float = Field(default=1, ge=0)
     """That a replica is given; its engine has as many threads, rounded up."""
     gpus: float = Field(default=0, ge=0)
