@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 _PROTECTED = "/v1/"
+_QUIET = ("/health", "/ready", "/metrics")
 _DISCARDED = 16  # times the limit: what of a body that is too long is read
 
 
@@ -66,9 +68,10 @@ class Gate:
             record.seconds = time.perf_counter() - record.started
             route = getattr(scope.get("route"), "path", "other")
             service.metrics.ended_request(record, route)
-            record.write()
-            if self._tracer is not None:
-                self._tracer.span(record, route, headers)
+            if record.path not in _QUIET or record.status >= 400:
+                record.write()
+                if self._tracer is not None:
+                    self._tracer.span(record, route, headers)
 
     async def _guarded(
         self, scope: Scope, headers: Headers, receive: Receive, send: Send, record: Record
@@ -81,7 +84,7 @@ class Gate:
             return
         except ApiError as error:
             failure = error
-            record.outcome = "timeout" if error.status == 504 else "refused"
+            record.outcome = error.outcome
         except ClientGoneError:
             record.outcome, record.status = "client_gone", record.status or 499
             return
@@ -93,7 +96,9 @@ class Gate:
             record.outcome = "failed"
             failure = internal_error(record.id)
         if record.status:  # a stream has begun
-            await send({"type": "http.response.body", "body": event(failure.body)})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._service.settings.send_timeout):
+                    await send({"type": "http.response.body", "body": event(failure.body)})
         else:
             reply = json_reply(failure.body, failure.status, failure.headers)
             await reply(scope, receive, send)
