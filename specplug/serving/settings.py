@@ -1,0 +1,76 @@
+"""What the operator decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from specplug.serving.keys import KeyRing
+
+NOTHING_IS_LIMITED = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Of one application; times are in seconds.
+
+    Raises:
+        ValueError: a limit that nothing could keep to.
+    """
+
+    model_name: str = "specplug"
+    """What clients call the model."""
+    fingerprint: str | None = None
+    """``system_fingerprint`` of answers: changes when their text may."""
+    keys: KeyRing | None = None
+    """Who may ask; None: everybody, as one tenant."""
+    max_waiting: int = 64
+    """Answers that may wait for a place in the batch; more are refused with status 429."""
+    max_per_key: int | None = None
+    """Requests of one key at a time; None: as many as there is room for."""
+    max_choices: int = 16
+    """Answers that one request may ask for: its prompts times ``n``."""
+    max_tokens: int | None = None
+    """New tokens that one answer may ask for; None: up to the model's context."""
+    max_prompt_tokens: int | None = None
+    """None: up to the model's context."""
+    max_body_bytes: int = 1 << 20
+    body_timeout: float = 30.0
+    """For a request's body to arrive."""
+    request_timeout: float = 600.0
+    """From a request's arrival to the last token of its answers."""
+    send_timeout: float = 30.0
+    """For a reader to take what is sent to it, before it is given up."""
+    stream_buffer: int = 1024
+    """Tokens that may wait for a reader, before it is given up."""
+    shutdown_timeout: float = 60.0
+    """For running and waiting answers to end, when the server is to stop."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins whose pages may ask; ``"*"``: all."""
+    log_prompts: bool = False
+    """Write prompts and answers into the log."""
+    tracing: bool = False
+    """Send OpenTelemetry traces, where ``otlp_endpoint`` or the standard variables say."""
+    otlp_endpoint: str | None = None
+    """Base address of an OTLP collector that takes HTTP."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and value < _LEAST.get(field.name, 1e-3):
+                raise ValueError(
+                    f"{field.name} {value}: need at least {_LEAST.get(field.name, 1e-3)}"
+                )
+
+
+_LEAST = {
+    "max_waiting": 0,
+    "max_per_key": 1,
+    "max_choices": 1,
+    "max_tokens": 1,
+    "max_prompt_tokens": 1,
+    "max_body_bytes": 1,
+    "stream_buffer": 1,
+    "shutdown_timeout": 0,
+    "log_prompts": 0,
+    "tracing": 0,
+}
