@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 FLAGS = (
     "--headless=new",
@@ -24,6 +25,7 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
     "--hide-scrollbars",
+    "--allow-pre-commit-input",  # else keys are dropped until something is painted
     "--remote-debugging-pipe",
 )
 # The protocol's pipe is descriptors 3 and 4 of the browser.
@@ -74,7 +76,7 @@ class Page:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = session["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log", "Network", "Fetch"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -114,22 +116,24 @@ class Page:
             case "Network.requestWillBeSent":
                 self.requests.append(params["request"])
             case "Fetch.requestPaused":
-                self._start("Fetch.fulfillRequest", requestId=params["requestId"], **self._scripted)
+                request = {"requestId": params["requestId"]}
+                path = urlsplit(params["request"]["url"]).path
+                if path in self._scripted:
+                    self._start("Fetch.fulfillRequest", **request, **self._scripted[path])
+                else:
+                    self._start("Fetch.continueRequest", **request)
 
     def answer(self, path: str, body: str, status: int = 200, **headers: str) -> None:
         """From now on give this answer to requests of a path, in the server's place."""
-        self._scripted = {
+        self._scripted[path] = {
             "responseCode": status,
-            "responseHeaders": [
-                {"name": n.replace("_", "-"), "value": v} for n, v in headers.items()
-            ],
+            "responseHeaders": [{"name": n.replace("_", "-"), "value": v} for n, v in headers.items()],
             "body": base64.b64encode(body.encode()).decode(),
         }
-        self.call("Fetch.enable", patterns=[{"urlPattern": f"*{path}"}])
 
     def forget(self) -> None:
         """Start anew: nothing noted, no answers of our own."""
-        self.call("Fetch.disable")
+        self._scripted.clear()
         self.console.clear()
         self.requests.clear()
 
@@ -137,6 +141,7 @@ class Page:
         """Go there and wait until the document is loaded."""
         self.call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete'")
+        self.js("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")  # painted
 
     def js(self, expression: str) -> Any:
         """The value of an expression in the page."""

@@ -1,0 +1,70 @@
+"""The picture of the playground: one prompt with and without speculation, on a bundle.
+
+    PYTHONPATH=tests .venv/bin/python benchmarks/playground.py smol.bundle docs/playground.png
+
+It needs Chromium and, for the same look, the font Inter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+from tests_support import browser
+
+PROMPT = """Copy the following text exactly, twice.
+
+The rotation speed of the lamp is 5 turns a minute. The lamp stands 36 metres above the water, and \
+its light can be seen from 18.7 miles away. The stairs have 142 steps, of which 19 are cracked."""
+
+
+def take(url: str, picture: Path, *, dark: bool) -> None:
+    with (
+        tempfile.TemporaryDirectory() as profile,
+        browser.browse(browser.program(), Path(profile)) as page,
+    ):
+        page.size(1180, 300, dark=dark)
+        page.open(url)
+        page.wait("document.getElementById('model').value")
+        page.press("Enter", browser.CTRL | browser.SHIFT)
+        page.wait("!document.getElementById('verdict').hidden", 120)
+        page.js("document.activeElement.blur()")
+        page.screenshot(picture)
+        for side in ("with", "without"):
+            print(page.js(f"document.getElementById({side!r}).innerText"))
+        print(page.js("document.getElementById('verdict').innerText"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--dark", action="store_true")
+    arguments = parser.parse_args()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["-m", "specplug", "serve", str(arguments.bundle), "--port", str(port)]
+    server = subprocess.Popen([sys.executable, *command])
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        while True:
+            assert server.poll() is None, "the server ended"
+            try:
+                urllib.request.urlopen(f"{url}ready").close()
+                break
+            except OSError:
+                pass
+        take(url, arguments.picture, dark=arguments.dark)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()
