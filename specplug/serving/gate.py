@@ -1,4 +1,4 @@
-"""What every request goes through first and last: its id, its key, its size, its line in the log."""
+"""What every request goes through first and last: id, key, size, and its line in the log."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ class Gate:
             return receive
         if self._service.draining:
             raise ApiError(
-                503, "the server is shutting down", retry_after=max(1, int(settings.shutdown_timeout))
+                503,
+                "the server is shutting down",
+                retry_after=max(1, int(settings.shutdown_timeout)),
             )
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":

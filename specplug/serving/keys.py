@@ -27,28 +27,31 @@ class KeyRing:
         self._hashes = dict(hashes)
 
     @classmethod
-    def read(cls, path: Path) -> KeyRing:
-        """Read a file of lines ``name:hash``; empty ones and those that begin with # are skipped.
+    def parse(cls, text: str, source: str) -> KeyRing:
+        """Read lines ``name:hash``; empty ones and those that begin with # are skipped.
+
+        Args:
+            text: the lines.
+            source: where they are from, for messages.
 
         Raises:
             ValueError: another line, a name twice, or no key at all.
-            OSError: the file cannot be read.
         """
         hashes: dict[str, str] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            line = line.strip()
+        for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
             if not line or line.startswith("#"):
                 continue
             found = _LINE.fullmatch(line)
             if not found:
                 raise ValueError(
-                    f"{path}, line {number}: need name:hash, as specplug hash-key writes it"
+                    f"{source}, line {number}: need name:hash, as specplug hash-key prints it; a "
+                    "name has letters, digits and _.@-"
                 )
             if found[1] in hashes:
-                raise ValueError(f"{path}, line {number}: there are two keys named {found[1]}")
+                raise ValueError(f"{source}, line {number}: there are two keys named {found[1]}")
             hashes[found[1]] = found[2]
         if not hashes:
-            raise ValueError(f"{path} holds no key: add one with specplug hash-key NAME >> {path}")
+            raise ValueError(f"{source} holds no key: make lines for it with specplug hash-key")
         return cls(hashes)
 
     def owner(self, key: str) -> str | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-import time
 
 from specplug.serving.errors import ApiError
 
@@ -26,7 +26,8 @@ class Admission:
         self._batch = batch
         self._places = batch + waiting
         self._per_owner = per_owner
-        self._taken = 0
+        self.taken = 0
+        """Places."""
         self._owners: Counter[str] = Counter()
         self._seconds = 1.0  # an answer takes, lately
 
@@ -48,20 +49,20 @@ class Admission:
                 f"this key has {self._per_owner} requests running, as many as it may",
                 retry_after=self._retry_after(self._batch),
             )
-        if self._taken + answers > self._places:
+        if self.taken + answers > self._places:
             raise ApiError(
                 429,
                 "too many requests are waiting",
-                retry_after=self._retry_after(self._taken + answers - self._places),
+                retry_after=self._retry_after(self.taken + answers - self._places),
             )
-        self._taken += answers
+        self.taken += answers
         self._owners[owner] += 1
         began = time.monotonic()
         try:
             yield
         finally:
             self._seconds += 0.1 * (time.monotonic() - began - self._seconds)
-            self._taken -= answers
+            self.taken -= answers
             self._owners[owner] -= 1
             self._owners += Counter()  # owners without requests are forgotten
 

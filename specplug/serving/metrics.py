@@ -65,9 +65,7 @@ class Metrics:
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"specplug:{name}", text, registry=self.registry)
 
-    def _seconds(
-        self, name: str, text: str, buckets: Sequence[float] = _SECONDS
-    ) -> Histogram:
+    def _seconds(self, name: str, text: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
         name = f"specplug:{name}_seconds"
         return Histogram(name, text, registry=self.registry, buckets=buckets)
 

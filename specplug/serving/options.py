@@ -172,9 +172,7 @@ def _logprobs(request: GenerateRequest) -> int | None:
         return request.logprobs
     assert isinstance(request, ChatRequest)
     if request.top_logprobs and not request.logprobs:
-        raise ApiError(
-            400, "top_logprobs: it needs logprobs to be true", param="top_logprobs"
-        )
+        raise ApiError(400, "top_logprobs: it needs logprobs to be true", param="top_logprobs")
     return (request.top_logprobs or 0) if request.logprobs else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -44,7 +44,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], send_timeout: float) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], send_timeout: float) -> None:
         super().__init__(headers=_NO_BUFFERS)
         del self.headers["content-length"]
         self._events = events

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -60,7 +60,7 @@ class Reply:
         head = {**self._head, "object": self._shape.whole}
         return json_reply({**head, "choices": choices, **self._totals(answers)})
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    async def _events(self) -> AsyncGenerator[bytes, None]:
         options = self._asked.request.stream_options
         with_usage = options is not None and bool(options.include_usage)
         head: dict[str, Any] = {**self._head, "object": self._shape.piece}

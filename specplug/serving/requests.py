@@ -105,13 +105,11 @@ class GenerateRequest(_Body):
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
     """The same seed gives the same text; None: a random one."""
-    stop: (
-        Annotated[
-            Annotated[NonEmpty | None, Tag("(text)")]
-            | Annotated[list[NonEmpty], Field(max_length=4), Tag("(list)")],
-            Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)"),
-        ]
-    ) = None
+    stop: Annotated[
+        Annotated[NonEmpty | None, Tag("(text)")]
+        | Annotated[list[NonEmpty], Field(max_length=4), Tag("(list)")],
+        Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)"),
+    ] = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """1 unless given; 0: always the likeliest token."""

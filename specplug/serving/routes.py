@@ -24,7 +24,8 @@ _STREAM = {"schema": {"type": "string"}}
 
 
 def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorResponse} for status in (*statuses, "default")}
+    named: list[int | str] = [*statuses, "default"]
+    return {status: {"model": ErrorResponse} for status in named}
 
 
 _ANSWERED: dict[int | str, dict[str, Any]] = {
@@ -121,9 +122,7 @@ def _service(http: Request) -> Service:
 
 
 def _wants_origins(request: GenerateRequest) -> bool:
-    return request.stream_options is not None and bool(
-        request.stream_options.include_token_origins
-    )
+    return request.stream_options is not None and bool(request.stream_options.include_token_origins)
 
 
 def _check_model(service: Service, name: str) -> None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, fields
 
 from specplug.serving.keys import KeyRing
 
-NOTHING_IS_LIMITED = None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
@@ -48,18 +46,15 @@ class ServerSettings:
     """Web origins whose pages may ask; ``"*"``: all."""
     log_prompts: bool = False
     """Write prompts and answers into the log."""
-    tracing: bool = False
-    """Send OpenTelemetry traces, where ``otlp_endpoint`` or the standard variables say."""
     otlp_endpoint: str | None = None
-    """Base address of an OTLP collector that takes HTTP."""
+    """Where OpenTelemetry traces go: base address of a collector that takes OTLP over HTTP. None:
+    where the standard variables say; nowhere without them."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and value < _LEAST.get(field.name, 1e-3):
-                raise ValueError(
-                    f"{field.name} {value}: need at least {_LEAST.get(field.name, 1e-3)}"
-                )
+            value, least = getattr(self, field.name), _LEAST.get(field.name, 1e-3)
+            if isinstance(value, int | float) and not value >= least:
+                raise ValueError(f"{field.name} {value}: need at least {least}")
 
 
 _LEAST = {
@@ -72,5 +67,4 @@ _LEAST = {
     "stream_buffer": 1,
     "shutdown_timeout": 0,
     "log_prompts": 0,
-    "tracing": 0,
 }
