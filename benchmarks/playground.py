@@ -17,11 +17,6 @@ from pathlib import Path
 
 from tests_support import browser
 
-PROMPT = """Copy the following text exactly, twice.
-
-The rotation speed of the lamp is 5 turns a minute. The lamp stands 36 metres above the water, and \
-its light can be seen from 18.7 miles away. The stairs have 142 steps, of which 19 are cracked."""
-
 
 def take(url: str, picture: Path, *, dark: bool) -> None:
     with (

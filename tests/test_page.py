@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from specplug.batching import BatchDecoder
-from specplug.serving.app import create_app
 from specplug.serving.keys import KeyRing, hash_key
-from specplug.serving.settings import ServerSettings
 from tests_support import browser
 from tests_support.browser import CTRL, SHIFT, Page
+from tests_support.serving import Held, Running, serving
 
 pytestmark = pytest.mark.slow
 
@@ -28,37 +22,18 @@ DONE = "document.getElementById('run').textContent.startsWith('Run')"
 BROKEN = "Failed to load resource"  # what Chromium itself writes of every refusal
 
 
-@contextmanager
-def serving(decoder: BatchDecoder, settings: ServerSettings) -> Iterator[str]:
-    """The application on a free port of loopback."""
-    config = uvicorn.Config(create_app(settings, decoder), port=0, log_config=None)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def decoder(tiny_bundles: dict[str, Path]) -> Iterator[BatchDecoder]:
-    decoder = BatchDecoder.from_bundle(
+    with BatchDecoder.from_bundle(
         tiny_bundles["fp32"], max_batch=2, drafter="draft", draft_tokens=3
-    )
-    yield decoder
-    decoder.close()
+    ) as decoder:
+        yield decoder
 
 
 @pytest.fixture(scope="module")
-def url(decoder: BatchDecoder) -> Iterator[str]:
-    with serving(decoder, ServerSettings(model_name="tiny")) as url:
-        yield url
+def server(decoder: BatchDecoder) -> Iterator[Running]:
+    with serving(decoder) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +47,15 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 @pytest.fixture
-def page(tab: Page, url: str) -> Iterator[Page]:
+def page(tab: Page, server: Running) -> Iterator[Page]:
     """The playground, ready; afterwards nothing has gone wrong or anywhere else."""
     tab.forget()
     tab.size(1180, 900)
-    tab.open(url)
+    tab.open(server.url)
     tab.wait("document.getElementById('model').value === 'tiny'")
     yield tab
     assert tab.console == []
-    assert all(request["url"].startswith((url, "data:")) for request in tab.requests)
+    assert all(request["url"].startswith((server.url, "data:")) for request in tab.requests)
 
 
 def write(page: Page, prompt: str, max_tokens: int = 40) -> None:
@@ -118,14 +93,6 @@ def sent(page: Page) -> list[dict[str, Any]]:
     return [json.loads(r["postData"]) for r in page.requests if "chat" in r["url"]]
 
 
-def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"{url}v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request) as response:
-        return dict(json.load(response))
-
-
 def event(*tokens: tuple[int, str, str], reason: str | None = None) -> str:
     """A chunk of a stream."""
     fields = ("id", "text", "origin")
@@ -142,7 +109,7 @@ def stream(page: Page, *events: str) -> None:
 
 
 def test_a_prompt_is_answered_with_and_without_speculation_by_keyboard(
-    page: Page, url: str
+    page: Page, server: Running
 ) -> None:
     assert page.js("document.activeElement.id") == "prompt"
     write(page, PROMPT)
@@ -159,7 +126,7 @@ def test_a_prompt_is_answered_with_and_without_speculation_by_keyboard(
     drafted, plain = spans(page, "with"), spans(page, "without")
     body = without | {"stream": False}
     del body["stream_options"]
-    answer = post(url, body)
+    answer = json.loads(server.send("POST", "/v1/chat/completions", body)[2])
     assert "".join(token for _, token in drafted) == answer["choices"][0]["message"]["content"]
     assert [token for _, token in drafted] == [token for _, token in plain]
     assert len(drafted) == answer["usage"]["completion_tokens"]
@@ -192,37 +159,20 @@ def test_both_are_run_one_after_the_other(page: Page) -> None:
 
 
 def test_tokens_appear_as_they_come_and_escape_stops_them(
-    page: Page, url: str, decoder: BatchDecoder, monkeypatch: pytest.MonkeyPatch
+    page: Page, server: Running, decoder: BatchDecoder
 ) -> None:
-    step = decoder.step
-
-    def slowly() -> Any:
-        time.sleep(0.1)
-        return step()
-
-    monkeypatch.setattr(decoder, "step", slowly)
     write(page, PROMPT, max_tokens=200)
-    page.press("Enter", CTRL)
-    page.wait("document.querySelectorAll('#with .text span').length > 2")
-    assert text(page, "#run").startswith("Stop")
-    assert text(page, "#status") == "Answering with speculation…"
-    assert decoder.running == 1
-    page.press("Escape")
-    page.wait("document.getElementById('status').textContent === 'Stopped'")
-    end = time.monotonic() + 10
-    while gauge(url) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert (gauge(url), decoder.running) == (0, 0)
+    with Held(decoder, 0.05):
+        page.press("Enter", CTRL)
+        page.wait("document.querySelectorAll('#with .text span').length > 2")
+        assert text(page, "#run").startswith("Stop")
+        assert text(page, "#status") == "Answering with speculation…"
+        assert server.metric("num_requests_running") == 1
+        page.press("Escape")
+        page.wait("document.getElementById('status').textContent === 'Stopped'")
+        server.wait_until_free()
     assert sum(counts(page, "with")) == len(spans(page, "with")) < 200
     assert page.js("document.querySelector('#with .error').hidden")
-
-
-def gauge(url: str) -> float:
-    """Requests that the server says are running."""
-    with urllib.request.urlopen(f"{url}metrics") as response:
-        lines = response.read().decode().splitlines()
-    (line,) = (line for line in lines if line.startswith("specplug:num_requests_running"))
-    return float(line.split()[-1])
 
 
 def test_settings_are_sent(page: Page) -> None:
@@ -315,11 +265,14 @@ def test_other_text_is_not_passed_over(page: Page) -> None:
     assert text(page, "#same") == "✗ Not the same text: it differs from token 2 on"
 
 
-def test_a_key_is_sent_and_not_kept(tab: Page, decoder: BatchDecoder) -> None:
-    settings = ServerSettings(model_name="locked", keys=KeyRing({"me": hash_key("sk-very-secret")}))
-    with serving(decoder, settings) as url:
+def test_a_key_is_sent_and_not_kept(tab: Page, tiny_bundle: Path) -> None:
+    keys = KeyRing({"me": hash_key("sk-very-secret")})
+    with (
+        BatchDecoder.from_bundle(tiny_bundle, drafter="none") as decoder,
+        serving(decoder, model_name="locked", keys=keys) as server,
+    ):
         tab.forget()
-        tab.open(url)
+        tab.open(server.url)
         assert "key" in alert(tab, "#error").lower()
         tab.tab_to("key")
         tab.type("sk-very-secret")
@@ -331,7 +284,7 @@ def test_a_key_is_sent_and_not_kept(tab: Page, decoder: BatchDecoder) -> None:
         tab.wait(f"document.querySelectorAll('#with .text span').length > 0 && {DONE}")
         assert tab.js("localStorage.length + sessionStorage.length + document.cookie.length") == 0
         assert tab.requests[-1]["headers"]["Authorization"] == "Bearer sk-very-secret"
-        tab.open(url)
+        tab.open(server.url)
         assert "key" in alert(tab, "#error").lower()
         assert tab.js("document.getElementById('key').value") == ""
 
@@ -386,8 +339,7 @@ CONTRAST = """(() => {
 })()"""
 
 
-def test_nothing_but_the_page_may_run(url: str) -> None:
-    with urllib.request.urlopen(url) as response:
-        policy = response.headers["Content-Security-Policy"]
+def test_nothing_but_the_page_may_run(server: Running) -> None:
+    policy = server.send("GET", "/")[1]["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy

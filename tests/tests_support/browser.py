@@ -127,7 +127,9 @@ class Page:
         """From now on give this answer to requests of a path, in the server's place."""
         self._scripted[path] = {
             "responseCode": status,
-            "responseHeaders": [{"name": n.replace("_", "-"), "value": v} for n, v in headers.items()],
+            "responseHeaders": [
+                {"name": n.replace("_", "-"), "value": v} for n, v in headers.items()
+            ],
             "body": base64.b64encode(body.encode()).decode(),
         }
 
