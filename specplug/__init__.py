@@ -5,6 +5,7 @@
 ...     print(token, end="")
 """
 
+from specplug.batching import BatchDecoder
 from specplug.budget import Budget
 from specplug.bundle import Bundle
 from specplug.context import Token
@@ -39,6 +40,7 @@ from specplug.types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchDecoder",
     "Budget",
     "Bundle",
     "BundleError",

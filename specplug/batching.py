@@ -128,14 +128,17 @@ class BatchDecoder(Decoder):
             their ``error``.
         """
         self.prepare()
-        ended = self._drop_cancelled()
-        begun = self._read()
-        return [*ended, *begun, *self._round()]
+        made: dict[Generation, list[Token]] = {}
+        for part in (self._drop_cancelled, self._read, self._round):
+            for generation, tokens in part():
+                made.setdefault(generation, []).extend(tokens)
+        return [*made.items()]
 
     def _drop_cancelled(self) -> Progress:
         cancelled = [one for one in [*self._waiting, *self._began()] if one.cancelled]
         for generation in cancelled:
-            self._end(generation, "cancelled")
+            generation.finish_reason = "cancelled"
+            self._end(generation)
         return [(generation, []) for generation in cancelled]
 
     def _read(self) -> Progress:
@@ -160,14 +163,15 @@ class BatchDecoder(Decoder):
                 generation.context.cached = start + len(piece)
             if last:
                 made = self._first(generation, start)
+            if not last:
+                return []
         except Exception as error:  # one request's fault must not end the others
-            self._end(generation, "error", error)
-            return [(generation, [])]
-        if not last:
-            return []
+            generation.fail(error)
         self._reading = None
         self._running.append(generation)
-        return [(generation, self._ended(generation, made))]
+        if generation.finish_reason is not None:
+            self._end(generation)
+        return [(generation, made)]
 
     def _first(self, generation: Generation, start: int) -> list[Token]:
         """The answer's first token, and the prompt's before it if they are wanted."""
@@ -197,15 +201,17 @@ class BatchDecoder(Decoder):
         seconds = time.perf_counter() - started
         progress: Progress = []
         for generation, proposal, verified in zip(rows, proposals, judged, strict=True):
+            made: list[Token] = []
             try:
                 if isinstance(verified, Exception):
                     raise verified
                 made = generation.commit(proposal, *verified, seconds)
             except Exception as error:  # as in reading
-                self._end(generation, "error", error)
-                progress.append((generation, []))
-                continue
-            progress.append((generation, self._ended(generation, made)))
+                generation.fail(error)
+            progress.append((generation, made))
+        for generation in rows:  # only now: rows move when others leave
+            if generation.finish_reason is not None:
+                self._end(generation)
         length.record(
             max(map(len, proposals)),
             sum(len(made) for _, made in progress) / len(rows),
@@ -281,16 +287,9 @@ class BatchDecoder(Decoder):
             self.target, generation.slot.row, request.tenant, generation.prompt
         )
 
-    def _ended(self, generation: Generation, made: list[Token]) -> list[Token]:
-        """The tokens as they are; the generation leaves if they are its last."""
-        if generation.finish_reason is not None:
-            self._end(generation)
-        return made
-
-    def _end(
-        self, generation: Generation, reason: str | None = None, error: Exception | None = None
-    ) -> None:
-        generation.end(reason, error)
+    def _end(self, generation: Generation) -> None:
+        """It leaves: its row and its drafter are free."""
+        generation.end()
         if generation is self._reading:
             self._reading = None
         elif generation in self._running:

@@ -325,10 +325,12 @@ class Generation:
         self._reading_seconds = 0.0
         self._clock = now
 
-    def end(self, reason: str | None = None, error: Exception | None = None) -> None:
-        """No more rounds, for a reason of the loop's if it is not the answer's own."""
-        self.finish_reason = reason or self.finish_reason
-        self.error = error
+    def fail(self, error: Exception) -> None:
+        """It cannot be finished."""
+        self.finish_reason, self.error = "error", error
+
+    def end(self) -> None:
+        """No more rounds."""
         self._drafter.finish(self.request, self.context.tokens)
         self._drafter = NoDrafter()
 
