@@ -336,26 +336,30 @@ def test_speculation_can_be_refused(client) -> None:
 
 
 @pytest.mark.parametrize("speculation", [True, False])
-def test_predictions_are_counted(client, alone, speculation) -> None:
-    text = chat(client, max_tokens=12).choices[0].message.content
-    said = len(alone.encode(text, chat=False))
+def test_predictions_are_counted(client, speculation) -> None:
+    text = '"the quick brown fox"'  # a token a character
+    schema = {"name": "fox", "schema": {"const": json.loads(text)}}
 
     def details(content, **fields):
-        fields = {"max_tokens": 12, "extra_body": {"speculation": speculation}, **fields}
-        made = chat(client, prediction={"type": "content", "content": content}, **fields)
-        assert made.choices[0].message.content == text[: len(made.choices[0].message.content)]
+        made = chat(
+            client,
+            prediction={"type": "content", "content": content},
+            response_format={"type": "json_schema", "json_schema": schema},
+            extra_body={"speculation": speculation},
+            **fields,
+        )
+        assert text.startswith(made.choices[0].message.content)
         found = made.usage.completion_tokens_details
         return found.accepted_prediction_tokens, found.rejected_prediction_tokens
 
-    accepted, rejected = details(text)
-    assert accepted + rejected == said
-    assert accepted >= said - 2  # bytes that are no characters are not predicted as they are made
-    halves = [{"type": "text", "text": part} for part in (text[:5], text[5:])]
-    assert details(halves) == (accepted, rejected)
+    assert details(text) == (len(text), 0)
+    assert details([{"type": "text", "text": part} for part in (text[:5], text[5:])]) == (21, 0)
+    assert details(text, max_tokens=4) == (4, len(text) - 4)
+    assert details(text, n=2, temperature=1) == (2 * len(text), 0)
     assert details("\x01\x02\x03") == (0, 3)
-    begun, missed = details(text, max_tokens=4)
-    assert begun == 4
-    assert missed == said - 4
+    accepted, rejected = details(text.replace("quick", "slow"))
+    assert accepted + rejected == len(text) - 1
+    assert len(text) - 9 <= accepted <= len(text) - 5  # a token or two to find the place again
     none = chat(client).usage.completion_tokens_details
     assert (none.accepted_prediction_tokens, none.rejected_prediction_tokens) == (0, 0)
 

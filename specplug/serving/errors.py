@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -10,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _CODES = {
+    400: "invalid_value",
     404: "not_found",
     405: "method_not_allowed",
     408: "timeout",
@@ -94,15 +96,23 @@ def from_validation(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a body, status 400."""
     first = max(error.errors(), key=lambda one: len(one["loc"]))  # of alternatives, the one meant
     if first["type"] == "json_invalid":
-        return ApiError(
-            400, f"the body is not JSON: {first['ctx']['error']} at {first['loc'][1]}",
-            code="invalid_json",
-        )  # fmt: skip
+        why = f"{first['ctx']['error']} at {first['loc'][1]}"
+        return ApiError(400, f"the body is not JSON: {why}", code="invalid_json")
     if first["type"] == "missing" and first["loc"] == ("body",):
         return ApiError(400, "the body is empty: send a JSON object", code="invalid_json")
-    where = [str(part) for part in first["loc"][1:] if not str(part).startswith("(")]
-    param = ".".join(where) or None
+    param = _param(first["loc"][1:])
     if first["type"] == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
-    message = first["msg"].removeprefix("Value error, ")
-    return ApiError(400, f"{param or 'body'}: {message}", param=param, code="invalid_value")
+    return ApiError(
+        400, f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=param
+    )
+
+
+def _param(location: Sequence[int | str]) -> str | None:
+    """A field's name, without pydantic's marks of keys and of a union's alternatives."""
+    parts = [
+        str(part)
+        for before, part in zip((None, *location), location, strict=False)
+        if not str(part).startswith(("(", "[")) and before != "response_format"
+    ]
+    return ".".join(parts) or None

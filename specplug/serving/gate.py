@@ -121,11 +121,10 @@ class Gate:
         if scope["method"] != "POST":
             return receive
         if self._service.draining:
-            raise ApiError(
-                503,
-                "the server is shutting down",
-                retry_after=max(1, int(settings.shutdown_timeout)),
-            )
+            retry_after = max(1, int(settings.shutdown_timeout))
+            raise ApiError(503, "the server is shutting down", retry_after=retry_after)
+        if not self._service.worker.alive:
+            raise ApiError(503, "the server cannot answer until it is restarted")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(415, f"the body is {kind or 'of no type'}: send application/json")

@@ -118,23 +118,25 @@ def max_tokens(
     Raises:
         ApiError: status 400: more than the server allows, or than the context has room for.
     """
+    prompt = "messages" if isinstance(request, ChatRequest) else "prompt"
     param, asked = "max_tokens", request.max_tokens
     if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
         param, asked = "max_completion_tokens", request.max_completion_tokens
-    if settings.max_prompt_tokens is not None and prompt_tokens > settings.max_prompt_tokens:
+    room = spec.context_limit - prompt_tokens
+    if room >= 1 and prompt_tokens > (settings.max_prompt_tokens or prompt_tokens):
         raise ApiError(
             400,
             f"the prompt has {prompt_tokens} tokens; this server takes "
             f"{settings.max_prompt_tokens} at most",
+            param=prompt,
             code="prompt_too_long",
         )
-    room = spec.context_limit - prompt_tokens
     if room < (asked or 1):
         raise ApiError(
             400,
             f"the model's context is {spec.context_limit} tokens, and {prompt_tokens} of prompt and"
             f" {asked or 1} of answer were asked for: shorten the prompt or the answer",
-            param="messages" if isinstance(request, ChatRequest) else "prompt",
+            param=prompt,
             code="context_length_exceeded",
         )
     most = min(room, settings.max_tokens or room)

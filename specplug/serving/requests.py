@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
-NonEmpty = Annotated[str, Field(min_length=1)]
+
+def _whole(text: str) -> str:
+    text.encode()  # half a surrogate pair is an error, and no tokenizer takes it
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+NonEmpty = Annotated[Text, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
@@ -29,11 +36,11 @@ class TextPart(_Body):
     """A piece of a message; only text is understood."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 Content = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[list[TextPart], Tag("(list)")],
+    Annotated[Text, Tag("(text)")] | Annotated[list[TextPart], Tag("(list)")],
     Discriminator(lambda value: "(text)" if isinstance(value, str) else "(list)"),
 ]
 
@@ -148,7 +155,7 @@ class CompletionRequest(GenerateRequest):
     """Of ``/v1/completions``."""
 
     prompt: Annotated[
-        Annotated[str, Tag("(text)")]
+        Annotated[Text, Tag("(text)")]
         | Annotated[list[NonEmpty], Field(min_length=1), Tag("(list)")]
         | Annotated[list[TokenId], Field(min_length=1), Tag("(tokens)")]
         | Annotated[

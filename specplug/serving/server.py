@@ -18,13 +18,15 @@ _log = logging.getLogger(__name__)
 
 _KEEP_ALIVE = 65  # seconds; longer than clients keep unused connections, so that they close first
 _LAST_WRITES = 5  # seconds for what is written already to leave, once all is answered
+_SEND_BUFFER = 1 << 17  # bytes of a connection that wait in the kernel; it would take megabytes
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 
 
 def bind(host: str, port: int, send_timeout: float) -> socket.socket:
     """A socket at an address, which the server has yet to listen at.
 
-    Connections whose peer takes nothing for ``send_timeout`` seconds will be broken.
+    Connections whose peer takes nothing will be broken, later than the application gives them up
+    after ``send_timeout`` seconds: what waits in the kernel would keep them for ever.
 
     Raises:
         OSError: the address cannot be had.
@@ -32,8 +34,9 @@ def bind(host: str, port: int, send_timeout: float) -> socket.socket:
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if _USER_TIMEOUT is not None:  # what waits in the kernel would keep its connection for ever
-            made.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(1000 * send_timeout))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        if _USER_TIMEOUT is not None:
+            made.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(2000 * send_timeout))
         made.bind((host, port))
     except OSError as error:
         made.close()

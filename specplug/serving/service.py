@@ -151,4 +151,18 @@ class Service:
                 code="unsupported_parameter",
             ) from None
         except ValueError as error:
-            raise ApiError(400, str(error), code="invalid_value") from error
+            raise ApiError(400, str(error), param=_param(str(error))) from error
+
+
+_NAMES = {
+    "json_schema": "response_format",
+    "logit_bias": "logit_bias",
+    "prediction": "prediction",
+    "the prompt": "prompt",
+    "token id": "prompt",
+}
+
+
+def _param(message: str) -> str | None:
+    """The field that the decoder's message, which begins with its own name, is about."""
+    return next((name for own, name in _NAMES.items() if message.startswith(own)), None)

@@ -15,6 +15,7 @@ from typing import Any, Unpack
 from specplug.batching import BatchDecoder
 from specplug.context import Token
 from specplug.generation import Generation, GenerationOptions
+from specplug.types import EngineError
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ class Channel:
         self.released = False
         self.counted_tokens = self.counted_rounds = 0
         """What the metrics know of."""
-        self.latest = 0.0
-        """When tokens came last."""
+        self.counted_seconds = 0.0
+        """As they do."""
         self._tokens: list[Token] = []
 
     def put(self, tokens: Sequence[Token]) -> None:
@@ -61,18 +62,15 @@ class Worker:
 
     Args:
         decoder: nobody else may step it.
-        on_progress: called on the event loop with every channel that a step reported, and the
-            new tokens.
+        on_progress: called on the event loop with every channel that a step reported.
     """
 
-    def __init__(
-        self, decoder: BatchDecoder, on_progress: Callable[[Channel, Sequence[Token]], None]
-    ) -> None:
+    def __init__(self, decoder: BatchDecoder, on_progress: Callable[[Channel], None]) -> None:
         self.decoder = decoder
         self._on_progress = on_progress
         self._channels: dict[Generation, Channel] = {}
         self._condition = threading.Condition()
-        self._stopping = False
+        self._stopping = self._failed = False
         self.prepared = False
         """Whether the decoder knows what its calls cost."""
         self._thread = threading.Thread(target=self._run, name="specplug-worker", daemon=True)
@@ -95,8 +93,15 @@ class Worker:
         self._thread.join()
 
     def submit(self, prompt: Sequence[int], **options: Unpack[GenerationOptions]) -> Channel:
-        """As :meth:`BatchDecoder.submit`, on any thread; checking may take a while."""
+        """As :meth:`BatchDecoder.submit`, on any thread; checking may take a while.
+
+        Raises:
+            EngineError: the thread has ended.
+        """
         channel = self._channel(self.decoder.submit(prompt, **options))
+        if self._failed:
+            self._channels.pop(channel.generation)
+            raise EngineError("the thread that decodes has ended")
         self._wake()
         return channel
 
@@ -137,6 +142,7 @@ class Worker:
                     self._on_loop(self._deliver, list(zip(made.items(), ended, strict=True)))
         except Exception as failure:
             _log.exception("the decoder failed: no request can be answered any more")
+            self._failed = True
             self._on_loop(self._fail, failure)
 
     def _on_loop(self, call: Callable[[Any], None], argument: object) -> None:
@@ -152,7 +158,7 @@ class Worker:
                 channel.failure = generation.error
                 if channel.released:
                     self._channels.pop(generation, None)
-            self._on_progress(channel, tokens)
+            self._on_progress(channel)
             channel.put(tokens)
 
     def _fail(self, failure: Exception) -> None:
