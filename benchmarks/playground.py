@@ -8,11 +8,9 @@ It needs Chromium and, for the same look, the font Inter.
 from __future__ import annotations
 
 import argparse
-import socket
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from pathlib import Path
 
 from tests_support import browser
@@ -26,6 +24,7 @@ def take(url: str, picture: Path, *, dark: bool) -> None:
         page.size(1180, 300, dark=dark)
         page.open(url)
         page.wait("document.getElementById('model').value")
+        page.wait("fetch('ready').then((answer) => answer.ok)", 120)  # it has measured its costs
         page.press("Enter", browser.CTRL | browser.SHIFT)
         page.wait("!document.getElementById('verdict').hidden", 120)
         page.js("document.activeElement.blur()")
@@ -39,23 +38,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("picture", type=Path)
+    parser.add_argument("--model-name", default="SmolLM2-135M-Instruct")
     parser.add_argument("--dark", action="store_true")
     arguments = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ["-m", "specplug", "serve", str(arguments.bundle), "--port", str(port)]
-    server = subprocess.Popen([sys.executable, *command])
-    url = f"http://127.0.0.1:{port}/"
+    command = ["-m", "specplug", "serve", str(arguments.bundle), "--port", "0"]
+    command += ["--model-name", arguments.model_name]
+    server = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
     try:
-        while True:
-            assert server.poll() is None, "the server ended"
-            try:
-                urllib.request.urlopen(f"{url}ready").close()
-                break
-            except OSError:
-                pass
-        take(url, arguments.picture, dark=arguments.dark)
+        take(server.stdout.readline().strip(), arguments.picture, dark=arguments.dark)
     finally:
         server.terminate()
         server.wait()

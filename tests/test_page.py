@@ -142,7 +142,6 @@ def test_a_prompt_is_answered_with_and_without_speculation_by_keyboard(
     assert text(page, "#without [data-stat=length]") == "1.00"
     assert float(text(page, "#with [data-stat=length]")) > 1
     for side in ("with", "without"):
-        assert float(text(page, f"#{side} [data-stat=speed]")) > 0
         assert text(page, f"#{side} [data-stat=first]").endswith(" s")
 
 
@@ -165,6 +164,7 @@ def test_tokens_appear_as_they_come_and_escape_stops_them(
     with Held(decoder, 0.05):
         page.press("Enter", CTRL)
         page.wait("document.querySelectorAll('#with .text span').length > 2")
+        page.wait("Number(document.querySelector('#with [data-stat=speed]').textContent) > 0")
         assert text(page, "#run").startswith("Stop")
         assert text(page, "#status") == "Answering with speculation…"
         assert server.metric("num_requests_running") == 1
