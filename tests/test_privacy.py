@@ -18,7 +18,7 @@ _OTHERS = ("GITHUB_ACTIONS", "TF_BUILD", "GITLAB_CI", "JENKINS_URL", "BUILD_ID")
 
 @pytest.fixture
 def at_home(tmp_path: Path) -> list[str]:
-    """A command's beginning, with an empty home: events would be kept there before they are sent."""
+    """A command's beginning, with an empty home: events would be kept there before they go."""
     unset = [word for name in (*_SWITCHES, *_OTHERS) for word in ("-u", name)]
     return ["env", *unset, f"HOME={tmp_path}"]
 
