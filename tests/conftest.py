@@ -7,10 +7,12 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from specplug.bundle import Bundle
@@ -25,6 +27,15 @@ from tests_support.tiny import write_checkpoint
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama checkpoint with random weights, a byte tokenizer and a chat template."""
     return write_checkpoint(tmp_path_factory.mktemp("source") / "tiny-llama")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: on a busy machine two wait for one another at every operator."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from specplug.integrations.transformers.choosing import sampling_params
 from specplug.sampling import distribution, shape_logits
 from tests_support.generating import FAST, PAD, prompts
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # --- sampling -------------------------------------------------------------------------------------
 
 WARPERS = st.fixed_dictionaries(
