@@ -43,12 +43,11 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's classes are un
             name: self.replica_queue_len_cache.get(replica.replica_id) or 0
             for name, replica in by_name.items()
         }
-        request = None
-        if pending_request is not None:
-            request = next(
-                (arg for arg in pending_request.args if isinstance(arg, Forwarded)), None
-            )
-            # Without this Ray would ask again at once, and again, while all replicas are full.
-            pending_request.routing_context.should_backoff = True
-        prefix = request.prefix if request is not None else None
-        return [[by_name[name]] for name in preferred(queues, prefix, self._threshold)]
+        if pending_request is None:
+            return [candidate_replicas]
+        # Without this Ray would ask again at once, and again, while all replicas are full.
+        pending_request.routing_context.should_backoff = True
+        request: Forwarded = pending_request.args[0]
+        order = preferred(queues, request.prefix, self._threshold)
+        order.sort(key=request.avoid.__contains__)
+        return [[by_name[name]] for name in order]
