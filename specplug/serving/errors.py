@@ -103,7 +103,9 @@ def from_validation(error: RequestValidationError) -> ApiError:
     param = _param(first["loc"][1:])
     if first["type"] == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
-    return ApiError(400, f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=param)
+    return ApiError(
+        400, f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=param
+    )
 
 
 def _param(location: Sequence[int | str]) -> str | None:

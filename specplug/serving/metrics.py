@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from specplug.batching import BatchDecoder
-from specplug.context import Token
 from specplug.serving.logs import Record
 from specplug.serving.worker import Channel
 
@@ -69,24 +67,22 @@ class Metrics:
         name = f"specplug:{name}_seconds"
         return Histogram(name, text, registry=self.registry, buckets=buckets)
 
-    def progress(self, channel: Channel, tokens: Sequence[Token]) -> None:
+    def progress(self, channel: Channel) -> None:
         """A step reported an answer; called for every one of them."""
         generation, stats = channel.generation, channel.generation.stats
-        now = time.perf_counter()
-        new = stats.new_tokens - channel.counted_tokens
+        new, seconds = stats.new_tokens - channel.counted_tokens, stats.decode_seconds
         if new and not channel.counted_tokens:
             self.queued.observe(generation.queue_seconds)
             self.prompt_tokens.inc(stats.prompt_tokens)
             self.prefix_queries.inc(stats.prompt_tokens)
             self.prefix_hits.inc(generation.cached_tokens)
-        elif new:
-            share = (now - channel.latest) / new
-            for _ in range(new):
-                self.between.observe(share)
+        gaps = new - (not channel.counted_tokens)
+        for _ in range(gaps):  # of tokens that came together, each has its share
+            self.between.observe((seconds - channel.counted_seconds) / gaps)
         if new:
             self.generation_tokens.inc(new)
             channel.counted_tokens += new
-            channel.latest = now
+            channel.counted_seconds = seconds
         counted, rounds = channel.counted_rounds, stats.rounds
         channel.counted_rounds = rounds
         for drafted, accepted in zip(

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 
-
 def _whole(text: str) -> str:
     text.encode()  # half a surrogate pair is an error, and no tokenizer takes it
     return text

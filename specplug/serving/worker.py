@@ -38,8 +38,8 @@ class Channel:
         self.released = False
         self.counted_tokens = self.counted_rounds = 0
         """What the metrics know of."""
-        self.latest = 0.0
-        """When tokens came last."""
+        self.counted_seconds = 0.0
+        """As they do."""
         self._tokens: list[Token] = []
 
     def put(self, tokens: Sequence[Token]) -> None:
@@ -62,13 +62,10 @@ class Worker:
 
     Args:
         decoder: nobody else may step it.
-        on_progress: called on the event loop with every channel that a step reported, and the
-            new tokens.
+        on_progress: called on the event loop with every channel that a step reported.
     """
 
-    def __init__(
-        self, decoder: BatchDecoder, on_progress: Callable[[Channel, Sequence[Token]], None]
-    ) -> None:
+    def __init__(self, decoder: BatchDecoder, on_progress: Callable[[Channel], None]) -> None:
         self.decoder = decoder
         self._on_progress = on_progress
         self._channels: dict[Generation, Channel] = {}
@@ -161,7 +158,7 @@ class Worker:
                 channel.failure = generation.error
                 if channel.released:
                     self._channels.pop(generation, None)
-            self._on_progress(channel, tokens)
+            self._on_progress(channel)
             channel.put(tokens)
 
     def _fail(self, failure: Exception) -> None:
