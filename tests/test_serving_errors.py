@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
 import pytest
 
+from specplug import Proposal
 from specplug.batching import BatchDecoder
+from specplug.budget import Budget
+from specplug.generation import Generation
 from tests_support.serving import MODEL, Held, Running, serving
 
 LONGEST = 4000  # bytes of a body
@@ -232,7 +236,10 @@ def test_bodies_that_are_too_large(server) -> None:
     answer = raw(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunk * 5, b"0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 413 ")
     claimed = b"Content-Length: 1000000000000\r\n\r\n"
-    assert raw(server, HEAD + claimed, b" " * 100_000).startswith(b"HTTP/1.1 413 ")
+    assert raw(server, HEAD + claimed).startswith(b"HTTP/1.1 413 ")  # at once
+    endless = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    with pytest.raises(ConnectionError):  # nobody is listened to for ever
+        raw(server, endless, *[chunk] * 100_000)
 
 
 def test_a_body_that_does_not_come(batch) -> None:
@@ -263,11 +270,32 @@ def test_failures_of_the_engine_are_told_without_their_reasons(batch, caplog) ->
 
 def test_a_stream_that_fails_on_its_way_says_so(batch) -> None:
     with serving(batch) as server, Held(batch, 0.02) as engine, server.client() as client:
-        stream = client.completions.create(model=MODEL, prompt="x", max_tokens=100, stream=True)
+        asked = {"prompt": "x", "max_tokens": 100, "logit_bias": {"256": -100}}  # no end
+        stream = client.completions.create(model=MODEL, **asked, stream=True)
         next(stream)
         engine.failure = RuntimeError("secret")
         with pytest.raises(openai.APIError, match="the server failed"):
             list(stream)
+        server.wait_until_free()
+
+
+def test_a_drafter_that_fails_ends_its_own_answer_alone(batch, monkeypatch) -> None:
+    propose = Generation.propose
+
+    def failing(generation: Generation, budget: Budget | None) -> Proposal:
+        if bytes(generation.prompt[:1]) == bytes(batch.encode("!", chat=False)):
+            raise ZeroDivisionError
+        return propose(generation, budget)
+
+    monkeypatch.setattr(Generation, "propose", failing)
+    with serving(batch) as server, ThreadPoolExecutor(2) as pool:
+        ask = {"max_tokens": 30, "temperature": 0, "logit_bias": {"256": -100}}
+        asked = [
+            pool.submit(server.send, "POST", "/v1/completions", {"prompt": prompt, **ask})
+            for prompt in ("fine", "!")
+        ]
+        assert [one.result()[0] for one in asked] == [200, 500]
+        assert server.send("GET", "/health")[0] == 200
         server.wait_until_free()
 
 

@@ -110,7 +110,9 @@ def _update(index: int, channel: Channel) -> Update:
     if channel.ended:
         reason = _REASONS.get(channel.generation.finish_reason or "")
         if reason is None:
-            raise ApiError(503, "the answer was given up: try again", retry_after=1)
+            raise ApiError(
+                503, "the answer was given up: try again", retry_after=1, outcome="given_up"
+            )
     return Update(index, tokens, reason)
 
 

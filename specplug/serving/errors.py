@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_OUTCOMES = {500: "failed", 504: "timeout"}
 _CODES = {
     400: "invalid_value",
     404: "not_found",
@@ -48,6 +49,7 @@ class ApiError(Exception):
         param: the field that is wrong, such as ``"messages.0.role"``.
         code: for programs; None: what belongs to the status.
         retry_after: seconds after which it may go better.
+        outcome: for the log; None: what belongs to the status.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        outcome: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code or _CODES.get(status)
+        self.outcome = outcome or _OUTCOMES.get(status, "refused")
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -22,8 +23,8 @@ _log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 _PROTECTED = "/v1/"
-_DISCARDED = 16  # times the limit: what of a body that is too long is read, so that its sender
-# gets to read the answer
+_QUIET = ("/health", "/ready", "/metrics")
+_DISCARDED = 16  # times the limit: what of a body that is too long is read
 
 
 class Gate:
@@ -67,9 +68,10 @@ class Gate:
             record.seconds = time.perf_counter() - record.started
             route = getattr(scope.get("route"), "path", "other")
             service.metrics.ended_request(record, route)
-            record.write()
-            if self._tracer is not None:
-                self._tracer.span(record, route, headers)
+            if record.path not in _QUIET or record.status >= 400:
+                record.write()
+                if self._tracer is not None:
+                    self._tracer.span(record, route, headers)
 
     async def _guarded(
         self, scope: Scope, headers: Headers, receive: Receive, send: Send, record: Record
@@ -82,7 +84,7 @@ class Gate:
             return
         except ApiError as error:
             failure = error
-            record.outcome = "timeout" if error.status == 504 else "refused"
+            record.outcome = error.outcome
         except ClientGoneError:
             record.outcome, record.status = "client_gone", record.status or 499
             return
@@ -94,7 +96,9 @@ class Gate:
             record.outcome = "failed"
             failure = internal_error(record.id)
         if record.status:  # a stream has begun
-            await send({"type": "http.response.body", "body": event(failure.body)})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._service.settings.send_timeout):
+                    await send({"type": "http.response.body", "body": event(failure.body)})
         else:
             reply = json_reply(failure.body, failure.status, failure.headers)
             await reply(scope, receive, send)
@@ -130,7 +134,7 @@ class Gate:
             raise ApiError(415, f"the body is {kind or 'of no type'}: send application/json")
         try:
             async with asyncio.timeout(settings.body_timeout):
-                body = await self._body(receive, settings.max_body_bytes)
+                body = await self._body(receive, headers, settings.max_body_bytes)
         except TimeoutError:
             raise _closing(ApiError(408, "the body did not arrive in time")) from None
         waiting = [body]
@@ -142,23 +146,26 @@ class Gate:
 
         return again
 
-    async def _body(self, receive: Receive, most: int) -> bytes:
-        pieces, size = [], 0
-        while True:
+    async def _body(self, receive: Receive, headers: Headers, most: int) -> bytes:
+        """The body; what is too long is read a while, so that its sender reads the answer."""
+        too_long = _closing(ApiError(413, f"the body may have {most} bytes here at most"))
+        claimed = headers.get("content-length", "0")
+        if claimed.isascii() and claimed.isdigit() and int(claimed) > most * _DISCARDED:
+            raise too_long
+        pieces, size, more = [], 0, True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
-            piece = message.get("body", b"")
+            piece, more = message.get("body", b""), message.get("more_body", False)
             size += len(piece)
             if size <= most:
                 pieces.append(piece)
-            more = message.get("more_body", False)
-            if size > most and (not more or size > most * _DISCARDED):
-                raise _closing(
-                    ApiError(413, f"the body has more than {most} bytes, which is the most here")
-                )
-            if not more:
-                return b"".join(pieces)
+            if size > most * _DISCARDED:
+                raise too_long
+        if size > most:
+            raise too_long
+        return b"".join(pieces)
 
 
 def _closing(error: ApiError) -> ApiError:

@@ -20,7 +20,8 @@ class Record:
     path: str
     status: int = 0
     outcome: str = "ok"
-    """``ok``, ``refused``, ``timeout``, ``client_gone``, ``slow_reader``, ``failed``."""
+    """``ok``, ``refused``, ``timeout``, ``client_gone``, ``slow_reader``, ``given_up``,
+    ``failed``."""
     key: str | None = None
     """Name of the API key's owner."""
     began: float = field(default_factory=time.time)

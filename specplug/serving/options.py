@@ -24,6 +24,8 @@ from specplug.types import EngineSpec
 COMPLETION_TOKENS = 16
 """New tokens of ``/v1/completions`` where a request does not say; OpenAI's number."""
 
+_COLDEST = 1e-4  # below it logits divided by the temperature leave what 32 bits can tell apart
+
 _UNSUPPORTED = {
     "tools": "tools are not supported",
     "tool_choice": "tools are not supported",
@@ -149,6 +151,8 @@ def max_tokens(
 
 def _sampling(request: GenerateRequest) -> SamplingParams:
     temperature = 1.0 if request.temperature is None else request.temperature
+    if temperature < _COLDEST:
+        temperature = 0.0
     seed = secrets.randbits(63) if request.seed is None else request.seed % (1 << 64)
     schema = None
     if isinstance(request.response_format, JsonObjectFormat):

@@ -87,7 +87,9 @@ class Service:
     def abort(self) -> None:
         """Give up what runs."""
         for answers in list(self._running):
-            answers.fail(ApiError(503, "the server is shutting down", retry_after=1))
+            answers.fail(
+                ApiError(503, "the server is shutting down", retry_after=1, outcome="given_up")
+            )
 
     @asynccontextmanager
     async def answering(self, asked: Asked) -> AsyncIterator[Answers]:
