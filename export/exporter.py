@@ -31,9 +31,9 @@ from specplug.export.quality_text import take_sample
 from specplug.export.request import Part, Report, Request, open_parts
 from specplug.export.sharing import DRAFT_GRAPH, share_weights
 from specplug.export.source import Source
-from specplug.export.staging import staged
 from specplug.export.tensorrt import Target, build_plans, resolve
 from specplug.export.tokenizers import encoder, write_tokenizer
+from specplug.staging import staged
 
 _TOOLS = ("specplug", "mobius-onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
 

@@ -27,9 +27,9 @@ from specplug.export.precision import Precision, bytes_a_weight, fits_kernel
 from specplug.export.quality_text import take_sample
 from specplug.export.request import Part, Report, Request, open_parts
 from specplug.export.source import preview_source
-from specplug.export.staging import check_place
 from specplug.export.tensorrt import Target, plan_name, resolve
 from specplug.export.tokenizers import encoder
+from specplug.staging import check_place
 
 _GRAPH_BYTES_A_LAYER = 8_000
 

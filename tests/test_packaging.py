@@ -76,6 +76,11 @@ NEED_MORE = {
         for path in (ROOT / "specplug" / "serving").glob("*.py")
         if path.stem not in ("__init__", "keys", "settings")  # which the command reads before
     ),
+    "specplug/integrations/triton/backend.py",  # Triton's own module
+    *(
+        f"specplug/integrations/transformers/{name}.py"  # the extra "torch"
+        for name in ("__init__", "choosing", "hook", "kept")
+    ),
 }
 
 

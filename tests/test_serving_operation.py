@@ -307,7 +307,7 @@ def test_sigterm_under_load_drops_nothing(tiny_bundle: Path, tmp_path: Path) -> 
         def stream(number: int) -> str | None:
             chunks = client.completions.create(
                 model=tiny_bundle.name.removesuffix(".bundle"), prompt=f"{number}", stream=True,
-                max_tokens=300, temperature=0, logit_bias={"256": -100},
+                max_tokens=900, temperature=0, logit_bias={"256": -100},
             )  # fmt: skip
             reason = None
             for chunk in chunks:
@@ -319,6 +319,7 @@ def test_sigterm_under_load_drops_nothing(tiny_bundle: Path, tmp_path: Path) -> 
         with client, ThreadPoolExecutor(6) as pool:
             asked = [pool.submit(stream, number) for number in range(6)]
             assert begun.acquire(timeout=PATIENCE)
+            until(lambda: Running(None, port).metric("requests_in_flight") == 7)  # with this one
             running.send_signal(signal.SIGTERM)
             assert [one.result(PATIENCE) for one in asked] == ["length"] * 6
         _, log = running.communicate(timeout=PATIENCE)
