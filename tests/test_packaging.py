@@ -71,9 +71,9 @@ def test_wheel_has_every_file_of_the_tree(wheel: Path) -> None:
 NEED_MORE = {
     "specplug/engines/contract.py",  # pytest
     "specplug/engines/pytorch.py",  # the extra "torch"
-    *(  # the extra "serve"
-        f"specplug/serving/{path.name}"
-        for path in (ROOT / "specplug" / "serving").glob("*.py")
+    *(  # the extras "serve" and "ray"
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "specplug" / "serving").rglob("*.py")
         if path.stem not in ("__init__", "keys", "settings")  # which the command reads before
     ),
     "specplug/integrations/triton/backend.py",  # Triton's own module

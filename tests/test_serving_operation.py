@@ -301,13 +301,13 @@ def test_sigterm_under_load_drops_nothing(tiny_bundle: Path, tmp_path: Path) -> 
     with process(tiny_bundle, "--api-key-file", keys) as (running, port):
         url = f"http://127.0.0.1:{port}/v1"
         key = "a key of anna's own"
-        client = openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=PATIENCE)
+        client = openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=3 * PATIENCE)
         begun = threading.Semaphore(0)
 
         def stream(number: int) -> str | None:
             chunks = client.completions.create(
                 model=tiny_bundle.name.removesuffix(".bundle"), prompt=f"{number}", stream=True,
-                max_tokens=900, temperature=0, logit_bias={"256": -100},
+                max_tokens=400, temperature=0, logit_bias={"256": -100},
             )  # fmt: skip
             reason = None
             for chunk in chunks:
@@ -321,7 +321,7 @@ def test_sigterm_under_load_drops_nothing(tiny_bundle: Path, tmp_path: Path) -> 
             assert begun.acquire(timeout=PATIENCE)
             until(lambda: Running(None, port).metric("requests_in_flight") == 7)  # with this one
             running.send_signal(signal.SIGTERM)
-            assert [one.result(PATIENCE) for one in asked] == ["length"] * 6
+            assert [one.result(3 * PATIENCE) for one in asked] == ["length"] * 6
         _, log = running.communicate(timeout=PATIENCE)
         assert running.returncode == 0, log
         lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,6 @@ from typing import Annotated
 import typer
 
 from specplug.batching import BatchDecoder
-from specplug.bundle import MANIFEST
 from specplug.cli import console
 from specplug.cli.console import (
     AllowNarrow,
@@ -27,7 +25,7 @@ from specplug.cli.console import (
 )
 from specplug.history import DEFAULT_TOKENS, History
 from specplug.serving.keys import KeyRing, hash_key, readable_by_others
-from specplug.serving.settings import ServerSettings
+from specplug.serving.settings import ServerSettings, default_model_name, fingerprint
 from specplug.types import MissingExtraError
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -142,8 +140,8 @@ def serve(
             f"serving needs {error.name}: pip install 'specplug[serve]'"
         ) from None
     settings = ServerSettings(
-        model_name=model_name or bundle.resolve().name.removesuffix(".bundle"),
-        fingerprint=_fingerprint(bundle),
+        model_name=model_name or default_model_name(bundle),
+        fingerprint=fingerprint(bundle),
         keys=_keys(api_key_file),
         max_waiting=max_waiting,
         max_per_key=max_per_key,
@@ -208,11 +206,3 @@ def _keys(path: Path | None) -> KeyRing | None:
     if readable_by_others(path):
         console.note(f"{path} can be read by others: chmod 600 {path}")
     return KeyRing.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-def _fingerprint(bundle: Path) -> str | None:
-    """Another one for another bundle."""
-    manifest = bundle / MANIFEST
-    if not manifest.is_file():
-        return None  # which opening the bundle says better
-    return f"sp_{hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
+from pathlib import Path
 
+from specplug.bundle import MANIFEST
 from specplug.serving.keys import KeyRing
 
 
@@ -68,3 +71,16 @@ _LEAST = {
     "shutdown_timeout": 0,
     "log_prompts": 0,
 }
+
+
+def default_model_name(bundle: Path) -> str:
+    """What clients call the model of a bundle if nobody says: as its folder is called."""
+    return bundle.resolve().name.removesuffix(".bundle")
+
+
+def fingerprint(bundle: Path) -> str | None:
+    """Another one for another bundle; None: it has no manifest, which opening it says better."""
+    manifest = bundle / MANIFEST
+    if not manifest.is_file():
+        return None
+    return f"sp_{hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]}"

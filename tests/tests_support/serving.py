@@ -27,6 +27,7 @@ class Running:
 
     def __init__(self, service: Service, port: int) -> None:
         self.service, self.port = service, port
+        self.url = f"http://127.0.0.1:{port}/"
 
     def client(self, key: str = "none") -> openai.OpenAI:
         url = f"http://127.0.0.1:{self.port}/v1"
