@@ -22,7 +22,7 @@ MIX = {
     "hung up in the body": 0.02,
     "stalled": 0.02,
 }
-PATIENCE = 120.0  # seconds after which an answer is lost
+PATIENCE = 300.0  # seconds after which an answer is lost
 
 
 def planned(requests: int, random: Random) -> list[str]:

@@ -97,7 +97,7 @@ def make_pool(bundle: Path, *, size: int, tokens: int, seed: int) -> list[Questi
         seed: of the mix.
     """
     random = Random(seed)
-    texts = prompts(size, 300)
+    texts = prompts(size, 150)
     pool: list[Question] = []
     with SpeculativeDecoder.from_bundle(bundle, drafter="none") as decoder:
         for number in range(size):
