@@ -20,7 +20,7 @@ from measuring import HERE, read_result
 from speculation import PLAIN_W8A8
 
 ROOT = HERE.parent
-DOCUMENTS = ("README.md", "docs/BENCHMARKS.md", "docs/BATCHING.md")
+DOCUMENTS = ("README.md", "docs/BENCHMARKS.md", "docs/BATCHING.md", "docs/SERVING.md")
 _BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _PRECISIONS = ("fp32", "fp16", "w8a8", "int8", "gguf", "int4")
 
@@ -392,6 +392,40 @@ def batching() -> str:
     )
 
 
+def serving_load() -> str:
+    """Streams over HTTP, by load: medians over the repeats."""
+    rows = []
+    for load, systems in result("serving_load")["loads"].items():
+        found = {
+            name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+            for name, runs in systems.items()
+        }
+        rows.append(
+            [load, *(f"{found[name]['tokens_per_second']:.0f}" for name in ("plain", "auto"))]
+        )
+        for what in ("first_token", "inter_token"):
+            rows[-1] += (
+                f"{1000 * one[f'{what}_p50']:.0f} / {1000 * one[f'{what}_p95']:.0f}"
+                for one in (found["plain"], found["auto"])
+            )
+    return markdown(
+        [
+            "streams",
+            *("plain, tokens/s", "`auto`, tokens/s"),
+            *("plain, first token", "`auto`, first token"),
+            *("plain, between tokens", "`auto`, between tokens"),
+        ],
+        rows,
+    )
+
+
+def serving_chaos() -> str:
+    """Requests by what became of them."""
+    found = result("serving_chaos")
+    counts = sorted(found["counts"].items(), key=lambda item: -item[1])
+    return markdown(["requests", ""], [[f"{number:,}", name] for name, number in counts])
+
+
 TABLES: dict[str, Table] = {
     table.__name__: table
     for table in (
@@ -413,6 +447,8 @@ TABLES: dict[str, Table] = {
         first_token,
         native,
         batching,
+        serving_load,
+        serving_chaos,
     )
 }
 

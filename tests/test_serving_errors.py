@@ -191,7 +191,7 @@ def test_addresses_and_methods(server) -> None:
         (b"[1]", "invalid_value"),
         (b'"text"', "invalid_value"),
         (b"null", None),
-        (b"\xff\xfe", None),
+        (b"\xff\xfe", "invalid_json"),
         (b'{"messages": ' + b"[" * 1500 + b"]" * 1500 + b"}", None),
         (b'{"n": ' + b"9" * 3900 + b"}", None),
         (b'{"temperature": NaN, "messages": [{"role": "user", "content": "x"}]}', None),

@@ -115,6 +115,19 @@ def test_more_than_can_wait_are_sent_away(batch) -> None:
         server.wait_until_free()
 
 
+def test_a_place_that_is_free_takes_a_request_whole(batch) -> None:
+    with serving(batch, max_waiting=1) as server, Held(batch) as engine:
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(ask, server, n=2)]
+            until(lambda: server.service.admission.taken == 2)
+            asked.append(pool.submit(ask, server, n=3))
+            until(lambda: server.service.admission.taken == 5)
+            assert ask(server)[0] == 429
+            engine.go()
+            assert [one.result()[0] for one in asked] == [200] * 2
+        server.wait_until_free()
+
+
 def test_a_key_has_its_share(batch) -> None:
     with serving(batch, keys=KEYS, max_per_key=1) as server, Held(batch) as engine:
         with ThreadPoolExecutor(2) as pool:

@@ -23,6 +23,7 @@ from specplug.cli.console import (
     TargetEngine,
     Threads,
 )
+from specplug.history import DEFAULT_TOKENS, History
 from specplug.serving.keys import KeyRing, hash_key, readable_by_others
 from specplug.serving.settings import ServerSettings, default_model_name, fingerprint
 from specplug.types import MissingExtraError
@@ -57,6 +58,14 @@ def serve(
             "--prefix-cache", metavar="MB", min=0, help="Memory for prompts that may come again."
         ),
     ] = 1024,
+    history_tokens: Annotated[
+        int,
+        typer.Option(
+            "--history-tokens",
+            min=0,
+            help="Tokens of earlier requests that drafts may come from, a kilobyte each.",
+        ),
+    ] = DEFAULT_TOKENS,
     max_waiting: Annotated[
         int, typer.Option("--max-waiting", min=0, help="Answers that may wait; more get 429.")
     ] = _DEFAULT.max_waiting,
@@ -156,6 +165,7 @@ def serve(
             bundle,
             max_batch=max_batch,
             prefix_cache_bytes=prefix_cache << 20,
+            history=History(history_tokens),
             drafter=drafter,
             draft_tokens=console.draft_tokens(draft_tokens),
             target_engine=target_engine,

@@ -91,6 +91,8 @@ def internal_error(request_id: str) -> ApiError:
 
 def from_http(error: HTTPException) -> ApiError:
     """What the framework raised: 404, 405, a body that cannot be read."""
+    if error.status_code == 400:  # bytes that are no text, brackets without end
+        return ApiError(400, "the body is not JSON", code="invalid_json")
     made = ApiError(error.status_code, str(error.detail))
     made.headers = dict(error.headers or {})
     return made

@@ -38,10 +38,13 @@ class Admission:
 
     @contextmanager
     def enter(self, owner: str, answers: int) -> Iterator[None]:
-        """Hold places for a request.
+        """Hold places for a request; one that is free lets in all its answers.
+
+        Who asks for several would otherwise find no place for as long as others, who need one,
+        take each that becomes free.
 
         Raises:
-            ApiError: status 429: there are not as many, or its owner has its share.
+            ApiError: status 429: there is none, or its owner has its share.
         """
         if self._per_owner is not None and self._owners[owner] >= self._per_owner:
             raise ApiError(
@@ -49,11 +52,11 @@ class Admission:
                 f"this key has {self._per_owner} requests running, as many as it may",
                 retry_after=self._retry_after(self._batch),
             )
-        if self.taken + answers > self._places:
+        if self.taken >= self._places:
             raise ApiError(
                 429,
                 "too many requests are waiting",
-                retry_after=self._retry_after(self.taken + answers - self._places),
+                retry_after=self._retry_after(self.taken - self._places + 1),
             )
         self.taken += answers
         self._owners[owner] += 1

@@ -69,9 +69,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not so: what uvicorn calls an error when a reader is given up. The request's line has it."""
+    return record.msg != "ASGI callable returned without completing response."
+
+
 def set_up() -> None:
     """Have everything of this process logged so."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.getLogger("uvicorn.access").disabled = True  # requests_log has more
+    logging.getLogger("uvicorn.error").addFilter(_is_news)

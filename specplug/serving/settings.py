@@ -25,7 +25,8 @@ class ServerSettings:
     keys: KeyRing | None = None
     """Who may ask; None: everybody, as one tenant."""
     max_waiting: int = 64
-    """Answers that may wait for a place in the batch; more are refused with status 429."""
+    """Answers that may wait for a place in the batch; requests are refused with status 429 while so
+    many do, so that the last one to be taken may bring some more."""
     max_per_key: int | None = None
     """Requests of one key at a time; None: as many as there is room for."""
     max_choices: int = 16
