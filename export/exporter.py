@@ -12,6 +12,7 @@ from specplug.bundle import (
     CacheLayout,
     Component,
     Dialect,
+    HiddenOutput,
     Manifest,
     Parity,
     Provenance,
@@ -22,6 +23,7 @@ from specplug.bundle import (
 from specplug.export import graphs, measuring
 from specplug.export.attention import max_entries
 from specplug.export.continuations import NAME, ROWS, write_continuations
+from specplug.export.head_component import write_head
 from specplug.export.keeping import KeepMatching, keep_none
 from specplug.export.passes import HalfWeights
 from specplug.export.piecewise import PiecewiseEngine
@@ -31,6 +33,7 @@ from specplug.export.quality_text import take_sample
 from specplug.export.request import Part, Report, Request, open_parts
 from specplug.export.sharing import DRAFT_GRAPH, share_weights
 from specplug.export.source import Source
+from specplug.export.speculators import HeadSource
 from specplug.export.staging import staged
 from specplug.export.tensorrt import Target, build_plans, resolve
 from specplug.export.tokenizers import encoder, write_tokenizer
@@ -61,8 +64,8 @@ def export_bundle(
             ``org/name@revision``).
         output: the bundle's folder; must not exist unless ``force``.
         precision: of the target; ``"auto"`` picks by the machine's instructions.
-        draft: the source of a smaller model with the same tokenizer, exported in the target's
-            precision.
+        draft: the source of a smaller model with the same tokenizer, or a folder with a head in
+            the format of the ``speculators`` library, exported in the target's precision.
         self_draft: use the target itself as the draft, in a lower precision (``"int4"``), with
             some of its layers (``"layers=0-9,20-29"``), or both (``"int4:layers=0-9,20-29"``).
         keep_fp32: regular expression; layers with a weight whose name it matches are left in fp32
@@ -94,6 +97,8 @@ def export_bundle(
         components: dict[str, Component] = {}
         for part in parts:
             components |= _export_part(part, stage, how)
+            if part.head is not None:
+                components["draft"] = _export_head(part.head, components["target"], stage, how)
         tokenizer = parts[0].source.tokenizer
         manifest = Manifest(
             target=components["target"],
@@ -139,7 +144,8 @@ def _export_part(part: Part, stage: Path, how: _How) -> dict[str, Component]:
     work = stage / "work"
     work.mkdir()
     try:
-        model = _build(part.source, work, how)
+        hidden = part.head.head.shape.layers if part.head else ()
+        model = _build(part.source, work, how, hidden)
         how.report("checking the graph against the source")
         engine = PiecewiseEngine(
             work / "fp32",
@@ -149,16 +155,28 @@ def _export_part(part: Part, stage: Path, how: _How) -> dict[str, Component]:
             max_length=model.max_length,
         )
         parity = measuring.check_parity(engine, model.reference)
+        if hidden:
+            measuring.check_hidden(engine, part.source.reference(), model.reference, hidden)
         engine.close()
         return {
-            name: _write_component(name, precision, model, parity, work, stage, how, part.layers)
+            name: _write_component(
+                name, precision, model, parity, work, stage, how, part.layers, hidden
+            )
             for name, precision in part.components.items()
         }
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _build(source: Source, work: Path, how: _How) -> _Model:
+def _export_head(source: HeadSource, target: Component, stage: Path, how: _How) -> Component:
+    """Write a head, in the precision of its target."""
+    precision: Precision = target.precision if target.precision != "gguf" else "int4"
+    how.report(f"writing the head in {precision}")
+    keep = KeepMatching(how.keep_fp32) if how.keep_fp32 else keep_none
+    return write_head(source, precision, how.dialect, keep, stage, _TOOLS)
+
+
+def _build(source: Source, work: Path, how: _How, hidden: tuple[int, ...]) -> _Model:
     """Write the source's reference logits and its fp32 graph into ``work``."""
     config = source.config
     max_length = max_entries(config)
@@ -166,7 +184,7 @@ def _build(source: Source, work: Path, how: _How) -> _Model:
     sample = take_sample(encoder(source.tokenizer), config.vocab_size, max_length, how.quality_text)
     reference = measuring.write_reference(source.reference(), sample, work / "reference.f32")
     how.report("building the graph")
-    graph = graphs.build_fp32(source, how.dialect)
+    graph = graphs.build_fp32(source, how.dialect, hidden)
     graphs.save(graph, work / "fp32")
     return _Model(
         source=source,
@@ -192,6 +210,7 @@ def _write_component(
     stage: Path,
     how: _How,
     layers: tuple[int, ...] | None,
+    hidden: tuple[int, ...],
 ) -> Component:
     how.report(f"writing the {name} in {precision}")
     config, graph = model.source.config, graphs.load(work / "fp32")
@@ -259,6 +278,9 @@ def _write_component(
         min_width=min_width,
         tree_difference=tree_difference,
         layers=list(layers) if layers and name == "draft" else None,
+        hidden=HiddenOutput(layers=list(hidden), size=len(hidden) * config.hidden_size)
+        if hidden
+        else None,
         cache=layout,
         parity=parity,
         quality=quality,

@@ -16,6 +16,7 @@ from specplug.export.pairing import check_pair
 from specplug.export.precision import Precision, check_dialect, choose_precision
 from specplug.export.self_draft import SelfDraft, parse_self_draft, with_layers
 from specplug.export.source import Source, open_source
+from specplug.export.speculators import HeadSource, is_head, open_head
 from specplug.export.tensorrt import Target
 from specplug.types import ExportError
 
@@ -46,6 +47,8 @@ class Part:
     """``"target"`` or ``"draft"``, and what each is rounded to."""
     layers: tuple[int, ...] | None = None
     """If the draft is the target itself: the target's layers that it has."""
+    head: HeadSource | None = None
+    """Of the target's part: the head that reads its hidden states."""
 
 
 def open_parts(
@@ -86,7 +89,11 @@ def open_parts(
     if own and not own.layers:
         layers = tuple(range(int(target.config.num_hidden_layers)))
         return [Part(target, {"target": precision, "draft": own.precision or precision}, layers)]
-    parts = [Part(target, {"target": precision})]
+    head = None
+    if request.draft is not None and is_head(Path(request.draft)):
+        report(f"reading {Path(request.draft).name}")
+        head = open_head(Path(request.draft), target)
+    parts = [Part(target, {"target": precision}, head=head)]
     if own and own.layers:
         parts.append(
             Part(
@@ -95,7 +102,7 @@ def open_parts(
                 own.layers,
             )
         )
-    if request.draft is not None:
+    if request.draft is not None and head is None:
         draft = opened(request.draft)
         sizes = target.config.vocab_size, draft.config.vocab_size
         check_pair(target.tokenizer, draft.tokenizer, *sizes)
@@ -125,5 +132,5 @@ def _check_options(request: Request, precision: Precision, own: SelfDraft | None
         from specplug.export.carried import check_gguf
 
         check_gguf(Path(request.source))
-        if request.draft is not None:
+        if request.draft is not None and not is_head(Path(request.draft)):
             check_gguf(Path(request.draft))
