@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from specplug.bundle import (
 from specplug.export import graphs, measuring
 from specplug.export.attention import max_entries
 from specplug.export.continuations import NAME, ROWS, write_continuations
-from specplug.export.head_component import write_head
+from specplug.export.head_component import head_precision, write_head
 from specplug.export.keeping import KeepMatching, keep_none
 from specplug.export.passes import HalfWeights
 from specplug.export.piecewise import PiecewiseEngine
@@ -53,6 +54,7 @@ def export_bundle(
     dialect: Dialect = "ort",
     tensorrt: Target | None = None,
     continuations: bool = False,
+    hidden: Sequence[int] = (),
     force: bool = False,
     report: Report = lambda stage: None,
     note: Report = lambda text: None,
@@ -75,6 +77,8 @@ def export_bundle(
         tensorrt: build plans of the graphs, of the standard dialect, for these GPUs, too.
         continuations: note what the target says after every token alone, for token recycling to
             begin with; a call for every 64 tokens of the vocabulary.
+        hidden: layers of the target whose inputs its graph gives as hidden states, for a head to
+            read; those of ``draft`` where that is a head.
         force: replace an existing bundle.
         report: told the name of each stage as it begins.
         note: told what the user should know, such as why a precision was picked.
@@ -88,7 +92,7 @@ def export_bundle(
     """
     tensorrt = resolve(tensorrt) if tensorrt else None
     request = Request(
-        source, precision, draft, self_draft, keep_fp32, quality_text, dialect, tensorrt
+        source, precision, draft, self_draft, keep_fp32, quality_text, dialect, tensorrt, hidden
     )
     text = Path(quality_text) if quality_text else None
     how = _How(keep_fp32, dialect, tensorrt, continuations, text, report, note)
@@ -144,8 +148,7 @@ def _export_part(part: Part, stage: Path, how: _How) -> dict[str, Component]:
     work = stage / "work"
     work.mkdir()
     try:
-        hidden = part.head.head.shape.layers if part.head else ()
-        model = _build(part.source, work, how, hidden)
+        model = _build(part.source, work, how, part.hidden)
         how.report("checking the graph against the source")
         engine = PiecewiseEngine(
             work / "fp32",
@@ -155,13 +158,11 @@ def _export_part(part: Part, stage: Path, how: _How) -> dict[str, Component]:
             max_length=model.max_length,
         )
         parity = measuring.check_parity(engine, model.reference)
-        if hidden:
-            measuring.check_hidden(engine, part.source.reference(), model.reference, hidden)
+        if part.hidden:
+            measuring.check_hidden(engine, part.source.reference(), model.reference, part.hidden)
         engine.close()
         return {
-            name: _write_component(
-                name, precision, model, parity, work, stage, how, part.layers, hidden
-            )
+            name: _write_component(name, precision, model, parity, work, stage, how, part)
             for name, precision in part.components.items()
         }
     finally:
@@ -170,10 +171,9 @@ def _export_part(part: Part, stage: Path, how: _How) -> dict[str, Component]:
 
 def _export_head(source: HeadSource, target: Component, stage: Path, how: _How) -> Component:
     """Write a head, in the precision of its target."""
-    precision: Precision = target.precision if target.precision != "gguf" else "int4"
+    precision = head_precision(target.precision)
     how.report(f"writing the head in {precision}")
-    keep = KeepMatching(how.keep_fp32) if how.keep_fp32 else keep_none
-    return write_head(source, precision, how.dialect, keep, stage, _TOOLS)
+    return write_head(source, precision, how.dialect, how.keep_fp32, stage, _TOOLS)
 
 
 def _build(source: Source, work: Path, how: _How, hidden: tuple[int, ...]) -> _Model:
@@ -209,15 +209,15 @@ def _write_component(
     work: Path,
     stage: Path,
     how: _How,
-    layers: tuple[int, ...] | None,
-    hidden: tuple[int, ...],
+    part: Part,
 ) -> Component:
     how.report(f"writing the {name} in {precision}")
     config, graph = model.source.config, graphs.load(work / "fp32")
     rounded_again = _round(graph, precision, model, how)
     layout = graphs.cache_layout(graph)
     place, graph_name = name, graphs.GRAPH
-    if name == "draft" and layers and share_weights(graph, stage / "target", layers):
+    layers = part.layers if name == "draft" else None
+    if layers and share_weights(graph, stage / "target", layers):
         place, graph_name = "target", DRAFT_GRAPH
     else:
         graphs.save(graph, stage / name)
@@ -277,9 +277,9 @@ def _write_component(
         max_length=model.max_length,
         min_width=min_width,
         tree_difference=tree_difference,
-        layers=list(layers) if layers and name == "draft" else None,
-        hidden=HiddenOutput(layers=list(hidden), size=len(hidden) * config.hidden_size)
-        if hidden
+        layers=list(layers) if layers else None,
+        hidden=HiddenOutput(layers=list(part.hidden), size=len(part.hidden) * config.hidden_size)
+        if part.hidden and name == "target"
         else None,
         cache=layout,
         parity=parity,

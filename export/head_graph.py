@@ -22,21 +22,24 @@ from specplug.export.passes import (
 from specplug.export.passes.editing import MICROSOFT, constant
 from specplug.types import HIDDEN_STATES
 
-EMBEDDING = "model.embed_tokens.weight"
-"""The embedding's name in the graph, which is what most targets call theirs."""
 _OPSET = 24
 _IR_VERSION = 11
 _QUERY_SEQLENS = 16  # input of GroupQueryAttention
 
 
-def build_head(head: Head, dialect: Dialect = "ort") -> Any:
+def build_head(head: Head, dialect: Dialect = "ort", table: str = "embed_tokens.weight") -> Any:
     """The graph of a head in fp32.
+
+    Args:
+        head: the module.
+        dialect: the graph's.
+        table: what the embedding is called, so that it may be found to be the target's.
 
     A call's tokens come with hidden states of two kinds, of which either may have no rows:
     ``features``, the target's, for the first tokens, and ``fed_back``, the head's own, for the
     others. So context and drafts, or both at once, are calls of one graph.
     """
-    model = _Builder(head).build()
+    model = _Builder(head).build(table)
     ir.passes.Sequential(RotateOutside(), ScoresFrom(), FuseSilu(), PackGateUp())(model)
     if dialect == "standard":
         ir.passes.Sequential(StandardAttention(), StandardOperators())(model)
@@ -52,14 +55,14 @@ class _Builder:
             [], [], nodes=[], opset_imports={"": _OPSET, MICROSOFT: 1}, name="head"
         )
 
-    def build(self) -> Any:
+    def build(self, embedding: str) -> Any:
         shape, size = self._shape, self._shape.hidden_size
         tokens = self._input("input_ids", ir.DataType.INT64, ["batch", "sequence_len"])
         features, fed_back = (
             self._input(name, ir.DataType.FLOAT, ["batch", f"{name}_len", width])
             for name, width in zip(STATES, (shape.features, size), strict=True)
         )
-        table = constant(self._graph, EMBEDDING, self._weights["embed_tokens.weight"])
+        table = constant(self._graph, embedding, self._weights["embed_tokens.weight"])
         embeds = self._norm(self._node("Gather", table, tokens), "layers.0.input_layernorm")
         given = self._node("Concat", self._fused(features), fed_back, axis=1)
         normed = self._norm(given, "layers.0.hidden_norm")

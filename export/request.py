@@ -5,7 +5,7 @@ Everything that can be refused without computing is refused here, before the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,7 @@ class Request:
     quality_text: str | Path | None = None
     dialect: Dialect = "ort"
     tensorrt: Target | None = None
+    hidden: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,10 @@ class Part:
     """``"target"`` or ``"draft"``, and what each is rounded to."""
     layers: tuple[int, ...] | None = None
     """If the draft is the target itself: the target's layers that it has."""
+    hidden: tuple[int, ...] = ()
+    """Of the target's part: the layers whose inputs its graph gives as hidden states."""
     head: HeadSource | None = None
-    """Of the target's part: the head that reads its hidden states."""
+    """Of the target's part: what reads them."""
 
 
 def open_parts(
@@ -93,7 +96,11 @@ def open_parts(
     if request.draft is not None and is_head(Path(request.draft)):
         report(f"reading {Path(request.draft).name}")
         head = open_head(Path(request.draft), target)
-    parts = [Part(target, {"target": precision}, head=head)]
+    hidden = head.head.shape.layers if head else tuple(request.hidden)
+    count = int(target.config.num_hidden_layers)
+    if not all(0 <= layer < count for layer in hidden):
+        raise ExportError(f"hidden states of layers {hidden}: the target has 0 to {count - 1}")
+    parts = [Part(target, {"target": precision}, hidden=hidden, head=head)]
     if own and own.layers:
         parts.append(
             Part(

@@ -27,7 +27,7 @@ _CONFIG = "config.json"
 _LAYERS = ("llama", "qwen3")
 """Kinds of decoder layers that the library builds heads of."""
 _EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
-"""What targets call theirs, for heads that have none of their own."""
+"""What targets call theirs."""
 _NOT_OURS = ("t2d", "d2t", "verifier_norm.weight", "verifier_lm_head.weight")
 
 
@@ -41,6 +41,8 @@ class HeadSource:
     """Of each token that it guesses the target's id, i32[vocab_size]; None: they are the target's.
     """
     files: tuple[Path, ...]
+    table: str
+    """What the target calls its embedding."""
     licence: str | None = None
 
     def parameters(self) -> int:
@@ -81,9 +83,13 @@ def open_head(path: Path, target: Source) -> HeadSource:
         raise ExportError(f"the head {path} cannot be read: {error!r}") from error
     if not shards:
         raise ExportError(f"the head {path} holds no .safetensors file")
-    vocabulary = _vocabulary(path, stored, shape)
+    table = next((name for name in _EMBEDDINGS if name in target.weights), _EMBEDDINGS[0])
     return HeadSource(
-        path, _module(path, shape, stored, target), vocabulary, (path / _CONFIG, *shards)
+        path,
+        _module(path, shape, stored, target.weights.get(table)),
+        _vocabulary(path, stored, shape),
+        (path / _CONFIG, *shards),
+        table,
     )
 
 
@@ -210,10 +216,16 @@ def _vocabulary(path: Path, stored: dict[str, torch.Tensor], shape: HeadShape) -
     return ids.astype(np.int32)
 
 
-def _module(path: Path, shape: HeadShape, stored: dict[str, torch.Tensor], target: Source) -> Head:
+def _module(
+    path: Path,
+    shape: HeadShape,
+    stored: dict[str, torch.Tensor],
+    embedding: torch.Tensor | None,
+) -> Head:
     weights = {name: w.float() for name, w in stored.items() if name not in _NOT_OURS}
-    if "embed_tokens.weight" not in weights and shape.hidden_size == shape.target_size:
-        weights["embed_tokens.weight"] = _embedding(target)
+    if "embed_tokens.weight" not in weights and embedding is not None:
+        values = embedding.values() if isinstance(embedding, LazyTensor) else embedding
+        weights["embed_tokens.weight"] = values.detach().float()
     head = Head(shape)
     expected = {name: tuple(weight.shape) for name, weight in head.state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
@@ -225,12 +237,3 @@ def _module(path: Path, shape: HeadShape, stored: dict[str, torch.Tensor], targe
             )
     head.load_state_dict(weights)
     return head.eval()
-
-
-def _embedding(target: Source) -> torch.Tensor:
-    for name in _EMBEDDINGS:
-        if name in target.weights:
-            table = target.weights[name]
-            values: torch.Tensor = table.values() if isinstance(table, LazyTensor) else table
-            return values.detach().float()
-    raise ExportError("the head has no embedding of its own, and the target's was not found")

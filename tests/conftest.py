@@ -27,7 +27,8 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Bundles of the tiny checkpoint by precision; the fp32 one has an int4 self-draft."""
+    """Bundles of the tiny checkpoint by precision; the fp32 one has an int4 self-draft, some give
+    hidden states."""
     folder = tmp_path_factory.mktemp("bundles")
     made = {}
     for precision in ("fp32", "w8a8", "int4"):
@@ -37,6 +38,7 @@ def tiny_bundles(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) ->
             made[precision],
             precision=precision,
             self_draft="int4" if precision == "fp32" else None,
+            hidden=(0, 1) if precision == "int4" else (),
         )
     for precision in ("fp32", "fp16", "int8", "int4"):
         made[f"standard-{precision}"] = folder / f"standard-{precision}.bundle"
@@ -45,6 +47,7 @@ def tiny_bundles(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) ->
             made[f"standard-{precision}"],
             precision=precision,
             dialect="standard",
+            hidden=(0, 1) if precision in ("fp32", "fp16") else (),
         )
     return made
 
