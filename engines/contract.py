@@ -116,7 +116,8 @@ class EngineContract:
                     scores_from=scores_from,
                 )
                 found: Float32Array = engine.forward(step).hidden(name)[0].copy()
-                assert (len(found), found.dtype) == (stop - start, np.float32)
+                assert len(found) == stop - start
+                assert found.dtype == np.float32
                 return found
 
             whole = states(0, 48, 0)
