@@ -5,7 +5,7 @@
 Of each load so many requests are always under way; when one ends, the next begins. All systems
 answer the same prompts over one engine in one process and take turns; a drafter begins anew every
 time, so that none has seen the texts before. Texts are compared with those of plain decoding alone.
-Figures are new tokens a second, prompts included.
+Figures are new tokens a second, prompts included, for as long as that many are under way.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from specplug.opening import make_drafter
 
 LOADS = (1, 2, 4, 8, 16)
 Answers = list[list[int]]
+Run = tuple[Answers, float]
+"""The answers, and new tokens a second."""
 
 
 def main() -> None:
@@ -76,16 +78,18 @@ def measure(
     def drafter() -> Any:
         return make_drafter("auto", history=History(0))
 
-    def alone(speculation: bool) -> Answers:
+    def alone(speculation: bool) -> Run:
         costs = shared._lengths[1].costs if 1 in shared._lengths else None
         decoder = SpeculativeDecoder(
             shared.target, drafter=drafter() if speculation else None, costs=costs, **parts
         )
-        return [
+        started = time.perf_counter()
+        answers = [
             [token.id for token in decoder.stream(prompt, max_tokens=tokens)] for prompt in asked
         ]
+        return answers, sum(map(len, answers)) / (time.perf_counter() - started)
 
-    def together(load: int, speculation: bool) -> Answers:
+    def together(load: int, speculation: bool) -> Run:
         decoder = BatchDecoder(
             shared.target,
             drafter=drafter() if speculation else None,
@@ -94,34 +98,33 @@ def measure(
         )
         answers: dict[Any, list[int]] = {}
         left = iter(asked)
+        started, speed = time.perf_counter(), 0.0
         while True:
             while decoder.running + decoder.waiting < load and (prompt := next(left, None)):
                 answers[decoder.submit(prompt, max_tokens=tokens)] = []
+            if not speed and decoder.running + decoder.waiting < load:
+                speed = sum(map(len, answers.values())) / (time.perf_counter() - started)
             if decoder.idle:
-                return [*answers.values()]
+                return [*answers.values()], speed
             for generation, made in decoder.step():
                 if generation.error:
                     raise generation.error
                 answers[generation] += [token.id for token in made]
 
-    systems: dict[tuple[str, str], Callable[[], Answers]] = {
+    systems: dict[tuple[str, str], Callable[[], Run]] = {
         ("alone", "plain"): lambda: alone(False),
         ("alone", "auto"): lambda: alone(True),
     }
     for load in loads:
         systems[str(load), "plain"] = lambda load=load: together(load, False)
         systems[str(load), "auto"] = lambda load=load: together(load, True)
-    expected = alone(False)
+    expected = alone(False)[0]
     same = 0
     for repeat in range(repeats):
         for (load, name), run in systems.items():
-            started = time.perf_counter()
-            answers = run()
-            seconds = time.perf_counter() - started
+            answers, speed = run()
             same += answers == expected
-            speeds.setdefault(load, {}).setdefault(name, []).append(
-                sum(map(len, answers)) / seconds
-            )
+            speeds.setdefault(load, {}).setdefault(name, []).append(speed)
         print(f"  {repeat + 1} of {repeats}", flush=True)
     shared.close()
     return {"speeds": speeds, "same_texts": same, "runs": repeats * len(systems)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from measuring import HERE, read_result
 from speculation import PLAIN_W8A8
 
 ROOT = HERE.parent
-DOCUMENTS = ("README.md", "docs/BENCHMARKS.md")
+DOCUMENTS = ("README.md", "docs/BENCHMARKS.md", "docs/BATCHING.md")
 _BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _PRECISIONS = ("fp32", "fp16", "w8a8", "int8", "gguf", "int4")
 
@@ -367,6 +368,30 @@ def _kl(nats: float) -> str:
     return "0" if nats < 5e-7 else f"{nats:.{max(3, 1 - math.floor(math.log10(nats)))}f}"
 
 
+def batching() -> str:
+    """Many streams at once, against one after another."""
+    rows = []
+    for precision, measured in result("batching")["bundles"].items():
+        speeds = measured["speeds"]
+        before = statistics.median(speeds["alone"]["auto"])
+        for load, systems in speeds.items():
+            plain, auto = (statistics.median(systems[name]) for name in ("plain", "auto"))
+            pairs = zip(systems["auto"], systems["plain"], strict=True)
+            rows.append(
+                [
+                    precision,
+                    "one after another" if load == "alone" else f"{load} at a time",
+                    f"{plain:.0f}",
+                    f"{auto:.0f}",
+                    f"{statistics.median(a / p for a, p in pairs):.2f}",
+                    f"{auto / before:.2f}",
+                ]
+            )
+    return markdown(
+        ["", "", "plain", "`auto`", "auto over plain", "auto over one after another"], rows
+    )
+
+
 TABLES: dict[str, Table] = {
     table.__name__: table
     for table in (
@@ -387,6 +412,7 @@ TABLES: dict[str, Table] = {
         pair,
         first_token,
         native,
+        batching,
     )
 }
 

@@ -16,6 +16,9 @@ from specplug.types import HIDDEN_STATES, EngineError
 if TYPE_CHECKING:
     from specplug.opening import EngineOptions
 
+if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":  # for who imported it before specplug
+    onnxruntime.disable_telemetry_events()
+
 _pool_threads: int | None = None  # of ONNX Runtime's pool for the process, once we made one
 
 

@@ -35,9 +35,9 @@ from specplug.export.request import Part, Report, Request, open_parts
 from specplug.export.sharing import DRAFT_GRAPH, share_weights
 from specplug.export.source import Source
 from specplug.export.speculators import HeadSource
-from specplug.export.staging import staged
 from specplug.export.tensorrt import Target, build_plans, resolve
 from specplug.export.tokenizers import encoder, write_tokenizer
+from specplug.staging import staged
 
 _TOOLS = ("specplug", "mobius-onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
 

@@ -32,7 +32,6 @@ from specplug.export.passes import ExplicitLengths, FuseSilu, PackGateUp, PadAtt
 from specplug.export.passes.editing import attention_nodes
 from specplug.export.provenance import write_provenance
 from specplug.export.quality_text import Sample, take_sample
-from specplug.export.staging import staged
 from specplug.export.tokenizers import (
     SourceTokenizer,
     encoder,
@@ -40,6 +39,7 @@ from specplug.export.tokenizers import (
     write_tokenizer,
 )
 from specplug.opening import EngineOptions
+from specplug.staging import staged
 from specplug.types import ExportError, Float32Array, Step
 
 _GENAI = "genai_config.json"

@@ -30,9 +30,9 @@ from specplug.export.quality_text import take_sample
 from specplug.export.request import Part, Report, Request, open_parts
 from specplug.export.source import preview_source
 from specplug.export.speculators import HeadSource
-from specplug.export.staging import check_place
 from specplug.export.tensorrt import Target, plan_name, resolve
 from specplug.export.tokenizers import encoder
+from specplug.staging import check_place
 
 _GRAPH_BYTES_A_LAYER = 8_000
 

@@ -5,6 +5,12 @@
 ...     print(token, end="")
 """
 
+import os
+
+# ONNX Runtime (1.29 and newer, its Linux wheels too) sends usage events from its import on unless
+# this is set before. Whoever wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from specplug.batching import BatchDecoder
 from specplug.budget import Budget
 from specplug.bundle import Bundle

@@ -62,7 +62,7 @@ def race(weights: Float64Array, exponentials: Float64Array) -> int:
         weights: f64[n], not all 0; need not add up to 1.
         exponentials: independent standard exponential numbers, f64[n].
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         times = exponentials / weights
     first = int(times.argmin())
     return first if times[first] >= 0 else int(np.nanargmin(times))  # 0/0 is no time at all

@@ -90,9 +90,18 @@ class BatchDecoder(Decoder):
         self._free += [self.drafter.fork() for _ in range(1, self.max_batch)]
 
     @classmethod
-    def from_bundle(cls, *args: Any, max_batch: int = DEFAULT_BATCH, **options: Any) -> Self:
+    def from_bundle(
+        cls,
+        *args: Any,
+        max_batch: int = DEFAULT_BATCH,
+        prefix_cache_bytes: int = DEFAULT_BYTES,
+        **options: Any,
+    ) -> Self:
         """Open a bundle for so many generations at once; see :meth:`Decoder.from_bundle`."""
-        return super().from_bundle(*args, max_batch=max_batch, **options)
+        made = super().from_bundle(*args, max_batch=max_batch, **options)
+        if made.prefixes.most_bytes:
+            made.prefixes = PrefixCache(prefix_cache_bytes)
+        return made
 
     # --- what is there ------------------------------------------------------------------------
 
@@ -208,6 +217,8 @@ class BatchDecoder(Decoder):
         for generation, proposal, verified in zip(rows, proposals, judged, strict=True):
             made: list[Token] = []
             try:
+                if generation.error is not None:
+                    raise generation.error  # in drafting
                 if isinstance(verified, Exception):
                     raise verified
                 made = generation.commit(proposal, *verified, seconds)
@@ -237,10 +248,10 @@ class BatchDecoder(Decoder):
             branching = alone and self._trees and rows[0].branching
             budget = length.budget(room, branching=branching)
         if budget is None or alone:
-            return [generation.propose(_of_row(budget, generation)) for generation in rows]
+            return [_draft(generation, budget) for generation in rows]
         # A row's sure tokens may pay for a call as wide as makes another's less sure ones free.
         lenient = replace(budget, rate=_LENIENCE * budget.rate)
-        proposals = [generation.propose(_of_row(lenient, generation)) for generation in rows]
+        proposals = [_draft(generation, lenient) for generation in rows]
         worth = np.zeros(budget.most)  # of the n-th drafted tokens of all rows, a row
         for proposal in proposals:
             reaches = proposal.reaches
@@ -385,6 +396,15 @@ class _RowScores:
 
     def hidden(self, name: str) -> Float32Array:
         return self._scores.hidden(name)[self._row]
+
+
+def _draft(generation: Generation, budget: Budget | None) -> Proposal:
+    """What a row drafts; a drafter that fails ends its own row alone."""
+    try:
+        return generation.propose(_of_row(budget, generation))
+    except Exception as error:
+        generation.fail(error)
+        return Proposal()
 
 
 def _of_row(budget: Budget | None, generation: Generation) -> Budget | None:

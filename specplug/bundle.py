@@ -185,13 +185,17 @@ class Component(_Part):
     provenance: Provenance
 
     @property
-    def exact_trees(self) -> bool:
-        """Whether a token in a tree scores as in a chain, but for the order of sums.
-
-        Precisions that round activations to integers amplify that order, sooner or later.
+    def amplifies(self) -> bool:
+        """Whether the order of sums becomes other text, sooner or later: activations are rounded
+        to integers.
         """
+        return self.precision not in ("fp32", "fp16", "bf16")
+
+    @property
+    def exact_trees(self) -> bool:
+        """Whether a token in a tree scores as in a chain, but for the order of sums."""
         return (
-            self.precision in ("fp32", "fp16", "bf16")
+            not self.amplifies
             and self.tree_difference is not None
             and self.tree_difference <= TREE_TOLERANCE
         )

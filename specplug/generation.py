@@ -262,7 +262,10 @@ class Generation:
         if budget is None:
             return Proposal()
         started = time.perf_counter()
-        proposal = self._drafter.propose(self.context.tokens, budget)
+        try:
+            proposal = self._drafter.propose(self.context.tokens, budget)
+        except ValueError:  # no token may follow a draft: the target will say so if it gets there
+            proposal = Proposal()
         self._reading_seconds = self._drafter.reading_seconds
         self.draft_seconds = time.perf_counter() - started - self._reading_seconds
         return proposal

@@ -22,8 +22,8 @@ from specplug.generation import DraftTokens
 from specplug.law import POWER, check_law
 from specplug.opening import EngineOptions, make_drafter, open_parts
 from specplug.sampling import SamplingParams
-from specplug.types import BundleError, Drafter, Engine, Int64Array
-from specplug.widths import WIDEST, rows_of, smallest_width
+from specplug.types import BundleError, Drafter, Engine, EngineError, Int64Array
+from specplug.widths import WIDEST, batch_difference, rows_of, smallest_width
 
 DRAFT_TOKENS = (1, 4, 8)
 NEW_TOKENS = 32
@@ -36,6 +36,8 @@ PROMPTS = (
     "Explain in two sentences why the sky is blue.",
     'Answer in JSON with the keys "name", "age" and "city": Anna is 31 and lives in Oslo.',
 )
+_BATCH = 4  # rows
+_ORDER_OF_SUMS = 1e-3  # of logits
 _WIDE = 64  # tokens of the widest call that rows are compared in
 
 Report = Callable[[str, float], None]
@@ -102,6 +104,7 @@ def verify(path: str | Path, options: VerifyOptions, report: Report) -> Iterator
 
         yield Check("source", *compare_with_source(bundle, options.source, report))
     yield _check_width(bundle, options, report)
+    yield _check_batch(bundle, options, report)
     parts = open_parts(
         bundle,
         "draft" if bundle.manifest.draft else "none",
@@ -123,19 +126,9 @@ def verify(path: str | Path, options: VerifyOptions, report: Report) -> Iterator
 
 
 def _check_width(bundle: Bundle, options: VerifyOptions, report: Report) -> Check:
-    component = bundle.manifest.target
-    declared = component.min_width
+    declared = bundle.manifest.target.min_width
     report("width", 0)
-    engine = engines.load(
-        bundle.path,
-        component.model_copy(update={"min_width": 1}),
-        EngineOptions(
-            engine=options.target_engine,
-            device=options.target_device,
-            sources=options.sources,
-            threads=options.threads,
-        ),
-    )
+    engine = _target(bundle, options, min_width=1)
     try:
         tokens = _sample(bundle)
         measured = smallest_width(engine, tokens[: 3 * WIDEST])
@@ -162,6 +155,47 @@ def _check_width(bundle: Bundle, options: VerifyOptions, report: Report) -> Chec
         True,
         f"rows are bit for bit the same in calls of {declared} tokens and more",
         details,
+    )
+
+
+def _check_batch(bundle: Bundle, options: VerifyOptions, report: Report) -> Check:
+    report("batch", 0)
+    try:
+        engine = _target(bundle, options, max_batch=_BATCH)
+    except EngineError as error:
+        return Check("batch", None, f"for serving only, and not here: {error}")
+    try:
+        difference = batch_difference(engine, _sample(bundle)[:_WIDE])
+    finally:
+        engine.close()
+    details = {"rows": _BATCH, "difference": difference}
+    if not difference:
+        summary = f"rows of {_BATCH} are bit for bit what they are alone"
+    elif difference < _ORDER_OF_SUMS and not bundle.manifest.target.amplifies:
+        summary = f"rows of {_BATCH} are what they are alone to {difference:.1g}: the order of sums"
+    else:
+        summary = f"rows of {_BATCH} differ from the same rows alone by up to {difference:.2g}"
+        return Check("batch", False, f"{summary}: serve with --max-batch 1", details)
+    return Check("batch", True, summary, details)
+
+
+def _target(
+    bundle: Bundle, options: VerifyOptions, *, max_batch: int = 1, min_width: int | None = None
+) -> Engine:
+    """The target, on the engine that is asked about."""
+    component = bundle.manifest.target
+    if min_width is not None:
+        component = component.model_copy(update={"min_width": min_width})
+    return engines.load(
+        bundle.path,
+        component,
+        EngineOptions(
+            engine=options.target_engine,
+            device=options.target_device,
+            sources=options.sources,
+            threads=options.threads,
+            max_batch=max_batch,
+        ),
     )
 
 

@@ -8,8 +8,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 
 from specplug.bundle import Bundle
 from specplug.export import export_bundle
@@ -23,6 +25,12 @@ from tests_support.tiny import write_checkpoint
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama checkpoint with random weights, a byte tokenizer and a chat template."""
     return write_checkpoint(tmp_path_factory.mktemp("source") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def model(tiny_source: Path) -> Any:
+    """The tiny checkpoint as a model of transformers."""
+    return transformers.AutoModelForCausalLM.from_pretrained(tiny_source)
 
 
 @pytest.fixture(scope="session")

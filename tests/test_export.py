@@ -19,7 +19,7 @@ from specplug import Bundle, ExportError, ParityError, SpeculativeDecoder
 from specplug.export import export_bundle, graphs
 from specplug.export.precision import choose_precision
 from specplug.export.source import open_source
-from specplug.export.staging import staged
+from specplug.staging import staged
 from tests_support.tiny import byte_tokenizer, greedy_tokens, write_checkpoint
 
 PROMPT = list(b"the quick brown fox jumps over the lazy dog")

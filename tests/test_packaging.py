@@ -71,6 +71,16 @@ def test_wheel_has_every_file_of_the_tree(wheel: Path) -> None:
 NEED_MORE = {
     "specplug/engines/contract.py",  # pytest
     "specplug/engines/pytorch.py",  # the extra "torch"
+    *(  # the extras "serve" and "ray"
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "specplug" / "serving").rglob("*.py")
+        if path.stem not in ("__init__", "keys", "settings")  # which the command reads before
+    ),
+    "specplug/integrations/triton/backend.py",  # Triton's own module
+    *(
+        f"specplug/integrations/transformers/{name}.py"  # the extra "torch"
+        for name in ("__init__", "choosing", "hook", "kept")
+    ),
 }
 
 
@@ -103,12 +113,16 @@ def test_decoding_needs_no_torch_transformers_or_onnx(installed: Path, tiny_bund
         assert ast.literal_eval(tokens) == list(decoder.generate("hello", max_tokens=12).token_ids)
 
 
-def test_missing_extra_says_what_to_install(installed: Path, tmp_path: Path) -> None:
-    code = "from specplug.cli import main; import sys; sys.argv[1:1] = ['export']; main()"
+def test_missing_extras_say_what_to_install(installed: Path, tmp_path: Path) -> None:
     bundle = str(tmp_path / "x.bundle")
-    done = in_clean_environment(installed, code, str(tmp_path), "-o", bundle)
-    assert done.returncode == 1
-    assert "pip install 'specplug[export]'" in done.stderr
+    for extra, command in (
+        ("export", ["export", str(tmp_path), "-o", bundle]),
+        ("serve", ["serve", bundle]),
+    ):
+        code = "from specplug.cli import main; main()"
+        done = in_clean_environment(installed, code, *command)
+        assert done.returncode == 1
+        assert f"pip install 'specplug[{extra}]'" in done.stderr
 
 
 def test_public_names_are_all_there_is() -> None:

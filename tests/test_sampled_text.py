@@ -96,3 +96,16 @@ def test_unknown_tokens_are_refused_before_any_work() -> None:
     with pytest.raises(ValueError, match=r"banned_tokens: token id 6 is not in \[0, 6\)"):
         made.generate([1], sampling=SamplingParams(banned_tokens=[6]))
     assert not made.target.steps
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_drafts_that_nothing_may_follow_do_not_end_an_answer(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, no_repeat_ngram=1, seed=3)
+    plain, drafting = (decoder(1, drafter, 7) for drafter in ("none", "same"))
+    plain.stop_token_ids = drafting.stop_token_ids = frozenset({4})
+    for first in (0, 1, 2, 3, 5):
+        expected, found = (
+            one.generate([first], max_tokens=24, sampling=params) for one in (plain, drafting)
+        )
+        assert found.token_ids == expected.token_ids
+        assert found.finish_reason == "stop"

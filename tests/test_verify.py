@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from onnx import load_model, save_model
 
-from specplug import SamplingParams, verification
+from specplug import SamplingParams, Step, verification
 from specplug.bundle import MANIFEST
 from specplug.engines.fake import FakeEngine
+from specplug.engines.host import HostScores
+from specplug.engines.ort import OrtEngine
 from specplug.law import check_law
 from specplug.sampler import Sampler
 from specplug.verification import Check, VerifyOptions
@@ -84,17 +86,46 @@ def test_a_good_bundle_passes(
 ) -> None:
     checks = verify(tiny_bundles[precision], tiny_source)
     assert set(outcome(checks).values()) == {True}, checks
-    assert list(checks) == ["files", "source", "width", "greedy", "coupled", "distribution"]
+    assert list(checks) == [
+        "files",
+        "source",
+        "width",
+        "batch",
+        "greedy",
+        "coupled",
+        "distribution",
+    ]
     drafters = checks["greedy"].details["drafters"]
     drafts = ["draft"] if precision == "fp32" else []
     assert drafters == ["ngram", *drafts, "auto"]
     assert "every byte is the same" in checks["source"].summary
 
 
-@pytest.mark.parametrize("name", ["optimum", "genai-fp32"])
-def test_a_graph_taken_over_passes(foreign_bundles: dict[str, Path], name: str) -> None:
+@pytest.mark.parametrize(("name", "batch"), [("optimum", None), ("genai-fp32", True)])
+def test_a_graph_taken_over_passes(
+    foreign_bundles: dict[str, Path], name: str, batch: bool | None
+) -> None:
     source = Path(__file__).parent / "data" / name
-    assert set(outcome(verify(foreign_bundles[name], source)).values()) == {True}
+    found = outcome(verify(foreign_bundles[name], source))
+    assert found.pop("batch") is batch  # appending graphs take one row
+    assert set(found.values()) == {True}
+
+
+@pytest.mark.parametrize(("precision", "passed"), [("fp32", True), ("w8a8", False)])
+def test_rows_that_depend_on_the_batch_are_caught(
+    tiny_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, precision: str, passed: bool
+) -> None:
+    """The order of sums is no fault, unless rounding amplifies it."""
+    right = OrtEngine.forward
+
+    def other_in_a_batch(self: OrtEngine, step: Step) -> HostScores:
+        scores = right(self, step)
+        return HostScores(scores.logits() + np.float32(1e-5 * (len(step.tokens) > 2)))
+
+    monkeypatch.setattr(OrtEngine, "forward", other_in_a_batch)
+    check = verify(tiny_bundles[precision])["batch"]
+    assert check.passed is passed, check
+    assert check.details["difference"] == pytest.approx(1e-5, rel=0.1)
 
 
 def test_a_lower_width_is_caught(copied: Path) -> None:
@@ -182,7 +213,7 @@ def test_command(tiny_bundle: Path, copied: Path, tiny_source: Path) -> None:
     shown = specplug("verify", tiny_bundle, *few)
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["pass", "skip"] + ["pass"] * 4
+    assert [line.split()[0] for line in lines] == ["pass", "skip"] + ["pass"] * 5
     assert "equal plain decoding's, token for token" in shown.stdout
 
     rewrite(copied, lambda manifest: manifest["target"].update(min_width=1))

@@ -16,6 +16,7 @@ from specplug.cli import (
     inspect,
     interrupts,
     pull,
+    serve,
     tune,
     verify,
 )
@@ -34,6 +35,8 @@ app.command(name="export")(export.export)
 app.command(name="inspect")(inspect.inspect)
 app.command(name="generate")(generate.generate)
 app.command(name="chat")(chat.chat)
+app.command(name="serve")(serve.serve)
+app.command(name="hash-key")(serve.hash_key_command)
 app.command(name="verify")(verify.verify)
 app.command(name="tune")(tune.tune)
 app.command(name="bench")(bench.bench)

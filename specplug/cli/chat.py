@@ -18,6 +18,7 @@ from specplug.cli.console import (
     TargetEngine,
     Threads,
 )
+from specplug.decoder import SpeculativeDecoder
 from specplug.types import ContextLimitError
 
 
@@ -45,6 +46,7 @@ def chat(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
     with console.open_decoder(
+        SpeculativeDecoder,
         bundle,
         drafter=drafter,
         draft_tokens=console.draft_tokens(draft_tokens),

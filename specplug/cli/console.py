@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import typer
@@ -14,11 +14,14 @@ from rich.console import Console
 
 from specplug.context import Token
 from specplug.decoder import SpeculativeDecoder
+from specplug.decoding import Decoder
 from specplug.drafters import DRAFTERS
 from specplug.engines import names
 from specplug.types import Engine, Step
 
 _PIPE_WIDTH = 160  # characters of a table's line where there is no terminal
+
+AnyDecoder = TypeVar("AnyDecoder", bound=Decoder)
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
@@ -139,18 +142,19 @@ def _escaped(text: str) -> str:
 
 
 def open_decoder(
+    kind: type[AnyDecoder],
     bundle: Path,
     *,
     sources: list[Path] | None,
     allow_narrow: bool,
     inexact_trees: bool,
     **options: Any,
-) -> SpeculativeDecoder:
-    """A decoder as the common options ask for it."""
+) -> AnyDecoder:
+    """A decoder of a kind as the common options ask for it."""
     for name, given in (("narrow", allow_narrow), ("inexact-trees", inexact_trees)):
         if given:
             note(f"--allow-{name}: the text may differ from plain decoding's")
-    return SpeculativeDecoder.from_bundle(
+    return kind.from_bundle(
         bundle,
         sources=tuple(sources or ()),
         allow_narrow=allow_narrow,

@@ -10,8 +10,9 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from specplug.bundle import Component
+from specplug.bundle import MANIFEST, Component
 from specplug.cli import console
+from specplug.integrations.triton import check_repository, write_repository
 from specplug.types import ExportError
 
 if TYPE_CHECKING:
@@ -51,12 +52,15 @@ class TargetPrecision(StrEnum):
 
 
 def export(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.")
-    ],
     source: Annotated[
         Path | None,
-        typer.Argument(metavar="SOURCE", help="GGUF file, Hugging Face folder, or Hub id."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="GGUF file, Hugging Face folder, or Hub id; with --triton also a bundle.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make.")
     ] = None,
     from_onnx: Annotated[
         Path | None,
@@ -141,7 +145,17 @@ def export(
             "with; takes a minute for SmolLM2-135M.",
         ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write a model repository for Triton Inference Server there, with a copy of "
+            "the bundle.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing bundle, or Triton model.")
+    ] = False,
     plan: Annotated[
         bool,
         typer.Option(
@@ -150,6 +164,17 @@ def export(
     ] = False,
 ) -> None:
     """Turn a checkpoint into a bundle, checked against its source."""
+    if output is None:
+        if source is None or not (source / MANIFEST).is_file():
+            raise ValueError("give the bundle's folder: --output BUNDLE")
+        if triton is None:
+            raise ValueError(f"{source} is a bundle already: give --triton DIR, or another source")
+        print(write_repository(source, triton, force=force))
+        return
+    if triton is not None:
+        if plan:
+            raise ValueError("--plan is for the bundle alone: leave --triton out")
+        check_repository(output, triton, force=force)
     if (source is None) == (from_onnx is None):
         raise ValueError("give either SOURCE or --from-onnx DIR")
     shaping = (
@@ -228,6 +253,8 @@ def export(
         if component:
             console.note(f"{name}: {summary(component)}")
     print(output)
+    if triton is not None:
+        print(write_repository(output, triton, force=force))
 
 
 def _show(plan: Plan, output: Path) -> None:

@@ -120,6 +120,7 @@ def generate(
         "prediction": _prediction(prediction),
     }
     with console.open_decoder(
+        SpeculativeDecoder,
         bundle,
         drafter=drafter,
         draft_tokens=console.draft_tokens(draft_tokens),

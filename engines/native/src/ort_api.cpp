@@ -1,5 +1,6 @@
 #include "ort_api.hpp"
 
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 
@@ -83,7 +84,21 @@ void check_ort(OrtStatus* status, const std::string& doing) {
   fail(SPECPLUG_ERROR_ENGINE, "ONNX Runtime failed ", doing, ": ", message);
 }
 
+namespace {
+
+// ONNX Runtime (1.29 and newer) sends usage events from its first environment on unless this is set
+// before. Whoever wants that sets the variable to 0.
+void keep_to_this_machine() {
+#if !defined(_WIN32)
+  static const int done = ::setenv("ORT_DISABLE_TELEMETRY", "1", /*overwrite=*/0);
+  static_cast<void>(done);
+#endif
+}
+
+}  // namespace
+
 Environment::Environment(int pool_threads) : pooled_(pool_threads > 0) {
+  keep_to_this_machine();
   if (!pooled_) {
     env_ = made_by<EnvHandle>("starting", [](OrtEnv** made) {
       return ort().CreateEnv(ORT_LOGGING_LEVEL_ERROR, "specplug", made);

@@ -9,28 +9,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from specplug.bundle import MANIFEST
 from specplug.processes import running
 from specplug.types import ExportError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # numpy's own errors have no number
 
 
-def check_place(final: Path, *, replace: bool) -> None:
+def check_place(final: Path, *, replace: bool, known_by: str = MANIFEST) -> None:
     """Refuse a place where :func:`staged` cannot put its result.
 
     Raises:
-        ExportError: ``final`` exists and ``replace`` is false, or it is not a bundle.
+        ExportError: ``final`` exists and ``replace`` is false, or it has no file ``known_by``.
     """
     if final.exists() and not replace:
         raise ExportError(f"{final} exists: choose another name, or replace it with --force")
-    if final.exists() and not (final / "specplug.json").is_file():
-        raise ExportError(f"{final} exists and is no bundle: it is not replaced")
+    if final.exists() and not (final / known_by).is_file():
+        kind = "no bundle" if known_by == MANIFEST else f"without {known_by}"
+        raise ExportError(f"{final} exists and is {kind}: it is not replaced")
     if not final.parent.is_dir():
         raise ExportError(f"{final.parent} is not a folder: make it first")
 
 
 @contextmanager
-def staged(final: Path, *, replace: bool) -> Iterator[Path]:
+def staged(final: Path, *, replace: bool, known_by: str = MANIFEST) -> Iterator[Path]:
     """Give a folder to write into, and rename it to ``final`` when the block ends well.
 
     On any error nothing is left. After a kill a hidden folder without a name may be left beside
@@ -39,13 +41,14 @@ def staged(final: Path, *, replace: bool) -> Iterator[Path]:
     Args:
         final: where the result is to be.
         replace: put it in the place of an existing one, which stays whole until then.
+        known_by: the file, relative to it, that an existing one must have to be replaced.
 
     Raises:
-        ExportError: ``final`` exists and ``replace`` is false, or it is not a bundle; or the disk
-            is full.
+        ExportError: ``final`` exists and ``replace`` is false, or it has no file ``known_by``; or
+            the disk is full.
     """
     final = final.absolute()
-    check_place(final, replace=replace)
+    check_place(final, replace=replace, known_by=known_by)
     _remove_abandoned(final)
     stage = final.parent / f".{final.name}.partial-{os.getpid()}"
     stage.mkdir()

@@ -1,0 +1,198 @@
+"""``specplug serve``: an HTTP server that speaks OpenAI's protocol; ``specplug hash-key``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specplug.batching import BatchDecoder
+from specplug.cli import console
+from specplug.cli.console import (
+    AllowNarrow,
+    BundlePath,
+    DraftDevice,
+    DraftEngine,
+    DrafterName,
+    DraftTokens,
+    InexactTrees,
+    Sources,
+    TargetDevice,
+    TargetEngine,
+    Threads,
+)
+from specplug.serving.keys import KeyRing, hash_key, readable_by_others
+from specplug.serving.settings import ServerSettings, default_model_name, fingerprint
+from specplug.types import MissingExtraError
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_SHORT = 16  # characters; shorter keys can be guessed from their hashes
+_DEFAULT = ServerSettings()
+
+
+def serve(
+    bundle: BundlePath,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at. Others than this machine's own see it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    model_name: Annotated[
+        str | None,
+        typer.Option("--model-name", help="What clients call the model. Default: the folder's."),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file", help="Who may ask: lines of name:hash, made by specplug hash-key."
+        ),
+    ] = None,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, max=256, help="Answers made at a time.")
+    ] = 8,
+    prefix_cache: Annotated[
+        int,
+        typer.Option(
+            "--prefix-cache", metavar="MB", min=0, help="Memory for prompts that may come again."
+        ),
+    ] = 1024,
+    max_waiting: Annotated[
+        int, typer.Option("--max-waiting", min=0, help="Answers that may wait; more get 429.")
+    ] = _DEFAULT.max_waiting,
+    max_per_key: Annotated[
+        int | None, typer.Option("--max-per-key", min=1, help="Requests of a key at a time.")
+    ] = None,
+    max_choices: Annotated[
+        int, typer.Option("--max-choices", min=1, help="Answers of one request: prompts times n.")
+    ] = _DEFAULT.max_choices,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="New tokens of one answer.")
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option("--max-prompt-tokens", min=1, help="Tokens of one prompt.")
+    ] = None,
+    max_body: Annotated[
+        int, typer.Option("--max-body", metavar="BYTES", min=1, help="Of one request.")
+    ] = _DEFAULT.max_body_bytes,
+    request_timeout: Annotated[
+        float,
+        typer.Option("--request-timeout", metavar="SECONDS", help="For a request's last token."),
+    ] = _DEFAULT.request_timeout,
+    send_timeout: Annotated[
+        float,
+        typer.Option(
+            "--send-timeout", metavar="SECONDS", help="For a reader to take what it is sent."
+        ),
+    ] = _DEFAULT.send_timeout,
+    shutdown_timeout: Annotated[
+        float,
+        typer.Option(
+            "--shutdown-timeout", metavar="SECONDS", help="For answers to end after SIGTERM."
+        ),
+    ] = _DEFAULT.shutdown_timeout,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", help="A web origin whose pages may ask; repeatable."),
+    ] = None,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")
+    ] = False,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--otlp-endpoint",
+            metavar="URL",
+            help="Send OpenTelemetry traces there (extra tracing). Default: as OTEL_* variables "
+            "say, else nowhere.",
+        ),
+    ] = None,
+    drafter: DrafterName = "auto",
+    draft_tokens: DraftTokens = "auto",
+    target_engine: TargetEngine = None,
+    target_device: TargetDevice = None,
+    draft_engine: DraftEngine = None,
+    draft_device: DraftDevice = None,
+    source: Sources = None,
+    threads: Threads = None,
+    allow_narrow: AllowNarrow = False,
+    inexact_trees: InexactTrees = False,
+) -> None:
+    """Answer requests of OpenAI's protocol at /v1/; see docs/SERVING.md.
+
+    The log is one JSON object a line on standard error; the address is the one line on standard
+    output.
+    """
+    try:
+        from specplug.serving import logs, server
+        from specplug.serving.app import create_app
+    except ImportError as error:
+        raise MissingExtraError(
+            f"serving needs {error.name}: pip install 'specplug[serve]'"
+        ) from None
+    settings = ServerSettings(
+        model_name=model_name or default_model_name(bundle),
+        fingerprint=fingerprint(bundle),
+        keys=_keys(api_key_file),
+        max_waiting=max_waiting,
+        max_per_key=max_per_key,
+        max_choices=max_choices,
+        max_tokens=max_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        max_body_bytes=max_body,
+        request_timeout=request_timeout,
+        send_timeout=send_timeout,
+        shutdown_timeout=shutdown_timeout,
+        cors_origins=tuple(cors_origin or ()),
+        log_prompts=log_prompts,
+        otlp_endpoint=otlp_endpoint,
+    )
+    if host not in _LOOPBACK and settings.keys is None:
+        console.note(f"--host {host} without --api-key-file: whoever reaches it may ask")
+    with (
+        server.bind(host, port, send_timeout) as listener,
+        console.open_decoder(
+            BatchDecoder,
+            bundle,
+            max_batch=max_batch,
+            prefix_cache_bytes=prefix_cache << 20,
+            drafter=drafter,
+            draft_tokens=console.draft_tokens(draft_tokens),
+            target_engine=target_engine,
+            target_device=target_device,
+            draft_engine=draft_engine,
+            draft_device=draft_device,
+            sources=source,
+            threads=threads,
+            allow_narrow=allow_narrow,
+            inexact_trees=inexact_trees,
+        ) as decoder,
+    ):
+        logs.set_up()
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listener.getsockname()[1]}"
+        app = create_app(settings, decoder)
+        server.Server(app, lambda: print(address, flush=True)).run(sockets=[listener])
+
+
+def hash_key_command(
+    name: Annotated[str, typer.Argument(help="Whose key it is: what logs and limits go by.")],
+) -> None:
+    """Read an API key from standard input; print its line for --api-key-file."""
+    key = sys.stdin.readline().strip()
+    if len(key) < _SHORT:
+        raise ValueError(
+            f"a key of {len(key)} characters can be guessed: need at least {_SHORT}, such as "
+            "openssl rand -hex 24 gives"
+        )
+    line = f"{name}:{hash_key(key)}"
+    KeyRing.parse(line, "the name")
+    print(line)
+
+
+def _keys(path: Path | None) -> KeyRing | None:
+    if path is None:
+        return None
+    if readable_by_others(path):
+        console.note(f"{path} can be read by others: chmod 600 {path}")
+    return KeyRing.parse(path.read_text(encoding="utf-8"), str(path))

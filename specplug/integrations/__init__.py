@@ -1,0 +1,1 @@
+"""Plug-ins for what people already run. Each is imported by its own name, with what it needs."""

@@ -1,0 +1,122 @@
+"""What goes wrong, in the shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_OUTCOMES = {500: "failed", 504: "timeout"}
+_CODES = {
+    400: "invalid_value",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+    429: "rate_limit_exceeded",
+    500: "internal_error",
+    503: "unavailable",
+    504: "timeout",
+}
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong, and with which field."""
+
+    message: str
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer whose status is not 200."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """Ends a request; not an exception of the framework's, which would not let a stream end so.
+
+    Args:
+        status: of HTTP.
+        message: for the person who wrote the request; nothing internal.
+        param: the field that is wrong, such as ``"messages.0.role"``.
+        code: for programs; None: what belongs to the status.
+        retry_after: seconds after which it may go better.
+        outcome: for the log; None: what belongs to the status.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+        outcome: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code or _CODES.get(status)
+        self.outcome = outcome or _OUTCOMES.get(status, "refused")
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As it is sent, also within a stream."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": _TYPES.get(self.status, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def internal_error(request_id: str) -> ApiError:
+    """Of what should not have happened; the log has the reason under this id."""
+    return ApiError(500, f"the server failed; its log tells why under request {request_id}")
+
+
+def from_http(error: HTTPException) -> ApiError:
+    """What the framework raised: 404, 405, a body that cannot be read."""
+    made = ApiError(error.status_code, str(error.detail))
+    made.headers = dict(error.headers or {})
+    return made
+
+
+def from_validation(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong with a body, status 400."""
+    first = max(error.errors(), key=lambda one: len(one["loc"]))  # of alternatives, the one meant
+    if first["type"] == "json_invalid":
+        why = f"{first['ctx']['error']} at {first['loc'][1]}"
+        return ApiError(400, f"the body is not JSON: {why}", code="invalid_json")
+    if first["type"] == "missing" and first["loc"] == ("body",):
+        return ApiError(400, "the body is empty: send a JSON object", code="invalid_json")
+    param = _param(first["loc"][1:])
+    if first["type"] == "missing":
+        return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
+    return ApiError(
+        400, f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=param
+    )
+
+
+def _param(location: Sequence[int | str]) -> str | None:
+    """A field's name, without pydantic's marks of keys and of a union's alternatives."""
+    parts = [
+        str(part)
+        for before, part in zip((None, *location), location, strict=False)
+        if not str(part).startswith(("(", "[")) and before != "response_format"
+    ]
+    return ".".join(parts) or None

@@ -1,0 +1,174 @@
+"""What every request goes through first and last: id, key, size, and its line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from specplug.serving import tracing
+from specplug.serving.answers import ClientGoneError, SlowReaderError
+from specplug.serving.errors import ApiError, internal_error
+from specplug.serving.logs import Record
+from specplug.serving.replies import event, json_reply
+from specplug.serving.service import Service
+
+_log = logging.getLogger(__name__)
+
+_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
+_PROTECTED = "/v1/"
+_QUIET = ("/health", "/ready", "/metrics")
+_DISCARDED = 16  # times the limit: what of a body that is too long is read
+
+
+class Gate:
+    """Middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, service: Service, tracer: tracing.Tracer | None) -> None:
+        self._app = app
+        self._service = service
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; whatever fails, the answer has OpenAI's shape and the log a line."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        record = Record(
+            id=given if _ID.fullmatch(given) else uuid.uuid4().hex,
+            method=scope["method"],
+            path=scope["path"],
+        )
+        scope.setdefault("state", {})["record"] = record
+
+        async def noting_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                if record.status >= 400 and record.outcome == "ok":
+                    record.outcome = "refused"
+                MutableHeaders(scope=message)["X-Request-Id"] = record.id
+            await send(message)
+
+        service = self._service
+        service.in_flight += 1
+        service.metrics.in_flight.inc()
+        try:
+            await self._guarded(scope, headers, receive, noting_send, record)
+        finally:
+            service.in_flight -= 1
+            service.metrics.in_flight.dec()
+            record.seconds = time.perf_counter() - record.started
+            route = getattr(scope.get("route"), "path", "other")
+            service.metrics.ended_request(record, route)
+            if record.path not in _QUIET or record.status >= 400:
+                record.write()
+                if self._tracer is not None:
+                    self._tracer.span(record, route, headers)
+
+    async def _guarded(
+        self, scope: Scope, headers: Headers, receive: Receive, send: Send, record: Record
+    ) -> None:
+        try:
+            if scope["path"].startswith(_PROTECTED):
+                record.key = self._owner(headers)
+                receive = await self._checked(scope, headers, receive)
+            await self._app(scope, receive, send)
+            return
+        except ApiError as error:
+            failure = error
+            record.outcome = error.outcome
+        except ClientGoneError:
+            record.outcome, record.status = "client_gone", record.status or 499
+            return
+        except SlowReaderError:
+            record.outcome, record.status = "slow_reader", record.status or 499
+            return
+        except Exception:
+            _log.exception("request %s failed", record.id)
+            record.outcome = "failed"
+            failure = internal_error(record.id)
+        if record.status:  # a stream has begun
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._service.settings.send_timeout):
+                    await send({"type": "http.response.body", "body": event(failure.body)})
+        else:
+            reply = json_reply(failure.body, failure.status, failure.headers)
+            await reply(scope, receive, send)
+
+    def _owner(self, headers: Headers) -> str | None:
+        keys = self._service.settings.keys
+        if keys is None:
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        owner = keys.owner(key.strip()) if scheme.lower() == "bearer" else None
+        if owner is None:
+            error = ApiError(
+                401,
+                "this server wants an API key it knows: Authorization: Bearer KEY",
+                code="invalid_api_key",
+            )
+            error.headers = {"WWW-Authenticate": "Bearer"}
+            raise error
+        return owner
+
+    async def _checked(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+        """The body, read within its limits, to be received again."""
+        settings = self._service.settings
+        if scope["method"] != "POST":
+            return receive
+        if self._service.draining:
+            retry_after = max(1, int(settings.shutdown_timeout))
+            raise ApiError(503, "the server is shutting down", retry_after=retry_after)
+        if not self._service.worker.alive:
+            raise ApiError(503, "the server cannot answer until it is restarted")
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, f"the body is {kind or 'of no type'}: send application/json")
+        try:
+            async with asyncio.timeout(settings.body_timeout):
+                body = await self._body(receive, headers, settings.max_body_bytes)
+        except TimeoutError:
+            raise _closing(ApiError(408, "the body did not arrive in time")) from None
+        waiting = [body]
+
+        async def again() -> Message:
+            if waiting:
+                return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+            return await receive()
+
+        return again
+
+    async def _body(self, receive: Receive, headers: Headers, most: int) -> bytes:
+        """The body; what is too long is read a while, so that its sender reads the answer."""
+        too_long = _closing(ApiError(413, f"the body may have {most} bytes here at most"))
+        claimed = headers.get("content-length", "0")
+        if claimed.isascii() and claimed.isdigit() and int(claimed) > most * _DISCARDED:
+            raise too_long
+        pieces, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            piece, more = message.get("body", b""), message.get("more_body", False)
+            size += len(piece)
+            if size <= most:
+                pieces.append(piece)
+            if size > most * _DISCARDED:
+                raise too_long
+        if size > most:
+            raise too_long
+        return b"".join(pieces)
+
+
+def _closing(error: ApiError) -> ApiError:
+    """The rest of the body is not wanted."""
+    error.headers = {"Connection": "close"}
+    return error

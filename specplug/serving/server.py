@@ -1,0 +1,101 @@
+"""The process: a socket, signals, and an end that drops nobody."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from specplug.serving.service import Service
+
+_log = logging.getLogger(__name__)
+
+_KEEP_ALIVE = 65  # seconds; longer than clients keep unused connections, so that they close first
+_LAST_WRITES = 5  # seconds for what is written already to leave, once all is answered
+_SEND_BUFFER = 1 << 17  # bytes of a connection that wait in the kernel; it would take megabytes
+_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
+
+
+def bind(host: str, port: int, send_timeout: float) -> socket.socket:
+    """A socket at an address, which the server has yet to listen at.
+
+    Connections whose peer takes nothing will be broken, later than the application gives them up
+    after ``send_timeout`` seconds: what waits in the kernel would keep them for ever.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        if _USER_TIMEOUT is not None:
+            made.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(2000 * send_timeout))
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise OSError(error.errno, f"cannot listen at {host}:{port}: {error.strerror}") from error
+    return made
+
+
+class Server(uvicorn.Server):
+    """Runs an application until a signal comes.
+
+    The first one has it take no more requests and finish those it has, within the settings'
+    ``shutdown_timeout``; the second one ends the process at once.
+
+    Args:
+        app: of :func:`specplug.serving.app.create_app`.
+        on_start: called when connections are taken.
+    """
+
+    def __init__(self, app: FastAPI, on_start: Callable[[], None] = lambda: None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",  # what the extra installs, and the tests ran with
+                loop="asyncio",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_graceful_shutdown=_LAST_WRITES,
+            )
+        )
+        self._service: Service = app.state.service
+        self._on_start = on_start
+        self._drained_by: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, and say so."""
+        await super().startup(sockets)
+        self._on_start()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Uvicorn's own would close the connections' listener at once, and refuse without words."""
+        if self._drained_by is not None:
+            os._exit(128 + sig)
+        timeout = self._service.settings.shutdown_timeout
+        self._drained_by = time.monotonic() + timeout
+        self._service.drain()
+        _log.info("stopping: %d requests are being answered", self._service.in_flight)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to stop."""
+        if self._drained_by is not None:
+            if not self._service.in_flight:
+                return True
+            if time.monotonic() > self._drained_by:
+                _log.warning("stopping: %d requests are given up", self._service.in_flight)
+                self._service.abort()
+                return True
+        return await super().on_tick(counter)

@@ -1,0 +1,170 @@
+"""What every request needs: the worker, the limits, the thread pool, and whether to go on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from specplug.batching import BatchDecoder
+from specplug.generation import Prompt
+from specplug.serving import options
+from specplug.serving.answers import Answers
+from specplug.serving.errors import ApiError
+from specplug.serving.limits import Admission
+from specplug.serving.metrics import Metrics
+from specplug.serving.requests import GenerateRequest
+from specplug.serving.settings import ServerSettings
+from specplug.serving.worker import Channel, Worker
+from specplug.text import Tokenizer
+from specplug.types import MissingExtraError
+
+_PREPARING = 4  # threads that tokenize prompts and compile grammars
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request comes to."""
+
+    request: GenerateRequest
+    prompts: Sequence[Prompt]
+    owner: str
+    chat: bool
+    deadline: float
+    """Of the event loop's clock."""
+
+    @property
+    def answers(self) -> int:
+        """How many are wanted."""
+        return len(self.prompts) * (self.request.n or 1)
+
+
+class Service:
+    """One decoder, and those who ask it."""
+
+    def __init__(self, settings: ServerSettings, decoder: BatchDecoder) -> None:
+        if decoder.tokenizer is None:
+            raise ValueError("a server needs a tokenizer: export the bundle with one")
+        self.settings = settings
+        self.decoder = decoder
+        self.tokenizer: Tokenizer = decoder.tokenizer
+        self.metrics = Metrics(decoder)
+        self.worker = Worker(decoder, self.metrics.progress)
+        self.admission = Admission(decoder.max_batch, settings.max_waiting, settings.max_per_key)
+        self.draining = False
+        self.in_flight = 0
+        """HTTP requests that have not been answered completely."""
+        self.created = int(time.time())
+        self._running: set[Answers] = set()
+        self._pool = ThreadPoolExecutor(_PREPARING, thread_name_prefix="specplug-prepare")
+
+    @property
+    def ready(self) -> bool:
+        """Whether this is a good place to send requests to."""
+        return self.worker.alive and self.worker.prepared and not self.draining
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The life of the application."""
+        self.worker.start()
+        try:
+            yield
+        finally:
+            self.abort()
+            await asyncio.to_thread(self.worker.stop)
+            self._pool.shutdown(wait=False)
+
+    def drain(self) -> None:
+        """Take no more requests; those that were taken are answered."""
+        self.draining = True
+
+    def abort(self) -> None:
+        """Give up what runs."""
+        for answers in list(self._running):
+            answers.fail(
+                ApiError(503, "the server is shutting down", retry_after=1, outcome="given_up")
+            )
+
+    @asynccontextmanager
+    async def answering(self, asked: Asked) -> AsyncIterator[Answers]:
+        """Have a request answered, within the limits.
+
+        Raises:
+            ApiError: it cannot be, or not now.
+        """
+        request, settings = asked.request, self.settings
+        most = min(settings.max_choices, self.admission.most)
+        if asked.answers > most:
+            raise ApiError(
+                400, f"{asked.answers} answers (prompts times n): this server gives {most} at most",
+                param="n",
+            )  # fmt: skip
+        with self.admission.enter(asked.owner, asked.answers):
+            channels: list[Channel] = []
+            try:
+                await self._in_pool(lambda: self._submit(asked, channels))
+            except BaseException:
+                for channel in channels:
+                    self.worker.release(channel)
+                raise
+            answers = Answers(
+                self.worker,
+                channels,
+                deadline=asked.deadline,
+                most_waiting=settings.stream_buffer if request.stream else None,
+            )
+            self._running.add(answers)
+            try:
+                with answers:
+                    yield answers
+            finally:
+                self._running.discard(answers)
+
+    async def _in_pool(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    def _submit(self, asked: Asked, channels: list[Channel]) -> None:
+        """Tokenize, check and queue; on a thread of the pool."""
+        request = asked.request
+        try:
+            prompts = [self.decoder.encode(prompt, chat=asked.chat) for prompt in asked.prompts]
+        except ValueError as error:
+            where = "messages" if asked.chat else "prompt"
+            raise ApiError(400, str(error), param=where) from error
+        try:
+            made = options.generation_options(request, tenant=asked.owner)
+            for prompt in prompts:
+                made["max_tokens"] = options.max_tokens(
+                    request, len(prompt), self.decoder.target.spec, self.settings
+                )
+                for made["sample"] in range(request.n or 1):
+                    channels.append(self.worker.submit(prompt, **made))
+        except MissingExtraError:
+            raise ApiError(
+                400,
+                "this server was set up without structured output",
+                param="response_format",
+                code="unsupported_parameter",
+            ) from None
+        except ValueError as error:
+            raise ApiError(400, str(error), param=_param(str(error))) from error
+
+
+_NAMES = {
+    "json_schema": "response_format",
+    "logit_bias": "logit_bias",
+    "prediction": "prediction",
+    "the prompt": "prompt",
+    "token id": "prompt",
+}
+
+
+def _param(message: str) -> str | None:
+    """The field that the decoder's message, which begins with its own name, is about."""
+    return next((name for own, name in _NAMES.items() if message.startswith(own)), None)

@@ -1,0 +1,86 @@
+"""What the operator decides."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from specplug.bundle import MANIFEST
+from specplug.serving.keys import KeyRing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Of one application; times are in seconds.
+
+    Raises:
+        ValueError: a limit that nothing could keep to.
+    """
+
+    model_name: str = "specplug"
+    """What clients call the model."""
+    fingerprint: str | None = None
+    """``system_fingerprint`` of answers: changes when their text may."""
+    keys: KeyRing | None = None
+    """Who may ask; None: everybody, as one tenant."""
+    max_waiting: int = 64
+    """Answers that may wait for a place in the batch; more are refused with status 429."""
+    max_per_key: int | None = None
+    """Requests of one key at a time; None: as many as there is room for."""
+    max_choices: int = 16
+    """Answers that one request may ask for: its prompts times ``n``."""
+    max_tokens: int | None = None
+    """New tokens that one answer may ask for; None: up to the model's context."""
+    max_prompt_tokens: int | None = None
+    """None: up to the model's context."""
+    max_body_bytes: int = 1 << 20
+    body_timeout: float = 30.0
+    """For a request's body to arrive."""
+    request_timeout: float = 600.0
+    """From a request's arrival to the last token of its answers."""
+    send_timeout: float = 30.0
+    """For a reader to take what is sent to it, before it is given up."""
+    stream_buffer: int = 1024
+    """Tokens that may wait for a reader, before it is given up."""
+    shutdown_timeout: float = 60.0
+    """For running and waiting answers to end, when the server is to stop."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins whose pages may ask; ``"*"``: all."""
+    log_prompts: bool = False
+    """Write prompts and answers into the log."""
+    otlp_endpoint: str | None = None
+    """Where OpenTelemetry traces go: base address of a collector that takes OTLP over HTTP. None:
+    where the standard variables say; nowhere without them."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), _LEAST.get(field.name, 1e-3)
+            if isinstance(value, int | float) and not value >= least:
+                raise ValueError(f"{field.name} {value}: need at least {least}")
+
+
+_LEAST = {
+    "max_waiting": 0,
+    "max_per_key": 1,
+    "max_choices": 1,
+    "max_tokens": 1,
+    "max_prompt_tokens": 1,
+    "max_body_bytes": 1,
+    "stream_buffer": 1,
+    "shutdown_timeout": 0,
+    "log_prompts": 0,
+}
+
+
+def default_model_name(bundle: Path) -> str:
+    """What clients call the model of a bundle if nobody says: as its folder is called."""
+    return bundle.resolve().name.removesuffix(".bundle")
+
+
+def fingerprint(bundle: Path) -> str | None:
+    """Another one for another bundle; None: it has no manifest, which opening it says better."""
+    manifest = bundle / MANIFEST
+    if not manifest.is_file():
+        return None
+    return f"sp_{hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]}"
