@@ -8,6 +8,7 @@ from typing import Any
 
 from specplug.bundle import Bundle, Component
 from specplug.drafters import (
+    OF_A_BUNDLE,
     HeadSource,
     HistorySource,
     ModelDrafter,
@@ -97,9 +98,7 @@ def open_parts(
         raise BundleError(
             f"{bundle.path} holds no head: export it with --draft, a folder in speculators' format"
         )
-    has_draft = drafter in ("draft", "self", "head") or (
-        drafter == "auto" and bundle.manifest.draft is not None
-    )
+    has_draft = drafter in OF_A_BUNDLE or (drafter == "auto" and bundle.manifest.draft is not None)
     if has_draft:
         check_draft(bundle)
         options = replace(options, share_threads=True)

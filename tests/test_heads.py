@@ -22,6 +22,7 @@ from specplug.bundle import Bundle
 from specplug.drafters import HeadSource
 from specplug.engines import load
 from specplug.engines.contract import assert_close
+from specplug.engines.host import HostScores
 from specplug.export import export_bundle, graphs, measuring, plan_export
 from specplug.export.head import Head
 from specplug.export.head_graph import build_head
@@ -30,6 +31,7 @@ from specplug.export.speculators import open_head
 from specplug.opening import open_parts
 from specplug.types import HIDDEN_STATES, Engine, Step
 from tests_support.command import specplug
+from tests_support.drafting import request
 from tests_support.families import NAMED, OTHERS
 from tests_support.heads import (
     LAYERS,
@@ -246,23 +248,54 @@ class Recording(HeadSource):
 
 @pytest.mark.parametrize("branching", [False, True])
 @pytest.mark.parametrize("sampling", [GREEDY, COUPLED])
+@pytest.mark.parametrize("which", ["the library's", "accepted"])
 def test_every_guess_is_what_the_head_says(
-    sampling: SamplingParams, branching: bool, bundles: dict[str, Path], source: Source
+    which: str,
+    sampling: SamplingParams,
+    branching: bool,
+    bundles: dict[str, Path],
+    learned: tuple[Path, list[list[int]]],
+    source: Source,
 ) -> None:
     """Over rounds, rejections and trees: the module, run anew over the text, gives its logits."""
-    bundle = bundles["fp32-ort"]
-    head, model = open_head(WRITTEN / "llama", source).head, source.reference()
+    bundle, folder, prompt = bundles["fp32-ort"], WRITTEN / "llama", LONG[:300]
+    if which == "accepted":
+        bundle, folder, prompt = learned[0], learned[0].parent / "head", learned[1][0]
+    head, model = open_head(folder, source).head, source.reference()
     with SpeculativeDecoder(**open_parts(Bundle.open(bundle), "head"), draft_tokens=6) as decoder:
         decoder.stop_token_ids = frozenset()
         (opened,) = decoder.drafter.sources  # type: ignore[attr-defined]
         recording = Recording(opened.engine, opened._vocabulary)
         decoder.drafter.sources = [recording]  # type: ignore[attr-defined]
         decoder._trees = branching
-        decoder.generate(LONG[:300], max_tokens=24, sampling=sampling)
-    assert len(recording.noted) > 40
+        result = decoder.generate(prompt, max_tokens=24, sampling=sampling)
+    assert len(recording.noted) > 20
+    assert result.stats.accepted > 9 or which != "accepted" or sampling is COUPLED
     features = features_of(model, recording.noted[-1][0].tolist(), head.shape.layers)
     for context, drafted, logits in recording.noted:
         assert_close(logits, expected_logits(head, features, context, drafted))
+
+
+def test_a_prompt_whose_beginning_was_known(bundles: dict[str, Path], source: Source) -> None:
+    """The head's context begins where hidden states do."""
+    head, model = open_head(WRITTEN / "llama", source).head, source.reference()
+    tokens = np.array(PROMPT[:30])
+    features = features_of(model, tokens.tolist(), head.shape.layers)
+    with SpeculativeDecoder.from_bundle(bundles["fp32-ort"], drafter="head") as decoder:
+        (opened,) = decoder.drafter.sources  # type: ignore[attr-defined]
+        head_source = Recording(opened.engine, opened._vocabulary)
+        head_source.reset(request(260))
+        for start, stop in ((12, 20), (20, 29)):
+            states = features[:, start:stop].numpy()
+            scores = HostScores(np.zeros((1, 1, 260), dtype=np.float32), {HIDDEN_STATES: states})
+            head_source.observe(start, tokens[start:stop].tolist(), scores)
+        assert head_source.guesses(head_source.begin(tokens))
+        assert head_source.guesses((5,))
+        head_source.observe(29, [int(tokens[29])], scores)  # a call that nobody told it of
+        assert not head_source.guesses(head_source.begin(tokens[:28]))
+    for _, drafted, logits in head_source.noted:
+        wanted = expected_logits(head, features[:, 12:], tokens[12:], drafted)
+        assert_close(logits, wanted)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, PENALISED, COUPLED], ids=["greedy", "pen", "coupled"])

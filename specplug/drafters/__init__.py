@@ -29,8 +29,12 @@ DRAFTERS: dict[str, str] = {
 }
 """Names that ``SpeculativeDecoder.from_bundle`` and ``--drafter`` take, with what they do."""
 
+OF_A_BUNDLE = ("draft", "self", "head")
+"""Those of them that need the draft of a bundle."""
+
 __all__ = [
     "DRAFTERS",
+    "OF_A_BUNDLE",
     "Guess",
     "HeadSource",
     "HistorySource",

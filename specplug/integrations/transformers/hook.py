@@ -21,7 +21,7 @@ from transformers.generation.utils import (
 )
 
 from specplug.context import Token
-from specplug.drafters import DRAFTERS
+from specplug.drafters import DRAFTERS, OF_A_BUNDLE
 from specplug.generation import DraftTokens
 from specplug.history import History
 from specplug.integrations.transformers.choosing import check_processors, sampling_params
@@ -66,7 +66,7 @@ def speculate(
     """
     if drafter not in DRAFTERS:
         raise ValueError(f"drafter {drafter!r} is none of {', '.join(DRAFTERS)}")
-    if drafter in ("draft", "self", "head") and bundle is None:
+    if drafter in OF_A_BUNDLE and bundle is None:
         raise ValueError(f"drafter {drafter!r} is a model in a bundle: give bundle, too")
     if seed is not None and not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed}: it must be in [0, 2**64)")
