@@ -101,6 +101,30 @@ class EngineContract:
         with pytest.raises(EngineError, match="hidden-state output 'middle'"):
             scores.hidden("middle")
 
+    def test_hidden_states_are_given_for_every_token(
+        self, engine: Engine, tokens: list[int]
+    ) -> None:
+        """Whatever scores are wanted, and in pieces as at once; they are none but those named."""
+        if not engine.spec.hidden:
+            pytest.skip(f"{engine.spec.name} has no hidden states here")
+        for name in engine.spec.hidden:
+
+            def states(start: int, stop: int, scores_from: int, name: str = name) -> Float32Array:
+                step = Step(
+                    tokens=np.array([tokens[start:stop]]),
+                    past=np.array([start]),
+                    scores_from=scores_from,
+                )
+                found: Float32Array = engine.forward(step).hidden(name)[0].copy()
+                assert len(found) == stop - start
+                assert found.dtype == np.float32
+                return found
+
+            whole = states(0, 48, 0)
+            assert np.array_equal(states(0, 48, 47), whole)
+            pieces = [states(start, start + 16, 15) for start in (0, 16, 32)]
+            assert_close(np.concatenate(pieces), whole)
+
     def test_scores_from_only_leaves_out(self, engine: Engine, tokens: list[int]) -> None:
         """Scores do not depend on which of them are asked for."""
         last = len(tokens) - 10

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from specplug.types import EngineError, EngineSpec, Float32Array, Int64Array, Step
 
 
 class HostScores:
-    """Scores over an array of logits, f32[B, T', V]."""
+    """Scores over an array of logits, f32[B, T', V], and hidden states by name, f32[B, T, D]."""
 
-    __slots__ = ("_best", "_logits")
+    __slots__ = ("_best", "_hidden", "_logits")
 
-    def __init__(self, logits: Float32Array) -> None:
+    def __init__(
+        self, logits: Float32Array, hidden: Mapping[str, Float32Array] | None = None
+    ) -> None:
         self._logits = logits
+        self._hidden = hidden
         self._best: Int64Array | None = None
 
     def argmax(self) -> Int64Array:
@@ -25,7 +30,9 @@ class HostScores:
         return self._logits
 
     def hidden(self, name: str) -> Float32Array:
-        """No hidden states here."""
+        """The array itself."""
+        if self._hidden and name in self._hidden:
+            return self._hidden[name]
         raise EngineError(f"this graph has no hidden-state output {name!r}")
 
 
@@ -70,6 +77,7 @@ def check_step(spec: EngineSpec, step: Step) -> None:
                 f"lengths {lengths} of a batch of {batch}: need one a row, each from min_width "
                 f"{spec.min_width} to the call's {width}"
             )
+    vocab_size = spec.input_vocab_size or spec.vocab_size
     tokens = step.tokens.ravel().tolist()
-    if min(tokens) < 0 or max(tokens) >= spec.vocab_size:
-        raise EngineError(f"a token id is outside the vocabulary of {spec.vocab_size}")
+    if min(tokens) < 0 or max(tokens) >= vocab_size:
+        raise EngineError(f"a token id is outside the vocabulary of {vocab_size}")

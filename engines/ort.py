@@ -11,15 +11,22 @@ import numpy as np
 
 from specplug.engines.host import HostScores, check_step
 from specplug.engines.key_values import KeyValues
-from specplug.engines.ort_session import check_vocabulary, mapped_errors, open_session
+from specplug.engines.ort_session import (
+    check_vocabulary,
+    hidden_size,
+    mapped_errors,
+    open_session,
+)
 from specplug.engines.trees import fill_mask, positions
-from specplug.types import EngineError, EngineSpec, Float32Array, Step
+from specplug.types import HIDDEN_STATES, EngineError, EngineSpec, Float32Array, Step
 
 if TYPE_CHECKING:
     from specplug.bundle import CacheLayout
     from specplug.opening import EngineOptions
 
 _BIAS = "attention_bias"
+STATES = ("features", "fed_back")
+"""Inputs of a draft head beside its tokens: the target's hidden states, and its own."""
 _KEPT_BINDINGS = 128  # by shape of call; prompts' odd widths come and go
 _SCORED = 32  # rows of logits that there is memory for from the start: the widest rounds of drafts
 
@@ -34,6 +41,7 @@ class _Binding:
     inputs: dict[str, Array]
     """By name; those that the graph does not have are filled, and not read."""
     logits: Float32Array  # [B, T', V]
+    hidden: dict[str, Float32Array]  # [B, T, D], if the graph gives any
 
 
 class OrtEngine:
@@ -46,6 +54,7 @@ class OrtEngine:
         max_length: cache entries a row can hold.
         min_width: as measured at export.
         exact_trees: as measured at export.
+        input_vocab_size: as in :class:`specplug.types.EngineSpec`.
         options: threads, providers, narrow calls.
         shared: another engine's cache, in place of one of its own, and which of its layers are
             this graph's.
@@ -63,11 +72,15 @@ class OrtEngine:
         max_length: int,
         min_width: int,
         exact_trees: bool = False,
+        input_vocab_size: int | None = None,
         options: EngineOptions,
         shared: tuple[KeyValues, Sequence[int]] | None = None,
     ) -> None:
         self._session = open_session(graph, options)
-        self._inputs = {value.name for value in self._session.get_inputs()}
+        inputs = {value.name: value.shape for value in self._session.get_inputs()}
+        self._inputs = {*inputs}
+        self._states = {name: int(inputs[name][-1]) for name in STATES if name in inputs}
+        self._hidden_size = hidden_size(self._session)
         check_vocabulary(self._session, vocab_size)
         self.spec = EngineSpec(
             name="onnxruntime",
@@ -78,6 +91,8 @@ class OrtEngine:
             supports_tree=self._takes_trees(),
             exact_trees=exact_trees,
             shares_cache=shared is not None,
+            hidden=(HIDDEN_STATES,) if self._hidden_size else (),
+            input_vocab_size=input_vocab_size,
         )
         self._narrow = options.allow_narrow
         self.cache, self._layers = shared or (
@@ -85,9 +100,9 @@ class OrtEngine:
             range(cache.layers),
         )
         self._bound_to: Array | None = None  # what the bindings read and write
-        self._bindings: dict[tuple[int, int, int, int, bool], _Binding] = {}
+        self._bindings: dict[tuple[int, int, int, int, bool, int], _Binding] = {}
         self._no_bias = np.zeros(0, dtype=np.float32)
-        self._logits = np.empty(0, dtype=np.float32)
+        self._logits = self._hidden = np.empty(0, dtype=np.float32)
 
     def forward(self, step: Step) -> HostScores:
         """Run tokens over the cache; see :class:`specplug.types.Engine`."""
@@ -97,15 +112,39 @@ class OrtEngine:
         batch, width = step.tokens.shape
         self._make_room(max(step.past.tolist()) + width)
         tree = step.parents is not None
-        binding = self._binding(step.first_row, batch, width, width - step.scores_from, tree)
+        states = self._given_states(step) if self._states else {}
+        first = states[STATES[0]].shape[1] if states else 0
+        binding = self._binding(step.first_row, batch, width, width - step.scores_from, tree, first)
         binding.inputs["input_ids"][...] = step.tokens
+        for name, rows in states.items():
+            binding.inputs[name][...] = rows
         binding.inputs["scores_from"][0] = step.scores_from
         self._fill(binding.inputs, step)
         try:
             self._session.run_with_iobinding(binding.io)
         except Exception as error:  # as in mapped_errors, without a context manager's cost per call
             raise EngineError(f"ONNX Runtime failed running the graph: {error}") from error
-        return HostScores(binding.logits)
+        return HostScores(binding.logits, binding.hidden)
+
+    def _given_states(self, step: Step) -> dict[str, Float32Array]:
+        """A head's states of a call, those that are left out without rows."""
+        batch, width = step.tokens.shape
+        empty = np.empty(0, dtype=np.float32)
+        found = {
+            name: step.states.get(name, empty.reshape(batch, 0, size))
+            for name, size in self._states.items()
+        }
+        given = [rows.shape for rows in found.values()]
+        wanted = [
+            (batch, rows, size)
+            for (_, rows, _), size in zip(given, self._states.values(), strict=True)
+        ]
+        if given != wanted or sum(rows for _, rows, _ in given) != width:
+            raise EngineError(
+                f"states of shapes {given} for {batch} rows of {width} tokens: a head needs one "
+                f"of {' or '.join(self._states)} for every token"
+            )
+        return found
 
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
@@ -123,7 +162,7 @@ class OrtEngine:
         """Release session and cache."""
         self._bindings = {}
         self._session = self._bound_to = None
-        self._logits = np.empty(0, dtype=np.float32)
+        self._logits = self._hidden = np.empty(0, dtype=np.float32)
         self.cache = KeyValues(self.cache.layout, 0, 0)  # the old one may be shared
 
     # --- the dialect --------------------------------------------------------------------------
@@ -176,8 +215,10 @@ class OrtEngine:
             self._bound_to = self.cache.entries
             self._bindings = {}
 
-    def _binding(self, first: int, batch: int, width: int, scored: int, tree: bool) -> _Binding:
-        key = first, batch, width, scored, tree
+    def _binding(
+        self, first: int, batch: int, width: int, scored: int, tree: bool, features: int
+    ) -> _Binding:
+        key = first, batch, width, scored, tree, features
         found = self._bindings.get(key)
         if found is None:
             found = self._bind(*key)
@@ -186,13 +227,20 @@ class OrtEngine:
             self._bindings[key] = found
         return found
 
-    def _bind(self, first: int, batch: int, width: int, scored: int, tree: bool) -> _Binding:
+    def _bind(
+        self, first: int, batch: int, width: int, scored: int, tree: bool, features: int
+    ) -> _Binding:
         inputs = {
             "input_ids": np.zeros((batch, width), dtype=np.int64),
             "scores_from": np.zeros(1, dtype=np.int64),
             **self._new_inputs(batch, width, tree),
         }
+        for (name, size), rows in zip(
+            self._states.items(), (features, width - features), strict=False
+        ):
+            inputs[name] = np.zeros((batch, rows, size), dtype=np.float32)
         logits = self._room_for_logits(batch, scored)
+        hidden = {}
         io = self._session.io_binding()
 
         def bind(binder: Any, name: str, array: Array) -> None:
@@ -208,7 +256,10 @@ class OrtEngine:
                     bind(io.bind_input, f"past_key_values.{layer}.{kind}", entries)
                     bind(io.bind_output, f"present.{layer}.{kind}", entries)
             bind(io.bind_output, "logits", logits)
-        return _Binding(io, inputs, logits)
+            if self._hidden_size:
+                hidden[HIDDEN_STATES] = self._room_for_hidden(batch, width)
+                bind(io.bind_output, HIDDEN_STATES, hidden[HIDDEN_STATES])
+        return _Binding(io, inputs, logits, hidden)
 
     def _room_for_logits(self, batch: int, scored: int) -> Float32Array:
         """Of one memory for all shapes of call: scores are valid until the next call only."""
@@ -217,3 +268,10 @@ class OrtEngine:
         if self._logits.size < size:  # of memory that is not written to, nothing is taken
             self._logits = np.empty(max(size, _SCORED * vocab_size), dtype=np.float32)
         return self._logits[:size].reshape(batch, scored, vocab_size)
+
+    def _room_for_hidden(self, batch: int, width: int) -> Float32Array:
+        """Likewise."""
+        size = batch * width * self._hidden_size
+        if self._hidden.size < size:
+            self._hidden = np.empty(size, dtype=np.float32)
+        return self._hidden[:size].reshape(batch, width, self._hidden_size)

@@ -42,6 +42,8 @@ def open_component(
         and _can_share(target, component)
     ):
         more["shared"] = (target.cache, component.layers)
+    if component.head is not None:
+        more["input_vocab_size"] = component.head.input_vocab_size
     return DIALECTS[component.dialect](
         folder / component.graph,
         cache=component.cache,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 
 from specplug.engines.native_ops import native_ops
-from specplug.types import EngineError
+from specplug.types import HIDDEN_STATES, EngineError
 
 if TYPE_CHECKING:
     from specplug.opening import EngineOptions
@@ -85,6 +85,12 @@ def check_vocabulary(session: Any, vocab_size: int) -> None:
     found = next(value.shape[-1] for value in session.get_outputs() if value.name == "logits")
     if isinstance(found, int) and found != vocab_size:
         raise EngineError(f"the graph has {found} logits a token, its description {vocab_size}")
+
+
+def hidden_size(session: Any) -> int:
+    """Values a token of a graph's hidden states; 0 if it gives none."""
+    sizes = [v.shape[-1] for v in session.get_outputs() if v.name == HIDDEN_STATES]
+    return int(sizes[0]) if sizes else 0
 
 
 def _make_process_pool(threads: int) -> None:

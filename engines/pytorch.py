@@ -14,6 +14,7 @@ from specplug.engines.padded import PaddedEngine
 from specplug.engines.sources import find_source
 from specplug.engines.trees import fill_mask, positions
 from specplug.types import (
+    HIDDEN_STATES,
     EngineError,
     EngineSpec,
     Float32Array,
@@ -37,6 +38,7 @@ except ImportError as error:
         "the pytorch engine needs torch and transformers: pip install 'specplug[torch]'"
     ) from error
 
+_Outputs = tuple[torch.Tensor, torch.Tensor | None]
 _FIRST_CAPACITY = 512  # cache entries; doubled when outgrown
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -49,6 +51,10 @@ def open_component(folder: Path, component: Component, options: EngineOptions) -
     """
     from specplug.export.source import open_source
 
+    if component.head is not None:
+        raise EngineError(
+            "the pytorch engine runs models, and this component is a head: use its own engine"
+        )
     if component.precision not in _DTYPES:
         raise EngineError(
             f"the pytorch engine computes in {', '.join(_DTYPES)}, and this component is in "
@@ -66,10 +72,17 @@ def open_component(folder: Path, component: Component, options: EngineOptions) -
         source.model(_DTYPES[component.precision], options.device or "cpu"),
         max_length=component.max_length,
         max_batch=options.max_batch,
+        hidden=component.hidden.layers if component.hidden else (),
     )
 
 
-def open_model(model: Any, *, max_length: int | None = None, max_batch: int = 1) -> PaddedEngine:
+def open_model(
+    model: Any,
+    *,
+    max_length: int | None = None,
+    max_batch: int = 1,
+    hidden: Sequence[int] = (),
+) -> PaddedEngine:
     """An engine over any causal language model of transformers, on the device it is on.
 
     For its arguments see :class:`PyTorchEngine`.
@@ -78,7 +91,9 @@ def open_model(model: Any, *, max_length: int | None = None, max_batch: int = 1)
         EngineError: the model has layers without a cache of keys and values, or rows depend on
             the width of the call, whatever it is padded to.
     """
-    return PaddedEngine(PyTorchEngine(model, max_length=max_length, max_batch=max_batch))
+    return PaddedEngine(
+        PyTorchEngine(model, max_length=max_length, max_batch=max_batch, hidden=hidden)
+    )
 
 
 class PyTorchEngine:
@@ -94,6 +109,7 @@ class PyTorchEngine:
         model: on its device, in evaluation mode.
         max_length: cache entries a row can hold; None: the model's positions.
         max_batch: rows a call can have.
+        hidden: layers whose inputs are given as hidden states, beside one another.
     """
 
     def __init__(
@@ -102,9 +118,11 @@ class PyTorchEngine:
         *,
         max_length: int | None = None,
         max_batch: int = 1,
+        hidden: Sequence[int] = (),
     ) -> None:
         config = model.config
         self._model = model
+        self._hidden = tuple(hidden)
         self._device = next(model.parameters()).device
         self._windows = _windows(config)
         self._slots = _Slots(max_batch, _FIRST_CAPACITY)
@@ -117,6 +135,7 @@ class PyTorchEngine:
             max_batch=max_batch,
             supports_tree=True,
             exact_trees=model.dtype == torch.float32,
+            hidden=(HIDDEN_STATES,) if hidden else (),
             device=str(self._device),
         )
 
@@ -130,10 +149,10 @@ class PyTorchEngine:
         compute = self._replayed or self._compute
         try:
             with torch.inference_mode():
-                logits = compute(self._inputs(step), width - step.scores_from, step.first_row)
+                found = compute(self._inputs(step), width - step.scores_from, step.first_row)
         except RuntimeError as error:
             raise EngineError(f"PyTorch failed running the model: {error}") from error
-        return TorchScores(logits)
+        return TorchScores(*found)
 
     def _inputs(self, step: Step) -> list[torch.Tensor]:
         """What differs between calls of one shape: tokens, positions, slots, a mask a window."""
@@ -147,8 +166,8 @@ class PyTorchEngine:
         host = (step.tokens, positions(step), slots)
         return [*(torch.from_numpy(array.copy()).to(self._device) for array in host), *masks]
 
-    def _compute(self, inputs: list[torch.Tensor], kept: int, first_row: int) -> torch.Tensor:
-        """Logits of the last ``kept`` tokens, [B, kept, V]."""
+    def _compute(self, inputs: list[torch.Tensor], kept: int, first_row: int) -> _Outputs:
+        """Logits of the last ``kept`` tokens, [B, kept, V], and hidden states of all."""
         self._slots.first_row = first_row
         tokens, places, self._slots.slots, *masks = inputs
         kinds = dict(zip(self._windows, masks, strict=True))
@@ -159,9 +178,11 @@ class PyTorchEngine:
             past_key_values=self._slots,
             use_cache=True,
             logits_to_keep=kept,
+            output_hidden_states=bool(self._hidden),
         )
-        logits: torch.Tensor = output.logits
-        return logits
+        if not self._hidden:
+            return output.logits, None
+        return output.logits, torch.cat([output.hidden_states[n] for n in self._hidden], dim=-1)
 
     @torch.inference_mode()
     def save(self, row: int, start: int, stop: int) -> torch.Tensor:
@@ -191,11 +212,11 @@ class _Replayed:
     never run again.
     """
 
-    def __init__(self, compute: Callable[[list[torch.Tensor], int, int], torch.Tensor]) -> None:
+    def __init__(self, compute: Callable[[list[torch.Tensor], int, int], _Outputs]) -> None:
         self._compute = compute
-        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
+        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor], _Outputs]] = {}
 
-    def __call__(self, inputs: list[torch.Tensor], kept: int, first_row: int) -> torch.Tensor:
+    def __call__(self, inputs: list[torch.Tensor], kept: int, first_row: int) -> _Outputs:
         """Copy the inputs to where the graph reads them, and run it."""
         shape = (*inputs[-1].shape, kept, first_row)
         if shape not in self._graphs:
@@ -210,7 +231,7 @@ class _Replayed:
 
     def _capture(
         self, inputs: list[torch.Tensor], kept: int, first_row: int
-    ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
+    ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], _Outputs]:
         held = [value.clone() for value in inputs]
         stream = torch.cuda.Stream(inputs[0].device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
@@ -224,10 +245,10 @@ class _Replayed:
 
 
 class TorchScores:
-    """Logits on the model's device; see :class:`specplug.types.Scores`."""
+    """Logits and hidden states on the model's device; see :class:`specplug.types.Scores`."""
 
-    def __init__(self, logits: torch.Tensor) -> None:
-        self._logits = logits
+    def __init__(self, logits: torch.Tensor, hidden: torch.Tensor | None = None) -> None:
+        self._logits, self._hidden = logits, hidden
 
     def argmax(self) -> Int64Array:
         """Best token of each position, i64[B, T']; ties go to the lowest id."""
@@ -240,8 +261,11 @@ class TorchScores:
         return found
 
     def hidden(self, name: str) -> Float32Array:
-        """No hidden states here."""
-        raise EngineError(f"the pytorch engine has no hidden-state output {name!r}")
+        """A copy on the host, or a view if they are there."""
+        if self._hidden is None or name != HIDDEN_STATES:
+            raise EngineError(f"the pytorch engine has no hidden-state output {name!r} here")
+        found: Float32Array = self._hidden.float().cpu().numpy()
+        return found
 
 
 class _Slots(transformers.Cache):  # type: ignore[misc]

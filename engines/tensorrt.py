@@ -14,7 +14,14 @@ from specplug.engines.host import check_step
 from specplug.engines.padded import PaddedEngine
 from specplug.engines.tensorrt_library import Library, find_library
 from specplug.engines.trees import MASK, fill_mask, mask_window, positions
-from specplug.types import EngineError, EngineSpec, Float32Array, Int64Array, Step
+from specplug.types import (
+    HIDDEN_STATES,
+    EngineError,
+    EngineSpec,
+    Float32Array,
+    Int64Array,
+    Step,
+)
 from specplug.widths import WIDEST
 
 if TYPE_CHECKING:
@@ -32,6 +39,10 @@ def open_component(folder: Path, component: Component, options: EngineOptions) -
         EngineError: no GPU, or no plan for it or for this version of TensorRT.
         MissingExtraError: no TensorRT is installed.
     """
+    if component.head is not None:
+        raise EngineError(
+            "the tensorrt engine runs models, and this component is a head: use its own engine"
+        )
     if not component.plans:
         raise EngineError(
             "this component has no TensorRT plan: make one with specplug export --engine tensorrt"
@@ -120,6 +131,7 @@ class TensorRTEngine:
             max_batch=max_batch,
             supports_tree=True,
             exact_trees=exact_trees,
+            hidden=(HIDDEN_STATES,) if self._layout.hidden_size else (),
             device=device.name,
         )
         self._cache = device.allocate(self._layout.cache_bytes(max_batch))
@@ -142,6 +154,7 @@ class TensorRTEngine:
             raise EngineError(f"a tree of {width} nodes: the plan takes {widest}")
         # A prompt that is longer than the prefill profile: in pieces, the last scored ones kept.
         parts: list[TensorRTScores] = []
+        hidden: list[Float32Array] = []
         for start in range(0, width, widest):
             end = min(start + widest, width)
             first = max(step.scores_from - start, 0)
@@ -153,15 +166,20 @@ class TensorRTEngine:
                     scores_from=min(first, end - start - 1),
                 )
             )
+            if self._layout.hidden_size:
+                hidden.append(scores.hidden(HIDDEN_STATES))
             if first < end - start:
                 parts.append(scores if end == width and not parts else scores.on_host())
-        return parts[0] if len(parts) == 1 else TensorRTScores.joined(parts)
+        made = parts[0] if len(parts) == 1 else TensorRTScores.joined(parts)
+        return made.with_hidden(hidden) if hidden else made
 
     def _call(self, step: Step) -> TensorRTScores:
         batch, width = step.tokens.shape
         scored = width - step.scores_from
         best = self._room("next_token", batch * scored * 8)
         logits = self._room("logits", batch * scored * self.spec.vocab_size * 4)
+        states = (batch, width, self._layout.hidden_size)
+        hidden = self._room(HIDDEN_STATES, 4 * batch * width * states[2]) if states[2] else None
         self._upload(step)
         key = (step.first_row, batch, width, step.scores_from)
         if key in self._graphs:
@@ -171,7 +189,8 @@ class TensorRTEngine:
             run()  # TensorRT allocates on a first run: only the second can be recorded
             if width <= WIDEST:
                 self._graphs[key] = self._device.capture(run)
-        return TensorRTScores(self._device, (batch, scored), self.spec.vocab_size, best, logits)
+        scores = TensorRTScores(self._device, (batch, scored), self.spec.vocab_size, best, logits)
+        return scores if hidden is None else scores.with_hidden_at(hidden, states)
 
     def _upload(self, step: Step) -> None:
         batch, width = step.tokens.shape
@@ -297,6 +316,17 @@ class TensorRTScores:
         self._addresses = best, logits
         self._best: Int64Array | None = None
         self._logits: Float32Array | None = None
+        self._hidden: Float32Array | tuple[int, tuple[int, int, int]] | None = None
+
+    def with_hidden_at(self, address: int, shape: tuple[int, int, int]) -> TensorRTScores:
+        """Itself, with hidden states on the GPU."""
+        self._hidden = address, shape
+        return self
+
+    def with_hidden(self, pieces: Sequence[Float32Array]) -> TensorRTScores:
+        """Itself, with those of the pieces of a call."""
+        self._hidden = np.concatenate(pieces, axis=1)
+        return self
 
     def argmax(self) -> Int64Array:
         """Best token of each position, i64[B, T']; ties go to the lowest id."""
@@ -313,8 +343,14 @@ class TensorRTScores:
         return self._logits
 
     def hidden(self, name: str) -> Float32Array:
-        """No hidden states here."""
-        raise EngineError(f"this plan has no hidden-state output {name!r}")
+        """A copy on the host, f32[B, T, D]."""
+        if self._hidden is None or name != HIDDEN_STATES:
+            raise EngineError(f"this plan has no hidden-state output {name!r}")
+        if isinstance(self._hidden, tuple):
+            address, shape = self._hidden
+            self._hidden = np.empty(shape, dtype=np.float32)
+            self._device.download(self._hidden, address)
+        return self._hidden
 
     def on_host(self) -> TensorRTScores:
         """Itself, independent of the engine's next call."""
@@ -353,6 +389,9 @@ class _Layout:
             np.dtype(_numpy(api, engine.get_tensor_dtype(self._caches[0]))).itemsize
         )
         self.vocab_size = engine.get_tensor_shape("logits")[2]
+        self.hidden_size = 0
+        if HIDDEN_STATES in self.names:
+            self.hidden_size = engine.get_tensor_shape(HIDDEN_STATES)[2]
         # What each profile takes at most: batch, width.
         self._most: list[tuple[int, int]] = [
             tuple(engine.get_tensor_profile_shape("input_ids", number)[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from specplug.bundle import (
     CacheLayout,
     Component,
     Dialect,
+    HiddenOutput,
     Manifest,
     Parity,
     Provenance,
@@ -22,6 +24,7 @@ from specplug.bundle import (
 from specplug.export import graphs, measuring
 from specplug.export.attention import max_entries
 from specplug.export.continuations import NAME, ROWS, write_continuations
+from specplug.export.head_component import head_precision, write_head
 from specplug.export.keeping import KeepMatching, keep_none
 from specplug.export.passes import HalfWeights
 from specplug.export.piecewise import PiecewiseEngine
@@ -31,6 +34,7 @@ from specplug.export.quality_text import take_sample
 from specplug.export.request import Part, Report, Request, open_parts
 from specplug.export.sharing import DRAFT_GRAPH, share_weights
 from specplug.export.source import Source
+from specplug.export.speculators import HeadSource
 from specplug.export.tensorrt import Target, build_plans, resolve
 from specplug.export.tokenizers import encoder, write_tokenizer
 from specplug.staging import staged
@@ -50,6 +54,7 @@ def export_bundle(
     dialect: Dialect = "ort",
     tensorrt: Target | None = None,
     continuations: bool = False,
+    hidden: Sequence[int] = (),
     force: bool = False,
     report: Report = lambda stage: None,
     note: Report = lambda text: None,
@@ -61,8 +66,8 @@ def export_bundle(
             ``org/name@revision``).
         output: the bundle's folder; must not exist unless ``force``.
         precision: of the target; ``"auto"`` picks by the machine's instructions.
-        draft: the source of a smaller model with the same tokenizer, exported in the target's
-            precision.
+        draft: the source of a smaller model with the same tokenizer, or a folder with a head in
+            the format of the ``speculators`` library, exported in the target's precision.
         self_draft: use the target itself as the draft, in a lower precision (``"int4"``), with
             some of its layers (``"layers=0-9,20-29"``), or both (``"int4:layers=0-9,20-29"``).
         keep_fp32: regular expression; layers with a weight whose name it matches are left in fp32
@@ -72,6 +77,8 @@ def export_bundle(
         tensorrt: build plans of the graphs, of the standard dialect, for these GPUs, too.
         continuations: note what the target says after every token alone, for token recycling to
             begin with; a call for every 64 tokens of the vocabulary.
+        hidden: layers of the target whose inputs its graph gives as hidden states, for a head to
+            read; those of ``draft`` where that is a head.
         force: replace an existing bundle.
         report: told the name of each stage as it begins.
         note: told what the user should know, such as why a precision was picked.
@@ -85,7 +92,7 @@ def export_bundle(
     """
     tensorrt = resolve(tensorrt) if tensorrt else None
     request = Request(
-        source, precision, draft, self_draft, keep_fp32, quality_text, dialect, tensorrt
+        source, precision, draft, self_draft, keep_fp32, quality_text, dialect, tensorrt, hidden
     )
     text = Path(quality_text) if quality_text else None
     how = _How(keep_fp32, dialect, tensorrt, continuations, text, report, note)
@@ -94,6 +101,8 @@ def export_bundle(
         components: dict[str, Component] = {}
         for part in parts:
             components |= _export_part(part, stage, how)
+            if part.head is not None:
+                components["draft"] = _export_head(part.head, components["target"], stage, how)
         tokenizer = parts[0].source.tokenizer
         manifest = Manifest(
             target=components["target"],
@@ -139,7 +148,7 @@ def _export_part(part: Part, stage: Path, how: _How) -> dict[str, Component]:
     work = stage / "work"
     work.mkdir()
     try:
-        model = _build(part.source, work, how)
+        model = _build(part.source, work, how, part.hidden)
         how.report("checking the graph against the source")
         engine = PiecewiseEngine(
             work / "fp32",
@@ -149,16 +158,25 @@ def _export_part(part: Part, stage: Path, how: _How) -> dict[str, Component]:
             max_length=model.max_length,
         )
         parity = measuring.check_parity(engine, model.reference)
+        if part.hidden:
+            measuring.check_hidden(engine, part.source.reference(), model.reference, part.hidden)
         engine.close()
         return {
-            name: _write_component(name, precision, model, parity, work, stage, how, part.layers)
+            name: _write_component(name, precision, model, parity, work, stage, how, part)
             for name, precision in part.components.items()
         }
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _build(source: Source, work: Path, how: _How) -> _Model:
+def _export_head(source: HeadSource, target: Component, stage: Path, how: _How) -> Component:
+    """Write a head, in the precision of its target."""
+    precision = head_precision(target.precision)
+    how.report(f"writing the head in {precision}")
+    return write_head(source, precision, how.dialect, how.keep_fp32, stage, _TOOLS)
+
+
+def _build(source: Source, work: Path, how: _How, hidden: tuple[int, ...]) -> _Model:
     """Write the source's reference logits and its fp32 graph into ``work``."""
     config = source.config
     max_length = max_entries(config)
@@ -166,7 +184,7 @@ def _build(source: Source, work: Path, how: _How) -> _Model:
     sample = take_sample(encoder(source.tokenizer), config.vocab_size, max_length, how.quality_text)
     reference = measuring.write_reference(source.reference(), sample, work / "reference.f32")
     how.report("building the graph")
-    graph = graphs.build_fp32(source, how.dialect)
+    graph = graphs.build_fp32(source, how.dialect, hidden)
     graphs.save(graph, work / "fp32")
     return _Model(
         source=source,
@@ -191,14 +209,15 @@ def _write_component(
     work: Path,
     stage: Path,
     how: _How,
-    layers: tuple[int, ...] | None,
+    part: Part,
 ) -> Component:
     how.report(f"writing the {name} in {precision}")
     config, graph = model.source.config, graphs.load(work / "fp32")
     rounded_again = _round(graph, precision, model, how)
     layout = graphs.cache_layout(graph)
     place, graph_name = name, graphs.GRAPH
-    if name == "draft" and layers and share_weights(graph, stage / "target", layers):
+    layers = part.layers if name == "draft" else None
+    if layers and share_weights(graph, stage / "target", layers):
         place, graph_name = "target", DRAFT_GRAPH
     else:
         graphs.save(graph, stage / name)
@@ -258,7 +277,10 @@ def _write_component(
         max_length=model.max_length,
         min_width=min_width,
         tree_difference=tree_difference,
-        layers=list(layers) if layers and name == "draft" else None,
+        layers=list(layers) if layers else None,
+        hidden=HiddenOutput(layers=list(part.hidden), size=len(part.hidden) * config.hidden_size)
+        if part.hidden and name == "target"
+        else None,
         cache=layout,
         parity=parity,
         quality=quality,

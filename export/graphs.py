@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from specplug.export.families import mobius_module
 from specplug.export.passes import (
     ExplicitLengths,
     FuseSilu,
+    HiddenStates,
     NextToken,
     PackGateUp,
     RotateOutside,
@@ -38,8 +40,14 @@ _DTYPES: dict[Any, Literal["float32", "float16", "bfloat16"]] = {
 }
 
 
-def build_fp32(source: Source, dialect: Dialect = "ort") -> Any:
-    """The graph of a source in fp32, sharing the source's tensors."""
+def build_fp32(source: Source, dialect: Dialect = "ort", hidden: Sequence[int] = ()) -> Any:
+    """The graph of a source in fp32, sharing the source's tensors.
+
+    Args:
+        source: the checkpoint.
+        dialect: the graph's.
+        hidden: the layers whose inputs it gives beside the logits.
+    """
     weights = dict(source.weights)
     module = mobius_module(source.config, weights)
     package = mobius.build_from_module(module, module.config, execution_provider="cpu")
@@ -57,6 +65,8 @@ def build_fp32(source: Source, dialect: Dialect = "ort") -> Any:
         PackGateUp(),
     )(model)
     _check_complete(model, source)
+    if hidden:
+        HiddenStates(hidden, int(source.config.hidden_size))(model)
     if dialect == "ort":
         TreeAttention()(model)
     if dialect == "standard":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from specplug.engines.ort_dialects import DIALECTS
 from specplug.export.quality_text import Sample
 from specplug.feeding import feed
 from specplug.opening import EngineOptions
-from specplug.types import Engine, Float32Array, Int64Array, ParityError, Step
+from specplug.types import (
+    HIDDEN_STATES,
+    Engine,
+    Float32Array,
+    Int64Array,
+    ParityError,
+    Step,
+)
 from specplug.widths import WIDEST, rows_of, smallest_width
 
 PARITY_TOLERANCE = 1e-4
@@ -116,6 +124,36 @@ def check_parity(engine: Engine, reference: Reference) -> Parity:
                 "this checkpoint cannot be exported correctly yet"
             )
     return parity
+
+
+def check_hidden(engine: Engine, model: Any, reference: Reference, layers: Sequence[int]) -> None:
+    """Compare an fp32 graph's hidden states with those of the source.
+
+    Args:
+        engine: over the graph.
+        model: the source.
+        reference: whose first tokens are run.
+        layers: whose inputs the graph gives.
+
+    Raises:
+        ParityError: a difference above :data:`PARITY_TOLERANCE`.
+    """
+    tokens = reference.tokens[: _PREFIX + _VERIFIED]
+    step = Step(
+        tokens=tokens[None], past=np.array([0], dtype=np.int64), scores_from=len(tokens) - 1
+    )
+    found = engine.forward(step).hidden(HIDDEN_STATES)[0]
+    with torch.no_grad():
+        states = model(
+            torch.from_numpy(tokens)[None], use_cache=False, output_hidden_states=True
+        ).hidden_states
+    wanted = np.concatenate([states[layer][0].numpy() for layer in layers], axis=-1)
+    difference, scale = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
+    if not difference <= PARITY_TOLERANCE * scale:
+        raise ParityError(
+            f"the graph's hidden states differ from the source's by {difference:.3g} (largest "
+            f"{scale:.3g}): a head would read something else here; export without one"
+        )
 
 
 def measure_min_width(engine: Engine, tokens: Int64Array) -> int:

@@ -19,7 +19,7 @@ from specplug.engines.ort_session import mapped_errors, open_session
 from specplug.engines.trees import MASK, fill_mask, mask_window
 from specplug.export import graphs
 from specplug.opening import EngineOptions
-from specplug.types import EngineSpec, Step
+from specplug.types import HIDDEN_STATES, EngineSpec, Step
 
 PIECE_BYTES = 1 << 30
 """Of weights; a single larger matrix is a piece of its own."""
@@ -89,7 +89,8 @@ class PiecewiseEngine:
             for number in range(len(self._pieces)):
                 self._run(number, values)
         self._cache = {name: values[f"present.{name}"] for name in self._cache}
-        return HostScores(values["logits"])
+        hidden = {HIDDEN_STATES: values[HIDDEN_STATES]} if HIDDEN_STATES in values else None
+        return HostScores(values["logits"], hidden)
 
     def close(self) -> None:
         """Release what is loaded."""

@@ -19,6 +19,8 @@ from specplug.export import graphs, piecewise
 from specplug.export.attention import max_entries
 from specplug.export.blocks import BLOCK_SIZE
 from specplug.export.carried import carried_bytes_a_weight
+from specplug.export.head_component import FOLDER, VOCABULARY, head_precision
+from specplug.export.head_graph import build_head
 from specplug.export.keeping import Keep, KeepMatching, keep_none
 from specplug.export.passes.editing import linear_layers
 from specplug.export.passes.gather_blocks import token_lookups
@@ -27,6 +29,7 @@ from specplug.export.precision import Precision, bytes_a_weight, fits_kernel
 from specplug.export.quality_text import take_sample
 from specplug.export.request import Part, Report, Request, open_parts
 from specplug.export.source import preview_source
+from specplug.export.speculators import HeadSource
 from specplug.export.tensorrt import Target, plan_name, resolve
 from specplug.export.tokenizers import encoder
 from specplug.staging import check_place
@@ -109,6 +112,8 @@ def plan_export(
     for part in parts:
         report(f"planning {', '.join(part.components)}")
         made = _plan_part(part, request)
+        if part.head is not None:
+            made.files.update(_plan_head(part.head, part.components["target"], request))
         files |= made.files
         scratch.append(made.scratch_bytes)
         memory.append(made.memory_bytes)
@@ -140,7 +145,7 @@ def _plan_part(part: Part, request: Request) -> _PartPlan:
     longest = max_entries(source.config)
     text = Path(request.quality_text) if request.quality_text else None
     sample = take_sample(encoder(source.tokenizer), source.config.vocab_size, longest, text)
-    graph = graphs.build_fp32(source, request.dialect).graph
+    graph = graphs.build_fp32(source, request.dialect, part.hidden).graph
     fp32 = [value.const_value.nbytes for value in graph.initializers.values()]
     logits = 4 * len(sample.tokens) * int(source.config.vocab_size)
     millions = source.parameters() / 1e6
@@ -149,7 +154,10 @@ def _plan_part(part: Part, request: Request) -> _PartPlan:
     memory = 1.1 * min(sum(fp32), max(piecewise.PIECE_BYTES, max(fp32))) + 3 * logits
     for name, precision in part.components.items():
         carried = carried_bytes_a_weight(source.path) if precision == "gguf" else None
-        size = _weight_bytes(graph, precision, request, carried)
+        keep = KeepMatching(request.keep_fp32) if request.keep_fp32 else None
+        size = _weight_bytes(graph, precision, request.dialect, keep or keep_none, carried)
+        if keep and precision != "fp32":
+            keep.check_matched()
         files[f"{name}/{graphs.GRAPH}"] = _GRAPH_BYTES_A_LAYER * source.config.num_hidden_layers
         files[f"{name}/{graphs.DATA}"] = size
         for capability in request.tensorrt.compute_capabilities if request.tensorrt else ():
@@ -167,22 +175,35 @@ def _plan_part(part: Part, request: Request) -> _PartPlan:
     )
 
 
-def _weight_bytes(graph: Any, precision: Precision, request: Request, carried: float | None) -> int:
+def _plan_head(source: HeadSource, target: Precision, request: Request) -> dict[str, int]:
+    """A head's files with their sizes."""
+    graph = build_head(source.head, request.dialect).graph
+    precision = head_precision(target)
+    keep = KeepMatching(request.keep_fp32) if request.keep_fp32 else keep_none
+    files = {
+        f"{FOLDER}/{graphs.GRAPH}": _GRAPH_BYTES_A_LAYER,
+        f"{FOLDER}/{graphs.DATA}": _weight_bytes(graph, precision, request.dialect, keep, None),
+    }
+    if source.vocabulary is not None:
+        files[f"{FOLDER}/{VOCABULARY}"] = source.vocabulary.nbytes
+    return files
+
+
+def _weight_bytes(
+    graph: Any, precision: Precision, dialect: Dialect, keep: Keep, carried: float | None
+) -> int:
     """Of the graph's weights in that precision; ``carried`` for each, in precision gguf."""
     size: int = sum(value.const_value.nbytes for value in graph.initializers.values())
     if precision == "fp32":
         return size
-    keep = KeepMatching(request.keep_fp32) if request.keep_fp32 else None
-    if request.dialect == "standard" and precision in ("fp16", "bf16"):
-        size //= 2
-    elif request.dialect == "standard":
-        size += _change_of_blocks(graph, precision, keep or keep_none)
+    if dialect == "standard" and precision in ("fp16", "bf16"):
+        return size // 2
+    if dialect == "standard":
+        size += _change_of_blocks(graph, precision, keep)
     elif precision in ("fp16", "bf16"):
-        size -= sum(value.const_value.nbytes // 2 for value in matrices(graph, keep or keep_none))
+        size -= sum(value.const_value.nbytes // 2 for value in matrices(graph, keep))
     else:
-        size += _change_of_layers(graph, precision, keep or keep_none, carried)
-    if keep:
-        keep.check_matched()
+        size += _change_of_layers(graph, precision, keep, carried)
     return size
 
 

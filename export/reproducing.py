@@ -64,6 +64,7 @@ def _export(
         dialect=target.dialect,
         keep_fp32=target.keep_fp32,
         continuations=target.continuations is not None,
+        hidden=target.hidden.layers if target.hidden else (),
         report=report,
     )
 

@@ -5,7 +5,7 @@ Everything that can be refused without computing is refused here, before the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from specplug.export.pairing import check_pair
 from specplug.export.precision import Precision, check_dialect, choose_precision
 from specplug.export.self_draft import SelfDraft, parse_self_draft, with_layers
 from specplug.export.source import Source, open_source
+from specplug.export.speculators import HeadSource, is_head, open_head
 from specplug.export.tensorrt import Target
 from specplug.types import ExportError
 
@@ -35,6 +36,7 @@ class Request:
     quality_text: str | Path | None = None
     dialect: Dialect = "ort"
     tensorrt: Target | None = None
+    hidden: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,10 @@ class Part:
     """``"target"`` or ``"draft"``, and what each is rounded to."""
     layers: tuple[int, ...] | None = None
     """If the draft is the target itself: the target's layers that it has."""
+    hidden: tuple[int, ...] = ()
+    """Of the target's part: the layers whose inputs its graph gives as hidden states."""
+    head: HeadSource | None = None
+    """Of the target's part: what reads them."""
 
 
 def open_parts(
@@ -86,7 +92,15 @@ def open_parts(
     if own and not own.layers:
         layers = tuple(range(int(target.config.num_hidden_layers)))
         return [Part(target, {"target": precision, "draft": own.precision or precision}, layers)]
-    parts = [Part(target, {"target": precision})]
+    head = None
+    if request.draft is not None and is_head(Path(request.draft)):
+        report(f"reading {Path(request.draft).name}")
+        head = open_head(Path(request.draft), target)
+    hidden = head.head.shape.layers if head else tuple(request.hidden)
+    count = int(target.config.num_hidden_layers)
+    if not all(0 <= layer < count for layer in hidden):
+        raise ExportError(f"hidden states of layers {hidden}: the target has 0 to {count - 1}")
+    parts = [Part(target, {"target": precision}, hidden=hidden, head=head)]
     if own and own.layers:
         parts.append(
             Part(
@@ -95,7 +109,7 @@ def open_parts(
                 own.layers,
             )
         )
-    if request.draft is not None:
+    if request.draft is not None and head is None:
         draft = opened(request.draft)
         sizes = target.config.vocab_size, draft.config.vocab_size
         check_pair(target.tokenizer, draft.tokenizer, *sizes)
@@ -125,5 +139,5 @@ def _check_options(request: Request, precision: Precision, own: SelfDraft | None
         from specplug.export.carried import check_gguf
 
         check_gguf(Path(request.source))
-        if request.draft is not None:
+        if request.draft is not None and not is_head(Path(request.draft)):
             check_gguf(Path(request.draft))

@@ -166,7 +166,12 @@ class BatchDecoder(Decoder):
             if not last or generation.echo_scored:
                 scored = len(piece) if generation.echo_scored else 1
                 scores = feed(
-                    self.target, piece, past=start, scored=scored, row=generation.slot.row
+                    self.target,
+                    piece,
+                    past=start,
+                    scored=scored,
+                    row=generation.slot.row,
+                    observe=generation.observe,
                 )
                 generation.note_echo(scores, start, start + len(piece))
                 generation.context.cached = start + len(piece)
@@ -273,6 +278,7 @@ class BatchDecoder(Decoder):
 
         def judge(row: int) -> tuple[Scores, Verdict]:
             own = _RowScores(scores, row)
+            rows[row].observe(int(past[row]), tokens[row].tolist(), own)
             return own, rows[row].judge(own, proposals[row])
 
         return [_attempt(partial(judge, row)) for row in range(len(rows))]

@@ -119,6 +119,30 @@ class TensorRTPlan(_Part):
     """Cache entries a row has."""
 
 
+class HiddenOutput(_Part):
+    """Hidden states that a target's graph gives beside its logits."""
+
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=64)]
+    """Whose inputs they are, one after another, from 0."""
+    size: Count
+    """Values a token, of all of these."""
+
+
+class Head(_Part):
+    """Of a draft that reads the target's hidden states."""
+
+    kind: Literal["eagle3"]
+    features: Count
+    """Values a token that it reads of the target's hidden states."""
+    hidden_size: Count
+    """Values a token of its own, which it gives and reads again."""
+    input_vocab_size: Count
+    """Tokens that it reads; it guesses ``vocab_size``."""
+    vocabulary: str | None = None
+    """A file of the target's id of each token that it guesses, i32[vocab_size], little-endian;
+    None: they are the same."""
+
+
 TREE_TOLERANCE = 1e-3
 """Of a logit: what fp32's sums in another order may make of it."""
 
@@ -148,6 +172,10 @@ class Component(_Part):
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """Of a draft that is the target itself: which of the target's layers it has. It may share the
     target's cache."""
+    hidden: HiddenOutput | None = None
+    """Of a target whose draft is a head."""
+    head: Head | None = None
+    """Of a draft that is one."""
     tree_difference: Annotated[float, Field(ge=0)] | None = None
     """The most that a logit of a token in a tree differed from the same in a chain, as measured at
     export; None: the graph takes no trees."""
@@ -175,8 +203,9 @@ class Component(_Part):
     @model_validator(mode="after")
     def _what_runs_is_listed(self) -> Self:
         listed = {file.path for file in self.files}
-        named = (self.graph, self.continuations, *(plan.path for plan in self.plans))
-        for path in filter(None, named):
+        vocabulary = self.head.vocabulary if self.head else None
+        plans = (plan.path for plan in self.plans)
+        for path in filter(None, (self.graph, self.continuations, vocabulary, *plans)):
             if path not in listed:
                 raise ValueError(f"{path!r} is not among the component's files")
         return self
@@ -204,12 +233,26 @@ class Manifest(_Part):
     @model_validator(mode="after")
     def _one_vocabulary(self) -> Self:
         # With a tokenizer the exporter compared every token; what is left may be padding.
-        if not self.tokenizer and self.draft and self.draft.vocab_size != self.target.vocab_size:
+        if self.draft and self.draft.head:
+            self._check_head(self.draft.head, self.draft.vocab_size)
+        elif not self.tokenizer and self.draft and self.draft.vocab_size != self.target.vocab_size:
             raise ValueError(
                 f"draft vocabulary {self.draft.vocab_size} != target vocabulary "
                 f"{self.target.vocab_size}: export a draft with the target's tokenizer"
             )
         return self
+
+    def _check_head(self, head: Head, vocab_size: int) -> None:
+        hidden, target = self.target.hidden, self.target
+        if hidden is None or hidden.size != head.features or target.head is not None:
+            raise ValueError(f"the target gives no hidden states of {head.features} values")
+        if head.input_vocab_size != target.vocab_size or vocab_size > target.vocab_size:
+            raise ValueError(
+                f"the head reads {head.input_vocab_size} tokens and guesses {vocab_size}, and the "
+                f"target has {target.vocab_size}"
+            )
+        if head.vocabulary is None and vocab_size != target.vocab_size:
+            raise ValueError(f"nothing says which tokens the head's {vocab_size} are")
 
     @model_validator(mode="after")
     def _layers_are_the_targets(self) -> Self:
@@ -275,6 +318,23 @@ class Bundle:
                 f"{target.continuations} is no table of {target.vocab_size} tokens' continuations"
             )
         return values.reshape(target.vocab_size, -1)
+
+    def head_vocabulary(self) -> Int32Array | None:
+        """The target's id of each token that the bundle's head guesses, i32[n]; None: the same.
+
+        Raises:
+            BundleError: the file is not of this shape, or names a token twice or one that there is
+                not.
+        """
+        draft = self.manifest.draft
+        if draft is None or draft.head is None or draft.head.vocabulary is None:
+            return None
+        path = draft.head.vocabulary
+        ids = np.fromfile(self.path / path, dtype="<i4")
+        known = (ids >= 0) & (ids < self.manifest.target.vocab_size)
+        if len(ids) != draft.vocab_size or not known.all() or len(np.unique(ids)) != len(ids):
+            raise BundleError(f"{path} does not name {draft.vocab_size} tokens of the target")
+        return ids
 
     def tokenizer(self) -> Tokenizer | None:
         """The bundle's tokenizer with its chat template, if it has one."""

@@ -150,6 +150,7 @@ def verify(target: Engine, generation: Generation, proposal: Proposal) -> tuple[
         scored=len(proposal) + 1,
         parents=proposal.parents if proposal.branches else None,
         row=row,
+        observe=generation.observe,
     )
     verdict = generation.judge(scores, proposal)
     if verdict.path != tuple(range(verdict.accepted)):

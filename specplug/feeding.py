@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,6 +14,9 @@ PREFILL_WIDTH = 256
 Measured: between 64 and 512 the time is nearly the same, and this the quickest.
 """
 
+Observe = Callable[[int, Sequence[int], Scores], None]
+"""Told the number of tokens before a call, the call's own and their scores."""
+
 
 def feed(
     engine: Engine,
@@ -23,6 +26,7 @@ def feed(
     scored: int,
     parents: Sequence[int] | None = None,
     row: int = 0,
+    observe: Observe | None = None,
 ) -> Scores:
     """Run one sequence's next tokens through an engine.
 
@@ -34,6 +38,7 @@ def feed(
         parents: if the last tokens are a tree, the index among them of the one before each; -1:
             the token before them all.
         row: of the cache.
+        observe: told of every call, while its scores are valid.
 
     Returns:
         Scores whose first ``scored`` rows are those of the last ``scored`` tokens. Rows after
@@ -43,10 +48,12 @@ def feed(
     """
     pending = list(tokens)
     while len(pending) - scored >= PREFILL_WIDTH:
-        engine.forward(_step(pending[:PREFILL_WIDTH], past, PREFILL_WIDTH - 1, row))
+        scores = engine.forward(_step(pending[:PREFILL_WIDTH], past, PREFILL_WIDTH - 1, row))
+        if observe is not None:
+            observe(past, pending[:PREFILL_WIDTH], scores)
         pending, past = pending[PREFILL_WIDTH:], past + PREFILL_WIDTH
-    scores_from = len(pending) - scored
-    pending += pending[-1:] * (engine.spec.min_width - len(pending))
+    scores_from, last = len(pending) - scored, pending
+    pending = pending + pending[-1:] * (engine.spec.min_width - len(pending))
     tree = None
     if parents is not None:
         chain = len(tokens) - len(parents)
@@ -55,7 +62,10 @@ def feed(
             [*range(-1, chain - 1), *(chain + parent for parent in parents), *padding],
             dtype=np.int32,
         )
-    return engine.forward(_step(pending, past, scores_from, row, tree))
+    scores = engine.forward(_step(pending, past, scores_from, row, tree))
+    if observe is not None:
+        observe(past, last, scores)
+    return scores
 
 
 def _step(

@@ -270,6 +270,10 @@ class Generation:
         self.draft_seconds = time.perf_counter() - started - self._reading_seconds
         return proposal
 
+    def observe(self, past: int, tokens: Sequence[int], scores: Scores) -> None:
+        """The target has read tokens, of which the committed ones are told to the drafter."""
+        self._drafter.observe(past, tokens[: self.context.length - past], scores)
+
     def judge(self, scores: Scores, proposal: Proposal) -> Verdict:
         """What the acceptance rule makes of it, given the scores of the last committed token and
         of each proposed one.

@@ -8,9 +8,10 @@ from typing import Any
 
 from specplug.bundle import Bundle, Component
 from specplug.drafters import (
+    OF_A_BUNDLE,
+    HeadSource,
     HistorySource,
     ModelDrafter,
-    ModelSource,
     NgramDrafter,
     NoDrafter,
     PredictedSource,
@@ -21,7 +22,15 @@ from specplug.drafters import (
 )
 from specplug.history import History
 from specplug.tuning import read_costs
-from specplug.types import BundleError, Drafter, Engine, Int32Array, SpecplugError
+from specplug.types import (
+    HIDDEN_STATES,
+    BundleError,
+    Drafter,
+    Engine,
+    EngineError,
+    Int32Array,
+    SpecplugError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +94,11 @@ def open_parts(
         raise BundleError(
             f"{bundle.path} holds no draft that is the target itself: export it with --self-draft"
         )
-    has_draft = drafter in ("draft", "self") or (
-        drafter == "auto" and bundle.manifest.draft is not None
-    )
+    if drafter == "head" and (bundle.manifest.draft is None or bundle.manifest.draft.head is None):
+        raise BundleError(
+            f"{bundle.path} holds no head: export it with --draft, a folder in speculators' format"
+        )
+    has_draft = drafter in OF_A_BUNDLE or (drafter == "auto" and bundle.manifest.draft is not None)
     if has_draft:
         check_draft(bundle)
         options = replace(options, share_threads=True)
@@ -125,7 +136,7 @@ def open_parts(
 def make_drafter(
     name: str,
     *,
-    draft: ModelDrafter | None = None,
+    draft: TreeDrafter | None = None,
     history: History | None = None,
     continuations: Int32Array | None = None,
     **lookup: int,
@@ -134,7 +145,7 @@ def make_drafter(
 
     Args:
         name: of :data:`specplug.drafters.DRAFTERS`.
-        draft: the draft model, for ``"draft"`` and, if there is one, ``"auto"``.
+        draft: the draft model or head, for ``"draft"`` and, if there is one, ``"auto"``.
         history: as in :func:`open_parts`.
         continuations: what token recycling begins with, i32[V, n]; None: nothing.
         lookup: arguments of the n-gram drafter.
@@ -149,7 +160,7 @@ def make_drafter(
             return TreeDrafter(name, [RecycleSource(continuations)])
         case "predicted":
             return TreeDrafter(name, [PredictedSource()])
-        case "draft" | "self" if draft:
+        case "draft" | "self" | "head" if draft:
             return draft
         case "auto":
             sources: list[Source] = [
@@ -159,20 +170,31 @@ def make_drafter(
                 RecycleSource(continuations),
             ]
             if draft:
-                sources.append(ModelSource(draft.engine))
+                sources += draft.sources
             return TreeDrafter(name, sources)
     return NoDrafter()
 
 
-def open_draft(bundle: Bundle, options: EngineOptions) -> ModelDrafter:
-    """A bundle's draft model as a drafter; its target should share its threads.
+def open_draft(bundle: Bundle, options: EngineOptions) -> TreeDrafter:
+    """A bundle's draft model or head as a drafter; its target should share its threads.
 
     Raises:
         BundleError: it holds none.
+        EngineError: it is a head, and the target's engine gives no hidden states.
     """
     from specplug import engines
 
-    return ModelDrafter(engines.load(bundle.path, check_draft(bundle), options))
+    draft = check_draft(bundle)
+    if draft.head is None:
+        return ModelDrafter(engines.load(bundle.path, draft, options))
+    if options.beside is not None and HIDDEN_STATES not in options.beside.spec.hidden:
+        raise EngineError(
+            f"the engine {options.beside.spec.name} gives none of the hidden states that the "
+            "bundle's head reads: use another engine for the target, or another drafter"
+        )
+    # What a head guesses changes no text, so its calls need no padding.
+    engine = engines.load(bundle.path, draft, replace(options, allow_narrow=True))
+    return TreeDrafter("head", [HeadSource(engine, bundle.head_vocabulary())])
 
 
 def check_draft(bundle: Bundle) -> Component:

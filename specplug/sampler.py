@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specplug.acceptance import (
     accept_greedy,
@@ -27,6 +29,7 @@ from specplug.sampling import (
 from specplug.types import (
     Float32Array,
     Float64Array,
+    Int32Array,
     Int64Array,
     Proposal,
     Scores,
@@ -90,9 +93,55 @@ class Sampler:
         history = _joined(context, drafted)
         if self._matching:
             return self._choose(logits, history), None
+        return self._drawn(logits, history, len(context))
+
+    def drafts(
+        self,
+        logits: Float32Array,
+        context: Int64Array,
+        drafted: Sequence[int],
+        *,
+        most: int,
+        ids: Int32Array | None = None,
+    ) -> list[tuple[int, Float64Array | None]]:
+        """The tokens that the target may choose next, as :meth:`draft` gives one of them.
+
+        Args:
+            logits: of the draft, f32[n].
+            context: the committed tokens, i64[m].
+            drafted: those drafted so far on this path.
+            most: of the tokens; one where the rule needs to know what it was drawn from.
+            ids: the token that each of the logits is of, i32[n], each below ``vocab_size``; None:
+                0, 1, 2, …
+        """
+        if self._plain:
+            best = _smallest(-logits, most)
+            return [(int(ids[entry]) if ids is not None else entry, None) for entry in best]
+        row = logits
+        if ids is not None:
+            row = np.full(self.vocab_size, -np.inf, dtype=np.float32)
+            row[ids] = logits
+        history = _joined(context, drafted)
+        shaped = self._shaped(row, history)
+        if not np.isfinite(shaped).any():
+            return []  # what may come is beyond the draft
+        if not self._matching:
+            return [self._drawn(row, history, len(context))]
+        if self.params.temperature == 0:
+            return [(token, None) for token in _smallest(-shaped, most)]
+        found = distribution(shaped, self.params)
+        noise = self._noise.exponentials(len(history), Purpose.token, self.vocab_size, found.tokens)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            times = np.nan_to_num(noise / found.weights, nan=np.inf)
+        return [(found.token(entry), None) for entry in _smallest(times, most)]
+
+    def _drawn(
+        self, logits: Float32Array, history: Int64Array, committed: int
+    ) -> tuple[int, Float64Array]:
+        """A token drawn from the draft's distribution, and that."""
         probabilities = self._distribution(logits, history).probabilities()
         noise = self._noise.exponentials(
-            len(history), Purpose.draft, self.vocab_size, attempt=len(context)
+            len(history), Purpose.draft, self.vocab_size, attempt=committed
         )
         return race(probabilities, noise), probabilities
 
@@ -235,6 +284,13 @@ class Sampler:
             return log_softmax(self._shaped(row, history))
         with np.errstate(divide="ignore"):
             return np.log(self._distribution(row, history).probabilities())
+
+
+def _smallest(values: NDArray[np.floating[Any]], most: int) -> list[int]:
+    """The entries of the smallest values, in their order; of infinite ones none."""
+    some = np.argpartition(values, most)[:most] if most < len(values) else np.arange(len(values))
+    entries = some[np.argsort(values[some], kind="stable")]
+    return [entry for entry in entries.tolist() if np.isfinite(values[entry])]
 
 
 def _joined(context: Int64Array, tokens: Sequence[int]) -> Int64Array:

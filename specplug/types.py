@@ -6,7 +6,7 @@ Notation used in every shape: B rows (sequences) in a call, T tokens of each row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -22,6 +22,10 @@ Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 UInt64Array = NDArray[np.uint64]
+
+
+HIDDEN_STATES = "hidden_states"
+"""The output that :meth:`Scores.hidden` gives of targets with a head, and of heads."""
 
 
 class SpecplugError(Exception):
@@ -75,6 +79,10 @@ class EngineSpec:
     """Whether a token's scores in a tree are those in a chain, but for the order of sums."""
     shares_cache: bool = False
     """Whether its cache is another engine's, which has written the context there already."""
+    hidden: tuple[str, ...] = ()
+    """Names that :meth:`Scores.hidden` takes."""
+    input_vocab_size: int | None = None
+    """Token ids that a call may have, where it scores others than it reads; None: V."""
     device: str = "cpu"
 
     @property
@@ -99,6 +107,9 @@ class Step:
     """Scores are wanted for the tokens ``scores_from .. T - 1`` only."""
     parents: Int32Array | None = None  # [T], -1 for the root's parent; None: a chain
     lengths: Int32Array | None = None  # [B] tokens of each row that count; None: all T
+    states: Mapping[str, Float32Array] = field(default_factory=dict)
+    """What a draft head reads beside the tokens, by the name of its input, f32[B, n, D]: together
+    they have T rows, those of an earlier input belonging to the earlier tokens."""
 
 
 class Scores(Protocol):
@@ -113,7 +124,11 @@ class Scores(Protocol):
         ...
 
     def hidden(self, name: str) -> Float32Array:
-        """A named hidden-state output, f32[B, T, D]; :class:`EngineError` if there is none."""
+        """A named hidden-state output of all tokens, f32[B, T, D], whatever scores are wanted.
+
+        Raises:
+            EngineError: there is none of this name.
+        """
         ...
 
 
@@ -236,8 +251,8 @@ class Outcome:
     tokens: Sequence[int]
     """Those that were committed: accepted ones and bonus, unless the answer ended before."""
     scores: Scores
-    """Of the target, at the last committed token and after each proposed one; valid until the
-    target's next call."""
+    """Of the target, at the last committed token and after each proposed one, hidden states in the
+    same order; valid until the target's next call."""
 
     @property
     def judged(self) -> tuple[int, ...]:
@@ -280,6 +295,17 @@ class Drafter:
     def propose(self, context: Int64Array, budget: Budget) -> Proposal:
         """Tokens expected to follow ``context``, i64[n], as many as the budget has; maybe none."""
         return Proposal()
+
+    def observe(self, past: int, tokens: Sequence[int], scores: Scores) -> None:
+        """The target has read committed tokens of the sequence, a piece of the prompt or the last
+        round's own token; drafted ones that are accepted are for :meth:`commit` to tell.
+
+        Args:
+            past: how many tokens are before them. Where the prompt's first pieces were known from
+                an earlier request, nobody reads them.
+            tokens: at least one.
+            scores: of the call, whose first hidden states are theirs; valid until the next one.
+        """
 
     def commit(self, outcome: Outcome) -> None:
         """What became of a round, also of one that proposed nothing."""

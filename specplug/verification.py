@@ -17,7 +17,7 @@ from specplug.bundle import Bundle
 from specplug.controller import CallCosts
 from specplug.costs import measure_costs
 from specplug.decoder import SpeculativeDecoder
-from specplug.drafters import ModelDrafter, NgramDrafter
+from specplug.drafters import ModelDrafter, NgramDrafter, NoDrafter
 from specplug.generation import DraftTokens
 from specplug.law import POWER, check_law
 from specplug.opening import EngineOptions, make_drafter, open_parts
@@ -226,7 +226,7 @@ def _check_equality(
 ) -> Check:
     """Every drafter and draft length against plain decoding, over one target."""
     drafters: list[Drafter] = [NgramDrafter()]
-    if isinstance(decoder.drafter, ModelDrafter):
+    if not isinstance(decoder.drafter, NoDrafter):
         drafters.append(decoder.drafter)
     ways: list[tuple[Drafter, DraftTokens]] = [(each, k) for each in drafters for k in DRAFT_TOKENS]
     ways.append((make_drafter("auto"), "auto"))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -18,8 +19,10 @@ import transformers
 from specplug.bundle import Bundle
 from specplug.export import export_bundle
 from specplug.export.from_onnx import export_onnx
+from specplug.export.source import Source, open_source
 from specplug.weights import MODELS, default_folder
 from tests_support import native
+from tests_support.heads import LAYERS, WRITTEN, train
 from tests_support.tiny import write_checkpoint
 
 
@@ -46,7 +49,8 @@ def model(tiny_source: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Bundles of the tiny checkpoint by precision; the fp32 one has an int4 self-draft."""
+    """Bundles of the tiny checkpoint by precision; the fp32 one has an int4 self-draft, some give
+    hidden states."""
     folder = tmp_path_factory.mktemp("bundles")
     made = {}
     for precision in ("fp32", "w8a8", "int4"):
@@ -56,6 +60,7 @@ def tiny_bundles(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) ->
             made[precision],
             precision=precision,
             self_draft="int4" if precision == "fp32" else None,
+            hidden=(0, 1) if precision == "int4" else (),
         )
     for precision in ("fp32", "fp16", "int8", "int4"):
         made[f"standard-{precision}"] = folder / f"standard-{precision}.bundle"
@@ -64,6 +69,7 @@ def tiny_bundles(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) ->
             made[f"standard-{precision}"],
             precision=precision,
             dialect="standard",
+            hidden=(0, 1) if precision in ("fp32", "fp16") else (),
         )
     return made
 
@@ -76,6 +82,47 @@ def foreign_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     for name in names:
         export_onnx(Path(__file__).parent / "data" / name, folder / f"{name}.bundle")
     return {name: folder / f"{name}.bundle" for name in names}
+
+
+@pytest.fixture(scope="session")
+def head_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("headed") / "tiny-target"
+    return write_checkpoint(folder, num_hidden_layers=LAYERS)
+
+
+@pytest.fixture(scope="session")
+def head_source(head_target: Path) -> Source:
+    return open_source(head_target)
+
+
+@pytest.fixture(scope="session")
+def head_bundles(head_target: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("heads")
+    made = {}
+    for name, head in (("fp32-ort", "llama"), ("w8a8-ort", "qwen3"), ("fp16-standard", "llama")):
+        precision, dialect = name.split("-")
+        made[name] = folder / f"{name}.bundle"
+        export_bundle(
+            head_target, made[name], precision=precision, dialect=dialect, draft=WRITTEN / head
+        )
+    return made
+
+
+@pytest.fixture(scope="session")
+def learned(
+    head_target: Path, head_source: Source, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[list[int]]]:
+    """A bundle whose head was trained on the target's answers to some prompts."""
+    folder = tmp_path_factory.mktemp("learned")
+    random = np.random.default_rng(0)
+    prompts = [random.integers(0, 256, size=12).tolist() for _ in range(6)]
+    export_bundle(
+        head_target,
+        folder / "learned.bundle",
+        precision="fp32",
+        draft=train(folder / "head", head_source, prompts),
+    )
+    return folder / "learned.bundle", prompts
 
 
 @pytest.fixture

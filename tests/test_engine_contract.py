@@ -11,12 +11,13 @@ import torch
 from specplug import Engine, EngineOptions
 from specplug.bundle import Bundle
 from specplug.engines import load
-from specplug.engines.contract import EngineContract, Make
+from specplug.engines.contract import EngineContract, Make, assert_close
 from specplug.engines.fake import FakeEngine
 from specplug.engines.padded import PaddedEngine
 from specplug.engines.pytorch import open_model
 from specplug.engines.tensorrt import TensorRTEngine
 from specplug.export.source import open_source
+from specplug.types import Step
 from tests_support.languages import language
 from tests_support.tensorrt_double import HostDevice, library, write_plan
 
@@ -67,7 +68,7 @@ class TestPyTorch(EngineContract):
 
         def make(max_batch: int = 1) -> Engine:
             model = open_source(tiny_source).model(dtype, "cpu")
-            return open_model(model, max_batch=max_batch)
+            return open_model(model, max_batch=max_batch, hidden=(0, 1))
 
         return make
 
@@ -99,9 +100,26 @@ class TestTensorRT(EngineContract):
         return make
 
 
+def test_hidden_states_agree(tiny_bundles: dict[str, Path], tiny_source: Path) -> None:
+    """Those of the standard graph, in fp32, are the model's own."""
+    bundle = Bundle.open(tiny_bundles["standard-fp32"])
+    tokens = np.random.default_rng(0).integers(0, VOCAB, size=(1, 20))
+    model = open_source(tiny_source).model(torch.float32, "cpu")
+    found = []
+    for engine in (
+        load(bundle.path, bundle.manifest.target, EngineOptions()),
+        open_model(model, hidden=(0, 1)),
+    ):
+        (name,) = engine.spec.hidden
+        step = Step(tokens=tokens, past=np.array([0]), scores_from=19)
+        found.append(engine.forward(step).hidden(name)[0].copy())
+        engine.close()
+    assert_close(*found)
+
+
 def test_dialects_agree(tiny_bundles: dict[str, Path]) -> None:
     """Logits of the standard graph are those of ONNX Runtime's own, in fp32."""
-    from specplug.engines.contract import assert_close, rows
+    from specplug.engines.contract import rows
 
     found = []
     tokens = np.random.default_rng(0).integers(0, VOCAB, size=300).tolist()

@@ -134,10 +134,10 @@ def test_a_wrong_graph_is_refused(
 ) -> None:
     build = graphs.build_fp32
 
-    def perturbed(source, dialect):
+    def perturbed(source, dialect, hidden):
         weight = source.weights["model.layers.1.mlp.up_proj.weight"]
         source.weights["model.layers.1.mlp.up_proj.weight"] = weight * 1.01
-        return build(source, dialect)
+        return build(source, dialect, hidden)
 
     monkeypatch.setattr(graphs, "build_fp32", perturbed)
     with pytest.raises(ParityError, match=r"differ from the source's by .* in prefill"):

@@ -15,6 +15,7 @@ from specplug import History
 from specplug.export import export_bundle
 from tests_support import native as support
 from tests_support.families import NAMED
+from tests_support.heads import LAYERS, WRITTEN
 from tests_support.native import Native, NativeError, in_native, in_python
 from tests_support.tiny import write_checkpoint
 
@@ -188,6 +189,20 @@ def test_drafts_that_are_not_there(native_build: None, tiny_bundles: dict[str, P
         native.ask("open", path=str(tiny_bundles["fp32"]))
         with pytest.raises(NativeError, match="load_draft"):
             native.ask("generate", prompt=[1], drafter="draft")
+
+
+def test_a_learned_head_is_left_alone(native_build: None, tmp_path: Path) -> None:
+    """Its bundle opens without its draft; the text is Python's with it."""
+    target = write_checkpoint(tmp_path / "tiny-target", num_hidden_layers=LAYERS)
+    bundle = tmp_path / "headed.bundle"
+    export_bundle(target, bundle, precision="fp32", draft=WRITTEN / "llama")
+    with Native() as native, pytest.raises(NativeError, match="is a learned head") as raised:
+        native.ask("open", path=str(bundle), load_draft=True)
+    assert raised.value.status == support.UNSUPPORTED
+    request = {"prompt": [1, 2, 3], "draft_tokens": 4, "max_tokens": 20, "seed": 1}
+    wanted = in_python(bundle, request | {"drafter": "head"})["tokens"]
+    with Native(bundle) as native:
+        assert in_native(native, request | {"drafter": "auto"})["tokens"] == wanted
 
 
 def test_foreign_dialects_are_named(native_build: None, foreign_bundles: dict[str, Path]) -> None:

@@ -13,6 +13,7 @@ from specplug import Budget, History, Proposal, SamplingParams, SpeculativeDecod
 from specplug.budget import Prices
 from specplug.drafters import (
     DRAFTERS,
+    OF_A_BUNDLE,
     Guess,
     HistorySource,
     PredictedSource,
@@ -40,9 +41,7 @@ def chain(source: Source, tokens: list[int], k: int, **options) -> tuple[int, ..
     return drafter.propose(context(*tokens), Budget(k)).tokens
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in DRAFTERS if name not in ("none", "draft", "self")]
-)
+@pytest.mark.parametrize("name", [name for name in DRAFTERS if name not in ("none", *OF_A_BUNDLE)])
 @given(
     seed=st.integers(0, 300),
     k=st.sampled_from([1, 4, "auto"]),

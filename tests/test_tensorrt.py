@@ -356,4 +356,7 @@ def test_prompts_longer_than_a_profile(standard: Bundle, tmp_path: Path) -> None
         found = rows(engine, tokens, 0, scores_from)
         np.testing.assert_allclose(found, rows(other, tokens, 0, scores_from), atol=1e-4)
         step = Step(tokens=np.array([tokens]), past=np.array([0]), scores_from=scores_from)
-        assert np.array_equal(engine.forward(step).argmax()[0], found.argmax(-1))
+        scores = engine.forward(step)
+        assert np.array_equal(scores.argmax()[0], found.argmax(-1))
+        hidden = other.forward(step).hidden("hidden_states")
+        np.testing.assert_allclose(scores.hidden("hidden_states"), hidden, atol=1e-4)

@@ -9,6 +9,7 @@ from specplug.export.passes.fuse_silu import FuseSilu
 from specplug.export.passes.gather_blocks import GatherBlocks
 from specplug.export.passes.half_graph import HalfGraph
 from specplug.export.passes.half_weights import HalfWeights
+from specplug.export.passes.hidden_states import HiddenStates
 from specplug.export.passes.next_token import NextToken
 from specplug.export.passes.pack_gate_up import PackGateUp
 from specplug.export.passes.pad_attention import PadAttention
@@ -28,6 +29,7 @@ __all__ = [
     "GatherBlocks",
     "HalfGraph",
     "HalfWeights",
+    "HiddenStates",
     "NextToken",
     "PackGateUp",
     "PadAttention",

@@ -44,18 +44,23 @@ def linear_layers(graph: Any) -> Iterator[Linear]:
     """Every MatMul whose second factor is a constant, also one seen through a Transpose."""
     head = head_product(graph)
     for node in list(graph):
-        if node.op_type != "MatMul":
+        if not is_linear(node):
             continue
         factor = node.inputs[1]
-        transposed = _is_transposed_constant(factor)
+        transposed = not factor.is_initializer()
         if transposed:
             factor = factor.producer().inputs[0]
-        elif not factor.is_initializer():
-            continue
         is_head = node is head
         yield Linear(
             node, node.inputs[0], node.outputs[0], factor.name, is_head, factor, transposed
         )
+
+
+def is_linear(node: Any) -> bool:
+    """Whether it is a MatMul whose second factor is a constant, perhaps through a Transpose."""
+    return node.op_type == "MatMul" and (
+        node.inputs[1].is_initializer() or _is_transposed_constant(node.inputs[1])
+    )
 
 
 def head_product(graph: Any) -> Any | None:

@@ -9,12 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from specplug.export.passes.half_weights import HALVES, rounded
+from specplug.types import HIDDEN_STATES
 
 
 class HalfGraph(ir.passes.InPlacePass):  # type: ignore[misc]
     """Compute a graph of the ``standard`` dialect in 16 bits.
 
-    Masks and logits stay fp32 at the graph's edge, and norms inside their operators.
+    Masks, hidden states and logits stay fp32 at the graph's edge, and norms inside their operators.
 
     Args:
         to: ``"fp16"`` or ``"bf16"``.
@@ -32,8 +33,12 @@ class HalfGraph(ir.passes.InPlacePass):  # type: ignore[misc]
             ExportError: a weight is beyond the range of fp16.
         """
         graph = model.graph
-        masks = [value for value in graph.inputs if value.name.startswith("attention_mask")]
-        logits = next(value for value in graph.outputs if value.name == "logits")
+        given = [
+            value
+            for value in graph.inputs
+            if value.dtype == ir.DataType.FLOAT and not value.name.startswith("past_key_values.")
+        ]
+        wide = [value for value in graph.outputs if value.name in ("logits", HIDDEN_STATES)]
         for value in graph.initializers.values():
             if value.dtype == ir.DataType.FLOAT:
                 if value.const_value.size == 1:  # a bound such as 1e30, not a weight
@@ -41,29 +46,30 @@ class HalfGraph(ir.passes.InPlacePass):  # type: ignore[misc]
                 array = rounded(value, self._to)
                 value.const_value = ir.tensor(array, dtype=self._dtype, name=value.name)
         for value in _values(graph):
-            if value.dtype == ir.DataType.FLOAT and value not in masks:
+            if value.dtype == ir.DataType.FLOAT and value not in given:
                 value.dtype = self._dtype
         for node in list(graph):
             if node.op_type == "Cast" and node.attributes["to"].value == ir.DataType.FLOAT:
                 node.attributes["to"] = ir.AttrInt64("to", self._dtype)
             elif node.op_type == "Constant" and "value" in node.attributes:
                 _convert_constant(node, self._dtype)
-        for mask in masks:
-            cast = ir.node("Cast", [mask], {"to": self._dtype})
-            ir.convenience.replace_all_uses_with(mask, cast.outputs[0])
-            cast.replace_input_with(0, mask)
+        for value in given:
+            cast = ir.node("Cast", [value], {"to": self._dtype})
+            ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+            cast.replace_input_with(0, value)
             graph.insert_before(graph[0], cast)
-        self._widen(graph, logits)
+        for value in wide:
+            self._widen(graph, value)
         return ir.passes.PassResult(model, modified=True)
 
-    def _widen(self, graph: Any, logits: Any) -> None:
-        """Give the logits in fp32."""
-        name, logits.name = logits.name, f"{logits.name}_{self._to}"
-        cast = ir.node("Cast", [logits], {"to": ir.DataType.FLOAT})
+    def _widen(self, graph: Any, output: Any) -> None:
+        """Give an output in fp32."""
+        name, output.name = output.name, f"{output.name}_{self._to}"
+        cast = ir.node("Cast", [output], {"to": ir.DataType.FLOAT})
         graph.append(cast)
         wide = cast.outputs[0]
-        wide.name, wide.shape, wide.dtype = name, logits.shape, ir.DataType.FLOAT
-        graph.outputs[list(graph.outputs).index(logits)] = wide
+        wide.name, wide.shape, wide.dtype = name, output.shape, ir.DataType.FLOAT
+        graph.outputs[list(graph.outputs).index(output)] = wide
 
 
 def _saturate(value: Any, dtype: Any) -> None:

@@ -16,7 +16,7 @@ from specplug.budget import Budget
 from specplug.controller import CallCosts, MeasuredLength
 from specplug.costs import measure_costs
 from specplug.decoder import SpeculativeDecoder
-from specplug.drafters import ModelDrafter, TreeDrafter
+from specplug.drafters import OF_A_BUNDLE, TreeDrafter
 from specplug.drafters.tree import SourceCount
 from specplug.generation import GREEDY, DraftTokens
 from specplug.opening import make_drafter, open_draft
@@ -154,10 +154,10 @@ class _Contender:
     """By drafter; plain decoding's comes first."""
 
 
-def _draft(subject: Subject, target: Engine, options: TextOptions) -> ModelDrafter | None:
+def _draft(subject: Subject, target: Engine, options: TextOptions) -> TreeDrafter | None:
     """The draft model that the drafters ask for, beside the target as in a decoder."""
     has_one = subject.bundle.manifest.draft is not None
-    if {"draft", "self"} & {*options.drafters} or ("auto" in options.drafters and has_one):
+    if {*OF_A_BUNDLE} & {*options.drafters} or ("auto" in options.drafters and has_one):
         return open_draft(subject.bundle, replace(subject.options, beside=target))
     return None
 
@@ -165,7 +165,7 @@ def _draft(subject: Subject, target: Engine, options: TextOptions) -> ModelDraft
 def _decoders(
     subject: Subject,
     engine: Engine,
-    drafts: Mapping[Subject, ModelDrafter | None],
+    drafts: Mapping[Subject, TreeDrafter | None],
     costs: Mapping[Subject, dict[int, float]],
     options: TextOptions,
 ) -> dict[str, SpeculativeDecoder]:

@@ -23,7 +23,7 @@ from specplug.bundle import Bundle, PrecisionName
 from specplug.cli import choosing, console
 from specplug.cli.choosing import Seed, Temperature
 from specplug.cli.console import DraftTokens, Sources, Threads
-from specplug.drafters import DRAFTERS
+from specplug.drafters import DRAFTERS, OF_A_BUNDLE
 from specplug.engines import names
 from specplug.machine import describe_machine
 from specplug.opening import EngineOptions, check_draft
@@ -125,8 +125,8 @@ def bench(
     )
     opened = [Bundle.open(path) for path in bundles]
     has_draft = any(bundle.manifest.draft for bundle in opened)
-    drafts = bool({"draft", "self"} & {*drafter_names}) or ("auto" in drafter_names and has_draft)
-    if {"draft", "self"} & {*drafter_names}:
+    drafts = bool({*OF_A_BUNDLE} & {*drafter_names}) or ("auto" in drafter_names and has_draft)
+    if {*OF_A_BUNDLE} & {*drafter_names}:
         for bundle in opened:
             check_draft(bundle)
     sources = tuple(source or ())

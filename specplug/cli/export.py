@@ -111,7 +111,11 @@ def export(
     ] = None,
     draft: Annotated[
         Path | None,
-        typer.Option(metavar="SOURCE2", help="A smaller model with the same tokenizer."),
+        typer.Option(
+            metavar="SOURCE2",
+            help="A smaller model with the same tokenizer, or a head: a folder in the format of "
+            "the speculators library (EAGLE-3).",
+        ),
     ] = None,
     self_draft: Annotated[
         str | None,

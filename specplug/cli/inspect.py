@@ -96,6 +96,11 @@ def _values(component: Component) -> list[str]:
 
 
 def _layers(component: Component) -> str:
+    if component.hidden is not None:
+        return f", gives what its layers {', '.join(map(str, component.hidden.layers))} read"
+    if component.head is not None:
+        known = f"{component.vocab_size} of {component.head.input_vocab_size}"
+        return f", a head that guesses {known} tokens"
     if component.layers is None:
         return ""
     return f", {len(component.layers)} of the target's layers and its cache"

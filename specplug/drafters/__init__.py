@@ -6,6 +6,7 @@ that guess the next token at any place of a draft; :class:`TreeDrafter` merges t
 
 from __future__ import annotations
 
+from specplug.drafters.head import HeadSource
 from specplug.drafters.model import ModelDrafter, ModelSource
 from specplug.drafters.ngram import NgramDrafter, NgramSource
 from specplug.drafters.none import NoDrafter
@@ -21,15 +22,21 @@ DRAFTERS: dict[str, str] = {
     "suffix": "what followed the longest match in prompt, output and earlier requests",
     "recycle": "what the target last chose after the same token",
     "predicted": "the answer that the caller expects",
-    "draft": "the bundle's draft model",
+    "draft": "the bundle's draft model, or its head",
     "self": "the target with layers skipped or in lower precision, over the target's own cache",
+    "head": "the bundle's learned head, which reads the target's hidden states",
     "auto": "all of these that there are, merged",
 }
 """Names that ``SpeculativeDecoder.from_bundle`` and ``--drafter`` take, with what they do."""
 
+OF_A_BUNDLE = ("draft", "self", "head")
+"""Those of them that need the draft of a bundle."""
+
 __all__ = [
     "DRAFTERS",
+    "OF_A_BUNDLE",
     "Guess",
+    "HeadSource",
     "HistorySource",
     "ModelDrafter",
     "ModelSource",

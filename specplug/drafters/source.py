@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specplug.drafters.chances import Kind
-from specplug.types import Float64Array, Int64Array, Outcome, Request, SpecplugError
+from specplug.types import Float64Array, Int64Array, Outcome, Request, Scores, SpecplugError
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,9 @@ class Source:
     def prior(self, kind: Kind) -> float:
         """The chance of a guess of a kind that was never seen, in (0, 1)."""
         return 0.5
+
+    def observe(self, past: int, tokens: Sequence[int], scores: Scores) -> None:
+        """The target has read committed tokens; see :meth:`specplug.types.Drafter.observe`."""
 
     def commit(self, outcome: Outcome) -> None:
         """A round's outcome, whoever guessed."""

@@ -10,7 +10,15 @@ from typing import Any
 from specplug.budget import Budget
 from specplug.drafters.chances import Chances
 from specplug.drafters.source import ANY, Guess, Source
-from specplug.types import Drafter, Float64Array, Int64Array, Outcome, Proposal, Request
+from specplug.types import (
+    Drafter,
+    Float64Array,
+    Int64Array,
+    Outcome,
+    Proposal,
+    Request,
+    Scores,
+)
 
 _SURE = 0.9  # chance of a guess that makes asking further sources a waste
 _ROOT = -1
@@ -57,6 +65,11 @@ class TreeDrafter(Drafter):
         self._drafted = growing.drafted
         self.reading_seconds = sum(source.reading_seconds for source in self.sources)
         return proposal
+
+    def observe(self, past: int, tokens: Sequence[int], scores: Scores) -> None:
+        """Tell the sources."""
+        for source in self.sources:
+            source.observe(past, tokens, scores)
 
     def commit(self, outcome: Outcome) -> None:
         """Learn from every guess at a node that was reached, drafted or not."""

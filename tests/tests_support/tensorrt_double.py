@@ -24,6 +24,7 @@ import onnx
 from specplug import EngineOptions
 from specplug.engines.ort_session import open_session
 from specplug.engines.tensorrt_library import Library
+from specplug.types import HIDDEN_STATES
 
 _DTYPES = {
     onnx.TensorProto.FLOAT: np.float32,
@@ -203,7 +204,8 @@ class Context:
                     shape = shapes[name.replace("present", "past_key_values")]
                 elif shape is None:
                     tail = engine.get_tensor_shape(name)[2:]
-                    shape = (batch, width - int(scores_from[0]), *tail)
+                    first = 0 if name == HIDDEN_STATES else int(scores_from[0])
+                    shape = (batch, width - first, *tail)
                 device.check(address, prod(shape) * np.dtype(dtype).itemsize)
                 if name in device.uploaded:
                     assert device.uploaded[address] == dtype

@@ -79,6 +79,22 @@ void check_origin(Fields& fields) {
   provenance.done();
 }
 
+// Hidden states that a target gives to a head, which this runtime does not run.
+void check_hidden(Fields hidden) {
+  hidden.integers("layers", 0);
+  hidden.integer("size", 1, kMostCount);
+  hidden.done();
+}
+
+void check_head(Fields head) {
+  head.one_of("kind", {"eagle3"});
+  for (const auto* name : {"features", "hidden_size", "input_vocab_size"}) {
+    head.integer(name, 1, kMostCount);
+  }
+  if (head.find("vocabulary")) head.text("vocabulary");
+  head.done();
+}
+
 Component parse_component(Fields fields) {
   Component made;
   made.engine = fields.find("engine") ? fields.text("engine", 100) : "onnxruntime";
@@ -100,6 +116,9 @@ Component parse_component(Fields fields) {
   made.max_length = fields.integer("max_length", 1, kMostCount);
   made.min_width = fields.integer("min_width", 1, 16);
   if (fields.find("layers")) made.layers = fields.integers("layers", 0);
+  if (fields.find("hidden")) check_hidden(fields.object("hidden"));
+  made.is_head = fields.find("head") != nullptr;
+  if (made.is_head) check_head(fields.object("head"));
   if (fields.find("tree_difference")) made.tree_difference = fields.number("tree_difference", 0);
   made.cache = parse_cache(fields.object("cache"));
   check_origin(fields);
@@ -129,7 +148,7 @@ TokenizerPart parse_tokenizer_part(Fields fields) {
 void check_together(const Manifest& made) {
   if (made.target.layers) damaged(kName, " is damaged: the target's layers are its own");
   if (!made.draft) return;
-  if (!made.tokenizer && made.draft->vocab_size != made.target.vocab_size) {
+  if (!made.tokenizer && !made.draft->is_head && made.draft->vocab_size != made.target.vocab_size) {
     damaged(kName, " is damaged: draft vocabulary ", made.draft->vocab_size,
             " != target vocabulary ", made.target.vocab_size,
             ": export a draft with the target's tokenizer");

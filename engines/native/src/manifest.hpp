@@ -34,6 +34,7 @@ struct Component {
   std::int64_t max_length = 0;
   std::int64_t min_width = 0;
   std::optional<std::vector<std::int64_t>> layers;
+  bool is_head = false;  // it reads hidden states of the target, which only Python gives it
   std::optional<double> tree_difference;
   CacheLayout cache;
 

@@ -37,6 +37,10 @@ Model::Model(const std::string& folder, const ModelOptions& options)
   if (options.load_draft && !manifest.draft) {
     damaged(folder, " holds no draft model: export it with --draft or --self-draft");
   }
+  if (options.load_draft && manifest.draft->is_head) {
+    fail(SPECPLUG_ERROR_UNSUPPORTED, "the draft of ", folder,
+         " is a learned head, which the Python package runs: open the bundle without its draft");
+  }
   if (manifest.tokenizer) stop_token_ids_ = manifest.tokenizer->stop_token_ids;
   // Hashing the weights takes about as long as loading them, so the two go on at once. Weights are
   // but numbers: the graph that says what is done with them was checked before.

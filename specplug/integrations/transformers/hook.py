@@ -21,7 +21,7 @@ from transformers.generation.utils import (
 )
 
 from specplug.context import Token
-from specplug.drafters import DRAFTERS
+from specplug.drafters import DRAFTERS, OF_A_BUNDLE
 from specplug.generation import DraftTokens
 from specplug.history import History
 from specplug.integrations.transformers.choosing import check_processors, sampling_params
@@ -51,8 +51,8 @@ def speculate(
     Args:
         bundle: decode with this bundle's engine in place of the model, which is then only asked
             for its configuration; None: the model itself is the target.
-        drafter: a name of :data:`specplug.drafters.DRAFTERS`; ``"draft"`` and ``"self"`` need a
-            bundle.
+        drafter: a name of :data:`specplug.drafters.DRAFTERS`; ``"draft"``, ``"self"``
+            and ``"head"`` need a bundle.
         draft_tokens: how many tokens a round may draft; ``"auto"``: as many as pay.
         inexact_trees: draft trees also where that may change the text, as in half precision.
         seed: of sampling; None: drawn from PyTorch's default generator in each call, so that
@@ -66,7 +66,7 @@ def speculate(
     """
     if drafter not in DRAFTERS:
         raise ValueError(f"drafter {drafter!r} is none of {', '.join(DRAFTERS)}")
-    if drafter in ("draft", "self") and bundle is None:
+    if drafter in OF_A_BUNDLE and bundle is None:
         raise ValueError(f"drafter {drafter!r} is a model in a bundle: give bundle, too")
     if seed is not None and not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed}: it must be in [0, 2**64)")

@@ -1,0 +1,222 @@
+"""The draft head: EAGLE-3's shape (arXiv:2503.01840) in PyTorch, for training and as the reference.
+
+A head guesses what the target says next from what the target thinks. Its entry for position i is
+made of the token at i + 1 and a hidden state of position i; one decoder layer over all entries so
+far makes of it logits for the token at i + 2, and a hidden state of its own of position i + 1,
+which takes the place of the target's while that token is only drafted.
+
+Names of weights are those of the ``speculators`` library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from specplug.export.attention import Rotary
+
+Cache = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values, f32[B, heads of keys, entries, size of a head]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadShape:
+    """What a head is, but for its weights."""
+
+    input_vocab_size: int
+    """Of the target: the tokens that it reads."""
+    vocab_size: int
+    """The tokens that it guesses, perhaps fewer."""
+    layers: tuple[int, ...]
+    """Of the target, whose inputs it reads."""
+    target_size: int
+    """Values of one of these, a token."""
+    hidden_size: int
+    """Values of its own hidden states, and of embeddings."""
+    intermediate_size: int
+    heads: int
+    key_heads: int
+    head_size: int
+    epsilon: float
+    """Of all norms."""
+    rotary: Rotary
+    max_length: int
+    """Entries it can have."""
+    query_key_norm: bool = False
+    """Whether queries and keys are normed, as in Qwen3."""
+    norm_before_residual: bool = False
+    """Whether what the layer adds to is the normed hidden state."""
+    norm_before_fc: bool = False
+    """Whether the target's hidden states are normed, all as one."""
+    fc_norm: bool = False
+    """Whether they are, each by itself."""
+    norm_output: bool = False
+    """Whether its own hidden states are normed before they are fed back."""
+
+    @property
+    def features(self) -> int:
+        """Values of the target's hidden states, a token."""
+        return len(self.layers) * self.target_size
+
+
+class Head(nn.Module):
+    """The module; weights are random until they are loaded.
+
+    Args:
+        shape: of it.
+    """
+
+    _cos: torch.Tensor
+    _sin: torch.Tensor
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.shape = shape
+        size = shape.hidden_size
+
+        def norm(width: int) -> nn.RMSNorm:
+            return nn.RMSNorm(width, eps=shape.epsilon)
+
+        self.embed_tokens = nn.Embedding(shape.input_vocab_size, size)
+        self.fc = nn.Linear(shape.features, size, bias=False)
+        self.input_norm = norm(shape.features) if shape.norm_before_fc else None
+        self.fc_norm = (
+            nn.ModuleList(norm(shape.target_size) for _ in shape.layers) if shape.fc_norm else None
+        )
+        self.layers = nn.ModuleList([_Layer(shape)])
+        self.norm = norm(size)
+        self.lm_head = nn.Linear(size, shape.vocab_size, bias=False)
+        self.register_buffer("_cos", torch.from_numpy(shape.rotary.cos), persistent=False)
+        self.register_buffer("_sin", torch.from_numpy(shape.rotary.sin), persistent=False)
+
+    def fuse(self, features: torch.Tensor) -> torch.Tensor:
+        """The target's hidden states, f32[B, T, features], as one of the head's, f32[B, T, D]."""
+        if self.input_norm is not None:
+            features = self.input_norm(features)
+        if self.fc_norm is not None:
+            parts = features.chunk(len(self.fc_norm), dim=-1)
+            features = torch.cat(
+                [norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1
+            )
+        fused: torch.Tensor = self.fc(features)
+        return fused
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        past: Cache | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, Cache]:
+        """Run entries through the layer.
+
+        Args:
+            tokens: i64[B, T], each the one after the position that its hidden state is of.
+            hidden: f32[B, T, D], from :meth:`fuse` or from an earlier call.
+            positions: i64[B, T], of the entries.
+            mask: f32[B or 1, 1, T, entries], added to the products of queries and keys; None: an
+                entry sees those before it and itself.
+            past: the entries before these.
+
+        Returns:
+            Logits f32[B, T, vocab_size]; the head's own hidden states f32[B, T, D]; all entries.
+        """
+        rotation = self._cos[positions][:, None], self._sin[positions][:, None]
+        embeds = self.embed_tokens(tokens)
+        hidden, cache = self.layers[0](embeds, hidden, rotation, mask, past)
+        normed = self.norm(hidden)
+        return self.lm_head(normed), normed if self.shape.norm_output else hidden, cache
+
+
+class _Layer(nn.Module):
+    """A decoder layer whose attention reads an embedding beside a hidden state."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        size = shape.hidden_size
+        self._norm_before_residual = shape.norm_before_residual
+        self.input_layernorm = nn.RMSNorm(size, eps=shape.epsilon)
+        self.hidden_norm = nn.RMSNorm(size, eps=shape.epsilon)
+        self.self_attn = _Attention(shape)
+        self.post_attention_layernorm = nn.RMSNorm(size, eps=shape.epsilon)
+        self.mlp = _Mlp(size, shape.intermediate_size)
+
+    def forward(
+        self,
+        embeds: torch.Tensor,
+        hidden: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        past: Cache | None,
+    ) -> tuple[torch.Tensor, Cache]:
+        normed = self.hidden_norm(hidden)
+        read = torch.cat([self.input_layernorm(embeds), normed], dim=-1)
+        attended, cache = self.self_attn(read, rotation, mask, past)
+        total = attended + (normed if self._norm_before_residual else hidden)
+        return total + self.mlp(self.post_attention_layernorm(total)), cache
+
+
+class _Attention(nn.Module):
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        width, size = 2 * shape.hidden_size, shape.head_size
+        self._size = size
+        self.q_proj = nn.Linear(width, shape.heads * size, bias=False)
+        self.k_proj = nn.Linear(width, shape.key_heads * size, bias=False)
+        self.v_proj = nn.Linear(width, shape.key_heads * size, bias=False)
+        self.o_proj = nn.Linear(shape.heads * size, shape.hidden_size, bias=False)
+        normed = shape.query_key_norm
+        self.q_norm = nn.RMSNorm(size, eps=shape.epsilon) if normed else nn.Identity()
+        self.k_norm = nn.RMSNorm(size, eps=shape.epsilon) if normed else nn.Identity()
+
+    def forward(
+        self,
+        read: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        past: Cache | None,
+    ) -> tuple[torch.Tensor, Cache]:
+        batch, width, _ = read.shape
+
+        def by_head(values: torch.Tensor) -> torch.Tensor:
+            return values.view(batch, width, -1, self._size)
+
+        queries = _rotated(self.q_norm(by_head(self.q_proj(read))).transpose(1, 2), *rotation)
+        keys = _rotated(self.k_norm(by_head(self.k_proj(read))).transpose(1, 2), *rotation)
+        values = by_head(self.v_proj(read)).transpose(1, 2)
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
+        if mask is None:
+            entries = keys.shape[2]
+            seen = torch.ones(width, entries, dtype=torch.bool, device=read.device)
+            mask = torch.zeros(width, entries, device=read.device, dtype=read.dtype)
+            mask.masked_fill_(~seen.tril(entries - width), -torch.inf)
+        attended = functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, enable_gqa=True
+        )
+        joined = attended.transpose(1, 2).reshape(batch, width, -1)
+        return self.o_proj(joined), (keys, values)
+
+
+class _Mlp(nn.Module):
+    def __init__(self, size: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.down_proj(
+            functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden)
+        )
+        return made
+
+
+def _rotated(values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate halves of every head against one another."""
+    first, second = values.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

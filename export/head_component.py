@@ -1,0 +1,112 @@
+"""A head as a component of a bundle: graph, vocabulary, and whence it comes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from specplug.bundle import Component, Dialect, Head, describe_file
+from specplug.engines.ort import OrtEngine
+from specplug.engines.ort_standard import OrtStandardEngine
+from specplug.export import graphs
+from specplug.export.head import Head as HeadModule
+from specplug.export.head_graph import build_head
+from specplug.export.head_parity import check_head
+from specplug.export.keeping import KeepMatching, keep_none
+from specplug.export.precision import Precision, apply_precision
+from specplug.export.provenance import write_provenance
+from specplug.export.sharing import DRAFT_DATA, DRAFT_GRAPH, share_table
+from specplug.export.speculators import HeadSource
+from specplug.opening import EngineOptions
+from specplug.types import Engine
+
+FOLDER, TARGET, VOCABULARY = "draft", "target", "vocabulary.i32"
+
+
+def head_precision(target: Precision) -> Precision:
+    """A head's, by its target's: a file's own blocks are not the head's."""
+    return "int4" if target == "gguf" else target
+
+
+def write_head(
+    source: HeadSource,
+    precision: Precision,
+    dialect: Dialect,
+    keep_fp32: str | None,
+    stage: Path,
+    tools: tuple[str, ...],
+) -> Component:
+    """Write a head into a bundle that is being made.
+
+    Args:
+        source: the head.
+        precision: of its graph.
+        dialect: of its graph.
+        keep_fp32: regular expression over its weights' names: layers that stay in fp32.
+        stage: the bundle's folder, where the target is already.
+        tools: packages whose versions the provenance names.
+
+    Raises:
+        ParityError: the graph does not reproduce the module.
+    """
+    head, shape = source.head, source.head.shape
+    work = stage / "work"
+    graph = build_head(head, dialect)
+    graphs.save(graph, work)
+    engine = _open(work, graph, head, dialect)
+    parity = check_head(engine, head)
+    engine.close()
+    shutil.rmtree(work)
+    graph = build_head(head, dialect, source.table)
+    keep = KeepMatching(keep_fp32) if keep_fp32 else keep_none
+    apply_precision(graph, precision, dialect=dialect, keep=keep)
+    layout = graphs.cache_layout(graph)
+    if share_table(graph, stage / TARGET, source.table):
+        files = [f"{TARGET}/{name}" for name in (DRAFT_GRAPH, DRAFT_DATA, graphs.DATA)]
+    else:
+        graphs.save(graph, stage / FOLDER)
+        files = [f"{FOLDER}/{name}" for name in (graphs.GRAPH, graphs.DATA)]
+    vocabulary = None
+    if source.vocabulary is not None:
+        vocabulary = f"{files[0].partition('/')[0]}/{VOCABULARY}"
+        source.vocabulary.astype("<i4").tofile(stage / vocabulary)
+        files.append(vocabulary)
+    return Component(
+        dialect=dialect,
+        architecture="eagle3",
+        precision=precision,
+        keep_fp32=keep_fp32 if precision != "fp32" else None,
+        parameters=source.parameters(),
+        graph=files[0],
+        files=[describe_file(stage, file) for file in files],
+        vocab_size=shape.vocab_size,
+        max_length=shape.max_length,
+        min_width=1,
+        head=Head(
+            kind="eagle3",
+            features=shape.features,
+            hidden_size=shape.hidden_size,
+            input_vocab_size=shape.input_vocab_size,
+            vocabulary=vocabulary,
+        ),
+        cache=layout,
+        parity=parity,
+        quality=None,
+        provenance=write_provenance(
+            source.path.name, source.hashes(), tools, licence=source.licence
+        ),
+    )
+
+
+def _open(folder: Path, graph: object, head: HeadModule, dialect: Dialect) -> Engine:
+    shape = head.shape
+    made = OrtStandardEngine if dialect == "standard" else OrtEngine
+    return made(
+        folder / graphs.GRAPH,
+        cache=graphs.cache_layout(graph),
+        vocab_size=shape.vocab_size,
+        max_length=shape.max_length,
+        min_width=1,
+        input_vocab_size=shape.input_vocab_size,
+        options=EngineOptions(),
+    )

@@ -1,0 +1,239 @@
+"""Draft heads that the ``speculators`` library trained: a folder with config.json and safetensors.
+
+Read without the library: the format is names and tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from specplug.bundle import file_sha256
+from specplug.export.attention import max_entries, read_attention
+from specplug.export.head import Head, HeadShape
+from specplug.export.lazy import LazyTensor
+from specplug.export.source import Source
+from specplug.types import ExportError, Int32Array
+
+_CONFIG = "config.json"
+_LAYERS = ("llama", "qwen3")
+"""Kinds of decoder layers that the library builds heads of."""
+_EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
+"""What targets call theirs."""
+_NOT_OURS = ("t2d", "d2t", "verifier_norm.weight", "verifier_lm_head.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSource:
+    """A head, read."""
+
+    path: Path
+    head: Head
+    vocabulary: Int32Array | None
+    """Of each token that it guesses the target's id, i32[vocab_size]; None: they are the target's.
+    """
+    files: tuple[Path, ...]
+    table: str
+    """What the target calls its embedding."""
+    licence: str | None = None
+
+    def parameters(self) -> int:
+        """Number of weights, an embedding that is the target's included."""
+        return sum(weight.numel() for weight in self.head.parameters())
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the files that were read, by name."""
+        return {path.name: file_sha256(path) for path in self.files}
+
+
+def is_head(path: Path) -> bool:
+    """Whether a folder holds a head, of whatever kind, rather than a model."""
+    config = path / _CONFIG
+    if not config.is_file():
+        return False
+    try:
+        return "speculators_model_type" in json.loads(config.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+
+
+def open_head(path: Path, target: Source) -> HeadSource:
+    """Read a head for a target.
+
+    Raises:
+        ExportError: it is of a kind or a shape that is not supported, was made for another model,
+            or its weights do not fit its configuration.
+    """
+    config = json.loads((path / _CONFIG).read_bytes())
+    try:
+        _check_kind(path, config)
+        _check_verifier(path, config, target)
+        shape = _shape(config, target.config)
+        shards = sorted(path.glob("*.safetensors"))
+        stored = {name: tensor for shard in shards for name, tensor in _tensors(shard).items()}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"the head {path} cannot be read: {error!r}") from error
+    if not shards:
+        raise ExportError(f"the head {path} holds no .safetensors file")
+    table = next((name for name in _EMBEDDINGS if name in target.weights), _EMBEDDINGS[0])
+    return HeadSource(
+        path,
+        _module(path, shape, stored, target.weights.get(table)),
+        _vocabulary(path, stored, shape),
+        (path / _CONFIG, *shards),
+        table,
+    )
+
+
+def _check_kind(path: Path, config: dict[str, Any]) -> None:
+    kind, layer = config["speculators_model_type"], config["transformer_layer_config"]
+    if kind != "eagle3":
+        raise ExportError(f"{path.name} is a head of kind {kind!r}: only eagle3 is supported")
+    wrong = {
+        "layers of kind": (layer["model_type"], _LAYERS),
+        "num_hidden_layers": (layer.get("num_hidden_layers", 1), (1,)),
+        "hidden_act": (layer.get("hidden_act", "silu"), ("silu",)),
+        "attention_bias": (layer.get("attention_bias", False), (False,)),
+        "mlp_bias": (layer.get("mlp_bias", False), (False,)),
+        "layer_types": (
+            tuple(layer.get("layer_types") or ("full_attention",)),
+            (("full_attention",),),
+        ),
+    }
+    for name, (found, allowed) in wrong.items():
+        if found not in allowed:
+            raise ExportError(
+                f"the head {path.name} has {name} {found!r}: only "
+                f"{' and '.join(map(repr, allowed))} can be exported"
+            )
+
+
+def _check_verifier(path: Path, config: dict[str, Any], target: Source) -> None:
+    """Refuse a head that was made for another model, by whatever tells."""
+    layer, made_for = config["transformer_layer_config"], config["speculators_config"]["verifier"]
+    ours = target.config
+    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(ours)].__name__
+    theirs = {
+        "architecture": (made_for.get("architectures") or [kind], kind),
+        "vocabulary": (layer["vocab_size"], ours.vocab_size),
+        "hidden size": (config.get("target_hidden_size") or layer["hidden_size"], ours.hidden_size),
+    }
+    name = made_for.get("name_or_path")
+    for what, (wanted, found) in theirs.items():
+        if found != wanted and not (isinstance(wanted, list) and found in wanted):
+            wanted = ", ".join(wanted) if isinstance(wanted, list) else wanted
+            raise ExportError(
+                f"the head {path.name} was made for {name or 'a model'} with {what} {wanted}, and "
+                f"the target {target.path.name} has {found}: give the head of this target"
+            )
+    if name and not _is_called(target, name):
+        raise ExportError(
+            f"the head {path.name} was made for {name}, and the target is "
+            f"{target.name or target.path.name}: its drafts would be refused. If they are one "
+            f"model, set speculators_config.verifier.name_or_path in the head's {_CONFIG} to null"
+        )
+
+
+def _is_called(target: Source, name: str) -> bool:
+    """Whether a target is of a name, folders and owners left out; GGUF files add to it."""
+    wanted, ours = (
+        re.split(r"[/\\]", each.rstrip("/\\"))[-1].lower()
+        for each in (name.partition("@")[0], target.name or str(target.path.absolute()))
+    )
+    return ours == wanted or (
+        ours.endswith(".gguf") and ours.startswith((f"{wanted}.", f"{wanted}-"))
+    )
+
+
+def _shape(config: dict[str, Any], target: Any) -> HeadShape:
+    layer = transformers.AutoConfig.for_model(**config["transformer_layer_config"])
+    attention = read_attention(layer)[0]
+    head_size = int(layer.head_dim)
+    if attention.rotary is None or 2 * attention.rotary.cos.shape[1] != head_size:
+        raise ExportError("the head rotates some values of its heads only: this is not supported")
+    count = int(target.num_hidden_layers)
+    layers = config.get("eagle_aux_hidden_state_layer_ids") or [2, count // 2, count - 3]
+    if not all(isinstance(each, int) and 0 <= each < count for each in layers):
+        raise ExportError(
+            f"the head reads what the target's layers {layers} read, and the target has {count}: "
+            f"0 to {count - 1} can be given"
+        )
+    return HeadShape(
+        input_vocab_size=int(layer.vocab_size),
+        vocab_size=int(config["draft_vocab_size"]),
+        layers=tuple(layers),
+        target_size=int(target.hidden_size),
+        hidden_size=int(layer.hidden_size),
+        intermediate_size=int(layer.intermediate_size),
+        heads=int(layer.num_attention_heads),
+        key_heads=int(layer.num_key_value_heads),
+        head_size=head_size,
+        epsilon=float(layer.rms_norm_eps),
+        rotary=attention.rotary,
+        max_length=max_entries(layer),
+        query_key_norm=layer.model_type == "qwen3",
+        norm_before_residual=bool(config.get("norm_before_residual", False)),
+        norm_before_fc=bool(config.get("norm_before_fc", False)),
+        fc_norm=bool(config.get("fc_norm", False)),
+        norm_output=bool(config.get("norm_output", False)),
+    )
+
+
+def _tensors(shard: Path) -> dict[str, torch.Tensor]:
+    with safe_open(shard, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _vocabulary(path: Path, stored: dict[str, torch.Tensor], shape: HeadShape) -> Int32Array | None:
+    """The target's ids; in the file each is what it exceeds the head's own id by."""
+    if "d2t" not in stored:
+        if shape.vocab_size != shape.input_vocab_size:
+            raise ExportError(
+                f"the head {path.name} guesses {shape.vocab_size} of {shape.input_vocab_size} "
+                "tokens, and its file does not say which (d2t)"
+            )
+        return None
+    ids = stored["d2t"].numpy().astype(np.int64) + np.arange(len(stored["d2t"]))
+    known = stored.get("t2d")
+    if (
+        ids.shape != (shape.vocab_size,)
+        or len(set(ids.tolist())) != len(ids)
+        or not 0 <= ids.min() <= ids.max() < shape.input_vocab_size
+        or (known is not None and sorted(ids.tolist()) != known.nonzero()[:, 0].tolist())
+    ):
+        raise ExportError(
+            f"the head {path.name} has a d2t that does not name {shape.vocab_size} of the "
+            f"target's {shape.input_vocab_size} tokens, or others than its t2d"
+        )
+    return ids.astype(np.int32)
+
+
+def _module(
+    path: Path,
+    shape: HeadShape,
+    stored: dict[str, torch.Tensor],
+    embedding: torch.Tensor | None,
+) -> Head:
+    weights = {name: w.float() for name, w in stored.items() if name not in _NOT_OURS}
+    if "embed_tokens.weight" not in weights and embedding is not None:
+        values = embedding.values() if isinstance(embedding, LazyTensor) else embedding
+        weights["embed_tokens.weight"] = values.detach().float()
+    head = Head(shape)
+    expected = {name: tuple(weight.shape) for name, weight in head.state_dict().items()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ExportError(
+                f"the head {path.name} does not fit its configuration: {name} is "
+                f"{found.get(name, 'missing')}, and should be {expected.get(name, 'absent')}"
+            )
+    head.load_state_dict(weights)
+    return head.eval()
