@@ -155,11 +155,12 @@ class BatchDecoder(Decoder):
         if self._reading is None:
             if not self._waiting or len(self._running) == self.max_batch:
                 return []
-            self._begin(self._waiting.popleft())
-        generation = cast(Generation, self._reading)
+            self._reading = self._waiting.popleft()
+        generation = self._reading
         made: list[Token] = []
         try:
-            self._reuse(generation)
+            if generation not in self._drafters:
+                self._begin(generation)
             start = generation.context.cached
             piece = generation.prompt[start : start + PIECE]
             last = start + len(piece) == len(generation.prompt)
@@ -289,20 +290,14 @@ class BatchDecoder(Decoder):
         return [*self._running, *([self._reading] if self._reading else [])]
 
     def _begin(self, generation: Generation) -> None:
-        """Give it a drafter and the row after the running ones."""
-        self._reading = generation
+        """Give it a drafter and the row after the running ones, and what is known of its prompt."""
         generation.slot.row = len(self._running)
         drafter = self._drafters[generation] = self._free.pop()
         generation.begin(drafter, self._length(len(self._running) + 1).longest)
-
-    def _reuse(self, generation: Generation) -> None:
-        """Begin with what is known of its prompt."""
-        context, request = generation.context, generation.request
-        if context.cached or generation.echo_scored or not isinstance(self.target, BatchEngine):
-            return
-        context.cached = generation.cached_tokens = self.prefixes.load(
-            self.target, generation.slot.row, request.tenant, generation.prompt
-        )
+        if isinstance(self.target, BatchEngine) and not generation.echo_scored:
+            row, tenant = generation.slot.row, generation.request.tenant
+            known = self.prefixes.load(self.target, row, tenant, generation.prompt)
+            generation.context.cached = generation.cached_tokens = known
 
     def _end(self, generation: Generation) -> None:
         """It leaves: its row and its drafter are free."""

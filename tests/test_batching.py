@@ -252,6 +252,23 @@ def test_a_failing_row_ends_alone() -> None:
     assert len(found[made[0]]) == len(found[made[2]]) == 9
 
 
+def test_a_drafter_that_fails_ends_its_own_row_alone() -> None:
+    """Whenever it does: at a request's beginning, too."""
+
+    class Fragile(NoDrafter):
+        def reset(self, request: Any) -> None:
+            if request.prompt_tokens == 2:
+                raise RuntimeError("no such text")
+
+    target = FakeEngine(table(1), vocab_size=VOCAB, max_batch=2)
+    decoder = BatchDecoder(target, drafter=Fragile())
+    made = [decoder.submit(prompt, max_tokens=5) for prompt in ([1], [1, 2], [3])]
+    drain(decoder)
+    assert [generation.finish_reason for generation in made] == ["length", "error", "length"]
+    assert "no such text" in str(made[1].error)
+    assert len(decoder._free) == 2
+
+
 def test_wrong_requests_are_refused_at_once() -> None:
     decoder = BatchDecoder(FakeEngine(table(1), vocab_size=VOCAB, max_length=32, max_batch=2))
     with pytest.raises(ValueError, match="outside the vocabulary"):
