@@ -50,7 +50,7 @@ def client(cluster: Cluster) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="module")
 def alone(tiny_bundles: dict[str, Path]) -> Iterator[Callable[..., str]]:
     """The text that a decoder of one's own gives."""
-    with specplug.SpeculativeDecoder.from_bundle(tiny_bundles["fp32"], threads=1) as decoder:
+    with specplug.SpeculativeDecoder.from_bundle(tiny_bundles["fp32"]) as decoder:
 
         def text(prompt: Any, *, max_tokens: int, **sampled: Any) -> str:
             sampling = specplug.SamplingParams(**{"temperature": 1.0, **sampled})
@@ -285,8 +285,11 @@ def test_replicas_that_are_replaced_finish_what_they_have(
 def test_replicas_are_added_when_requests_wait(
     cluster: Cluster, client: openai.OpenAI, tiny_bundles: dict[str, Path]
 ) -> None:
+    bundle = str(tiny_bundles["fp32"])
+    cluster.deploy(bundle=bundle, replicas=1, max_waiting=16, **SETTINGS)
+    wait_until(lambda: metrics(cluster)["replicas"] == 1)
     cluster.deploy(
-        bundle=str(tiny_bundles["fp32"]),
+        bundle=bundle,
         autoscaling={"min": 1, "max": 2, "target": 2, "up_after": 0.5, "down_after": 60},
         **SETTINGS,
     )

@@ -54,12 +54,13 @@ class ReferenceEngine:
             raise EngineError("the engine is closed: load it again")
         check_step(self.spec, step)
         batch, width = step.tokens.shape
+        rows = slice(step.first_row, step.first_row + batch)
         inputs: dict[str, Any] = {
             "input_ids": step.tokens,
             "position_ids": positions(step),
             "write_indices": step.past,
             "scores_from": np.array([step.scores_from]),
-            **{name: cache[:batch] for name, cache in self._cache.items()},
+            **{name: cache[rows] for name, cache in self._cache.items()},
         }
         for name in self._names:
             if name.startswith(MASK):
@@ -72,7 +73,7 @@ class ReferenceEngine:
             raise EngineError(f"the evaluator failed: {error}") from error
         outputs = dict(zip(self._evaluator.output_names, values, strict=True))
         for name, cache in self._cache.items():
-            cache[:batch] = outputs[name.replace("past_key_values", "present")]
+            cache[rows] = outputs[name.replace("past_key_values", "present")]
         return HostScores(outputs["logits"])
 
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
@@ -80,6 +81,15 @@ class ReferenceEngine:
         for cache in self._cache.values():
             entries = cache[row]
             entries[:, past : past + len(nodes)] = entries[:, [past + node for node in nodes]]
+
+    def save(self, row: int, start: int, stop: int) -> Any:
+        """A copy of a row's entries, [inputs, heads, stop - start, size]."""
+        return np.stack([cache[row, :, start:stop] for cache in self._cache.values()])
+
+    def load(self, row: int, start: int, entries: Any) -> None:
+        """Write such a copy into a row."""
+        for cache, values in zip(self._cache.values(), entries, strict=True):
+            cache[row, :, start : start + values.shape[1]] = values
 
     def close(self) -> None:
         """Release graph and cache."""
