@@ -1,0 +1,187 @@
+"""The target writes its own answers, and what it thinks at each of their tokens is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from specplug.batching import BatchDecoder
+from specplug.distilling.shards import Record, Shards, ShardWriter
+from specplug.generation import Generation
+from specplug.sampling import SamplingParams
+from specplug.types import (
+    HIDDEN_STATES,
+    ContextLimitError,
+    Drafter,
+    Float32Array,
+    Int32Array,
+    Int64Array,
+    Request,
+    Scores,
+    SpecplugError,
+)
+
+LIKELIEST = 32
+"""Tokens whose logits are kept of each position: nearly all of the target's law is theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """How the target answers."""
+
+    max_tokens: int = 256
+    """Of an answer."""
+    temperatures: tuple[float, ...] = (0.0, 0.7)
+    """Of the prompts in turn."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerProgress:
+    """How far it is."""
+
+    prompts: int
+    """Answered, in earlier runs included."""
+    of: int
+    tokens: int
+    """Of this run's answers so far, finished or not."""
+    seconds: float
+    """Of this run."""
+
+
+def write_answers(
+    decoder: BatchDecoder,
+    prompts: Sequence[str],
+    folder: Path,
+    options: AnswerOptions,
+    report: Callable[[AnswerProgress], None] = lambda progress: None,
+) -> Shards:
+    """Answer the prompts that were not answered yet.
+
+    An answer is the same whichever others are written beside it, so what a killed run has lost is
+    written again as it was.
+
+    Args:
+        decoder: over a target that gives hidden states, with a :class:`Recorder` as drafter and
+            no prefix cache.
+        prompts: the user's messages; a prompt's index is its record's id.
+        folder: of the records.
+        options: see there.
+        report: called after every round.
+
+    Returns:
+        All records. Prompts for which the target has no room have none.
+
+    Raises:
+        SpecplugError: the decoder is another one, or an answer failed.
+    """
+    recorder = decoder.drafter
+    if not isinstance(recorder, Recorder) or decoder.prefixes.most_bytes:
+        raise SpecplugError("answers are recorded by a Recorder, and without a prefix cache")
+    known = set(Shards(folder).ids)
+    waiting = iter([n for n in range(len(prompts)) if n not in known])
+    numbers: dict[Generation, int] = {}
+    answered, tokens, started = len(known), 0, time.perf_counter()
+    with ShardWriter(folder) as writer:
+        while True:
+            for number in islice(waiting, decoder.max_batch + 1 - len(numbers)):
+                generation = _submit(decoder, prompts[number], number, options)
+                if generation is not None:
+                    numbers[generation] = number
+            if not numbers:
+                break
+            for generation, made in decoder.step():
+                tokens += len(made)
+                if generation.finish_reason is None:
+                    continue
+                if generation.error is not None:
+                    raise generation.error
+                number = numbers.pop(generation)
+                writer.add(recorder.finished.pop(id(generation.request)).record(number))
+                answered += 1
+            seconds = time.perf_counter() - started
+            report(AnswerProgress(answered, len(prompts), tokens, seconds))
+    return Shards(folder)
+
+
+def _submit(
+    decoder: BatchDecoder, prompt: str, number: int, options: AnswerOptions
+) -> Generation | None:
+    temperature = options.temperatures[number % len(options.temperatures)]
+    sampling = SamplingParams(temperature=temperature, seed=options.seed + number)
+    try:
+        return decoder.submit(
+            decoder.encode(prompt), max_tokens=options.max_tokens, sampling=sampling
+        )
+    except ContextLimitError:
+        return None
+
+
+@dataclass(slots=True)
+class Recording:
+    """What was seen of one generation."""
+
+    begin: int
+    states: list[torch.Tensor] = field(default_factory=list)
+    ids: list[Int32Array] = field(default_factory=list)
+    logits: list[Float32Array] = field(default_factory=list)
+    tokens: Int64Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def record(self, number: int) -> Record:
+        """It, complete."""
+        states = torch.cat(self.states)
+        read = len(self.tokens) - 1
+        if len(states) != read or len(self.ids) != len(self.tokens) - self.begin:
+            raise SpecplugError(f"of {read} tokens the hidden states of {len(states)} were seen")
+        return Record(
+            number,
+            self.tokens.astype(np.int32),
+            self.begin,
+            states,
+            np.stack(self.ids),
+            np.stack(self.logits),
+        )
+
+
+class Recorder(Drafter):
+    """Proposes nothing, and keeps what the target thinks."""
+
+    name = "recorder"
+
+    def __init__(self, finished: dict[int, Recording] | None = None) -> None:
+        self.finished: dict[int, Recording] = finished if finished is not None else {}
+        """By the identity of the request; the taker removes them."""
+        self._recording = Recording(0)
+
+    def reset(self, request: Request) -> None:
+        """Begin anew."""
+        self._recording = Recording(request.prompt_tokens)
+
+    def observe(self, past: int, tokens: Sequence[int], scores: Scores) -> None:
+        """Keep the hidden states, and of the last token of a call what may follow it."""
+        recording, end = self._recording, past + len(tokens)
+        states = scores.hidden(HIDDEN_STATES)[0, : len(tokens)]
+        recording.states.append(torch.from_numpy(states).to(torch.bfloat16))
+        if end < recording.begin:
+            return
+        logits = scores.logits()[0, 0]
+        count = min(LIKELIEST, len(logits))
+        ids = np.argpartition(logits, -count)[-count:]
+        ids = ids[np.lexsort((ids, -logits[ids]))].astype(np.int32)
+        recording.ids.append(ids)
+        recording.logits.append(logits[ids])
+
+    def finish(self, request: Request, tokens: Int64Array) -> None:
+        """Hand it over."""
+        self._recording.tokens = tokens.copy()
+        self.finished[id(request)] = self._recording
+
+    def fork(self) -> Recorder:
+        """For another sequence."""
+        return Recorder(self.finished)
