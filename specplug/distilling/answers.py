@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,14 @@ class AnswerOptions:
     temperatures: tuple[float, ...] = (0.0, 0.7)
     """Of the prompts in turn."""
     seed: int = 0
+    most_bytes: int = 20 << 30
+    """On disk, nearly; no more prompts are begun once the records have as many."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 4:
+            raise SpecplugError(f"max_tokens is {self.max_tokens}: give 4 or more, to learn from")
+        if not self.temperatures or not all(0 <= each < math.inf for each in self.temperatures):
+            raise SpecplugError(f"temperatures are {self.temperatures}: give some, of 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,8 @@ class AnswerProgress:
     of: int
     tokens: int
     """Of this run's answers so far, finished or not."""
+    written: int
+    """Bytes on disk."""
     seconds: float
     """Of this run."""
 
@@ -90,7 +101,8 @@ def write_answers(
     answered, tokens, started = len(known), 0, time.perf_counter()
     with ShardWriter(folder) as writer:
         while True:
-            for number in islice(waiting, decoder.max_batch + 1 - len(numbers)):
+            room = decoder.max_batch + 1 - len(numbers)
+            for number in islice(waiting, room if writer.written < options.most_bytes else 0):
                 generation = _submit(decoder, prompts[number], number, options)
                 if generation is not None:
                     numbers[generation] = number
@@ -106,7 +118,7 @@ def write_answers(
                 writer.add(recorder.finished.pop(id(generation.request)).record(number))
                 answered += 1
             seconds = time.perf_counter() - started
-            report(AnswerProgress(answered, len(prompts), tokens, seconds))
+            report(AnswerProgress(answered, len(prompts), tokens, writer.written, seconds))
     return Shards(folder)
 
 

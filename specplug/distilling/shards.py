@@ -55,6 +55,8 @@ class ShardWriter:
         self._folder, self._most = folder, most_bytes
         self._records: list[Record] = []
         folder.mkdir(parents=True, exist_ok=True)
+        self.written = sum(file.stat().st_size for file in folder.glob(f"*{_SUFFIX}"))
+        """Bytes of all files in the folder."""
 
     def add(self, record: Record) -> None:
         """Take a record, and write a file if it is full."""
@@ -79,6 +81,7 @@ class ShardWriter:
         final = self._folder / f"{min(each.id for each in records):08}{_SUFFIX}"
         partial = final.with_suffix(f".partial-{os.getpid()}")
         save_file(tensors, partial)
+        self.written += partial.stat().st_size
         partial.rename(final)
 
     def __enter__(self) -> ShardWriter:

@@ -1,0 +1,235 @@
+"""From a model and prompts to a draft head: answers, training, result, each of which resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from specplug.batching import BatchDecoder
+from specplug.bundle import Bundle
+from specplug.distilling.answers import AnswerOptions, AnswerProgress, Recorder, write_answers
+from specplug.distilling.curve import draw_curve
+from specplug.distilling.heads import head_shape, new_head, replace_file, save_head
+from specplug.distilling.options import Progress, TrainingOptions, TrainingResult
+from specplug.distilling.shards import Shards
+from specplug.distilling.training import train
+from specplug.distilling.vocabulary import Vocabulary, choose_vocabulary
+from specplug.export import Precision, export_bundle
+from specplug.export.attention import max_entries
+from specplug.export.provenance import write_provenance
+from specplug.export.source import Source, open_source
+from specplug.opening import open_parts
+from specplug.staging import check_place, staged
+from specplug.types import SpecplugError
+
+CURVE, KNOWN_BY = "training.png", "config.json"
+_TARGET, _ANSWERS, _TRAINING, _PLAN = "target.bundle", "answers", "training", "distillation.json"
+_TOOLS = ("specplug", "onnxruntime", "torch", "transformers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillOptions:
+    """What a head is to be, and how it comes to be."""
+
+    precision: Literal["auto"] | Precision = "auto"
+    """Of the target while it answers."""
+    engine: str | None = None
+    """That it answers on; None: ONNX Runtime."""
+    device: str | None = None
+    layers: tuple[int, ...] | None = None
+    """Of the target, whose inputs the head reads; None: a low, a middle and a high one."""
+    vocabulary: int = 8192
+    """Tokens that the head guesses."""
+    max_batch: int = 32
+    """Answers that are written at the same time."""
+    threads: int | None = None
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Who is told how far it is."""
+
+    stage: Callable[[str], None] = lambda name: None
+    answers: Callable[[AnswerProgress], None] = lambda progress: None
+    training: Callable[[Progress], None] = lambda progress: None
+    note: Callable[[str], None] = lambda text: None
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """What came of it."""
+
+    result: TrainingResult
+    vocabulary: Vocabulary
+    answers: int
+    tokens: int
+    """Of the answers."""
+
+
+def work_folder(output: Path) -> Path:
+    """Where a distillation keeps what it needs to go on after an interruption."""
+    return output.parent / f"{output.name}.work"
+
+
+def distill(
+    source: Path,
+    prompts: Sequence[str],
+    output: Path,
+    options: DistillOptions | None = None,
+    *,
+    force: bool = False,
+    keep_work: bool = False,
+    told: Told | None = None,
+) -> Distilled:
+    """Train a head for a model on the model's own answers, and write it in speculators' format.
+
+    An interrupted run goes on where it was, from the folder :func:`work_folder` beside the output,
+    which is removed at the end.
+
+    Args:
+        source: the target, as :func:`specplug.export.export_bundle` takes it.
+        prompts: the user's messages that it answers.
+        output: the head's folder.
+        options: the defaults if None.
+        force: replace an existing head.
+        keep_work: leave the answers and the checkpoint.
+        told: who is told how far it is.
+
+    Raises:
+        SpecplugError: something is in the way, the work folder is another distillation's, or there
+            are too few answers to learn from.
+    """
+    options, told = options or DistillOptions(), told or Told()
+    check_place(output.absolute(), replace=force, known_by=KNOWN_BY)
+    told.stage(f"reading {source.name}")
+    opened = open_source(source)
+    layers = options.layers or default_layers(int(opened.config.num_hidden_layers))
+    work = work_folder(output)
+    plan = _plan(opened, prompts, options, layers)
+    _claim(work, plan)
+    records = _answer(source, prompts, work, layers, options, told)
+    told.stage("choosing the draft vocabulary")
+    vocabulary = _vocabulary(records, work, opened, options)
+    shape = head_shape(opened.config, layers, len(vocabulary.ids), max_entries(opened.config) - 1)
+    head = new_head(shape, opened, vocabulary.ids, options.training.seed)
+    told.stage("training the head")
+    training = work / _TRAINING
+    result = train(records, head, vocabulary.ids, training, options.training, report=told.training)
+    told.stage("writing the head")
+    made = Distilled(result, vocabulary, len(records), sum(records.answer_lengths))
+    with staged(output, replace=force, known_by=KNOWN_BY) as stage:
+        draw_curve(training, stage / CURVE)
+        save_head(stage, head, opened, vocabulary.ids, _provenance(opened, plan, made))
+    if not keep_work:
+        shutil.rmtree(work)
+    return made
+
+
+def default_layers(count: int) -> tuple[int, ...]:
+    """A low, a middle and a high layer of so many, as EAGLE-3 has them."""
+    return tuple(sorted({min(2, count - 1), count // 2, max(count - 3, 0)}))
+
+
+def _plan(
+    source: Source, prompts: Sequence[str], options: DistillOptions, layers: tuple[int, ...]
+) -> dict[str, Any]:
+    """What the result depends on."""
+    digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+    training = asdict(options.training)
+    for name in ("checkpoint_seconds", "report_every"):
+        del training[name]
+    return {
+        "source": source.hashes(),
+        "prompts": {"count": len(prompts), "sha256": digest},
+        "precision": options.precision,
+        "layers": list(layers),
+        "vocabulary": options.vocabulary,
+        "answers": asdict(options.answers) | {"temperatures": [*options.answers.temperatures]},
+        "training": training,
+    }
+
+
+def _claim(work: Path, plan: dict[str, Any]) -> None:
+    """Make the work folder, or go on with it if it is of the same plan but for the training."""
+    path = work / _PLAN
+    if path.exists():
+        known = json.loads(path.read_text())
+        changed = [name for name in plan if name != "training" and known.get(name) != plan[name]]
+        if changed:
+            raise SpecplugError(
+                f"{work} is of a distillation with other {' and '.join(changed)}: give the same, "
+                "another output, or delete it"
+            )
+        if known["training"] != plan["training"]:  # the answers are the same
+            shutil.rmtree(work / _TRAINING, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda part: part.write_text(json.dumps(plan, indent=1) + "\n"))
+
+
+def _answer(
+    source: Path,
+    prompts: Sequence[str],
+    work: Path,
+    layers: tuple[int, ...],
+    options: DistillOptions,
+    told: Told,
+) -> Shards:
+    folder, bundle = work / _ANSWERS, work / _TARGET
+    if (folder / "complete").exists():
+        return Shards(folder)
+    if not bundle.exists():
+        told.stage("exporting the target with its hidden states")
+        export_bundle(source, bundle, precision=options.precision, hidden=layers, note=told.note)
+    told.stage("answering")
+    parts = open_parts(
+        Bundle.open(bundle),
+        "none",
+        max_batch=options.max_batch,
+        threads=options.threads,
+        target_engine=options.engine,
+        target_device=options.device,
+        sources=(source,),
+    )
+    if parts["tokenizer"] is None:
+        parts["target"].close()
+        raise SpecplugError(f"{source.name} has no tokenizer: prompts need one")
+    recording = parts | {"drafter": Recorder()}
+    with BatchDecoder(**recording, draft_tokens=0, prefix_cache_bytes=0) as decoder:
+        records = write_answers(decoder, prompts, folder, options.answers, told.answers)
+    (folder / "complete").touch()
+    return records
+
+
+def _vocabulary(records: Shards, work: Path, source: Source, options: DistillOptions) -> Vocabulary:
+    size = min(options.vocabulary, int(source.config.vocab_size))
+    tokenizer = Bundle.open(work / _TARGET).tokenizer()
+    keep = tokenizer.stop_token_ids if tokenizer else ()
+    return choose_vocabulary(iter(records), size, int(source.config.vocab_size), keep)
+
+
+def _provenance(source: Source, plan: dict[str, Any], made: Distilled) -> dict[str, Any]:
+    """Where a head comes from."""
+    result, licence = made.result, source.licence
+    base = write_provenance(
+        source.name or source.path.name, source.hashes(), _TOOLS, licence=licence
+    )
+    return {
+        "target": base.model_dump(mode="json"),
+        "licence": f"learnt from answers of the target, whose licence is {licence or 'unknown'}",
+        **{name: plan[name] for name in plan if name != "source"},
+        "answered": {"prompts": made.answers, "tokens": made.tokens},
+        "draft_vocabulary": {
+            "tokens": len(made.vocabulary.ids),
+            "of_the_answers": made.vocabulary.covered / max(made.vocabulary.answers, 1),
+        },
+        "training_steps": result.best_step,
+        "acceptance": [round(share, 4) for share in result.best.by_position],
+        "acceptance_length": round(result.best.length, 4),
+    }
