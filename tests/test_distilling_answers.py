@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 import specplug
 from specplug import BatchDecoder, SamplingParams
+from specplug.bench.workload import Item
 from specplug.bundle import Bundle
 from specplug.distilling.answers import (
     LIKELIEST,
@@ -25,7 +27,10 @@ from specplug.opening import open_parts
 from specplug.types import SpecplugError
 from tests_support.heads import features_of
 
-PROMPTS = [f"question {number}: {'why ' * (number * 7 % 40)}" for number in range(12)]
+PROMPTS = [
+    Item(str(number), "", f"question {number}: {'why ' * (number * 7 % 40)}")
+    for number in range(12)
+]
 OPTIONS = AnswerOptions(max_tokens=20, seed=3)
 
 Make = Callable[..., BatchDecoder]
@@ -67,7 +72,7 @@ def test_records_are_what_the_target_says_and_thinks(
             sampling = SamplingParams(
                 temperature=OPTIONS.temperatures[record.id % 2], seed=3 + record.id
             )
-            prompt = alone.encode(PROMPTS[record.id])
+            prompt = alone.encode(PROMPTS[record.id].prompt)
             said = alone.generate(prompt, max_tokens=20, sampling=sampling)
             assert record.tokens.tolist() == [*prompt, *said.token_ids]
             assert record.begin == len(prompt)
@@ -123,9 +128,35 @@ def test_no_prompt_is_begun_beyond_the_size_limit(make: Make, tmp_path: Path) ->
 
 
 def test_a_prompt_without_room_has_no_record(make: Make, tmp_path: Path) -> None:
-    long = "x" * 2000
-    records = write_answers(make(), ["a", long, "b"], tmp_path / "answers", OPTIONS)
-    assert records.ids == (0, 2)
+    items = [Item("", "", text) for text in ("a", "x" * 2000, "b")]
+    items += [Item("", "", "a", "x" * 2000), Item("", "", "c", "d")]
+    records = write_answers(make(), items, tmp_path / "answers", OPTIONS)
+    assert records.ids == (0, 2, 4)
+
+
+def test_known_answers_are_read_as_if_they_were_written(make: Make, tmp_path: Path) -> None:
+    options = AnswerOptions(max_tokens=300, seed=3)
+    written = write_answers(make(), PROMPTS, tmp_path / "written", options)
+    decoder = make()
+    assert decoder.tokenizer is not None
+    stop = decoder.tokenizer.stop_token_ids
+    known = []
+    for item, record in zip(PROMPTS, written, strict=True):
+        answer = record.tokens[record.begin :].tolist()
+        ended = answer[-1] in stop
+        text = decoder.tokenizer.decode(answer[:-1] if ended else answer)
+        known.append(replace(item, answer=text, ended=ended))
+    read = write_answers(decoder, known, tmp_path / "read", options)
+    same = 0
+    for ours, theirs in zip(read, written, strict=True):
+        if not np.array_equal(ours.tokens, theirs.tokens):
+            continue  # random bytes are no text, and come back as others
+        same += 1
+        assert ours.begin == theirs.begin
+        assert torch.equal(ours.states, theirs.states)
+        assert np.array_equal(ours.ids, theirs.ids)
+        assert np.array_equal(ours.logits, theirs.logits)
+    assert same > 0
 
 
 def test_other_decoders_are_refused(make: Make, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from specplug.bench.workload import read_workload
+from specplug.bench.workload import Item, read_workload
 from specplug.bundle import MANIFEST, Bundle
 from specplug.cli import console
 from specplug.cli.console import Sources, Threads
@@ -37,8 +37,8 @@ def distill(
         list[Path],
         typer.Option(
             metavar="FILE",
-            help='Prompts like yours, a line {"prompt": …} each; repeatable. The target writes '
-            "the answers.",
+            help='Prompts like yours, a line {"prompt": …} each, perhaps with the "answer" that '
+            "the target gave; it writes the others. Repeatable.",
         ),
     ],
     output: Annotated[
@@ -95,7 +95,7 @@ def distill(
         from specplug.distilling import distill as distilling
         from specplug.distilling.answers import AnswerOptions
         from specplug.distilling.options import TrainingOptions
-    texts = [item.prompt for file in prompts for item in read_workload(file)]
+    items = [item for file in prompts for item in read_workload(file)]
     bundle = Bundle.open(model) if (model / MANIFEST).is_file() else None
     path, of_bundle = _source(bundle, source) if bundle else (model, {})
     cuda = device.startswith("cuda")
@@ -118,11 +118,11 @@ def distill(
         ),
     )
     if dry_run:
-        _show_plan(path, texts, options)
+        _show_plan(path, items, options)
         return
     with _shown() as told:
         made = distilling.distill(
-            path, texts, output, options, force=force, keep_work=keep_work, told=told
+            path, items, output, options, force=force, keep_work=keep_work, told=told
         )
     _summary(made)
     if bundle:
@@ -247,5 +247,5 @@ def time_short(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def _show_plan(path: Path, texts: list[str], options: DistillOptions) -> None:
+def _show_plan(path: Path, items: list[Item], options: DistillOptions) -> None:
     raise NotImplementedError

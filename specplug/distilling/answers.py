@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from specplug.batching import BatchDecoder
+from specplug.bench.workload import Item
 from specplug.distilling.shards import Record, Shards, ShardWriter
+from specplug.feeding import PREFILL_WIDTH
 from specplug.generation import Generation
 from specplug.sampling import SamplingParams
 from specplug.types import (
@@ -26,6 +28,7 @@ from specplug.types import (
     Request,
     Scores,
     SpecplugError,
+    Step,
 )
 
 LIKELIEST = 32
@@ -68,7 +71,7 @@ class AnswerProgress:
 
 def write_answers(
     decoder: BatchDecoder,
-    prompts: Sequence[str],
+    prompts: Sequence[Item],
     folder: Path,
     options: AnswerOptions,
     report: Callable[[AnswerProgress], None] = lambda progress: None,
@@ -76,12 +79,12 @@ def write_answers(
     """Answer the prompts that were not answered yet.
 
     An answer is the same whichever others are written beside it, so what a killed run has lost is
-    written again as it was.
+    written again as it was. Prompts whose answer is known are only read.
 
     Args:
         decoder: over a target that gives hidden states, with a :class:`Recorder` as drafter and
             no prefix cache.
-        prompts: the user's messages; a prompt's index is its record's id.
+        prompts: the user's messages; an item's index is its record's id.
         folder: of the records.
         options: see there.
         report: called after every round.
@@ -95,15 +98,34 @@ def write_answers(
     recorder = decoder.drafter
     if not isinstance(recorder, Recorder) or decoder.prefixes.most_bytes:
         raise SpecplugError("answers are recorded by a Recorder, and without a prefix cache")
-    known = set(Shards(folder).ids)
-    waiting = iter([n for n in range(len(prompts)) if n not in known])
+    done = set(Shards(folder).ids)
+    left = [number for number in range(len(prompts)) if number not in done]
+    asked = iter([number for number in left if prompts[number].answer is None])
     numbers: dict[Generation, int] = {}
-    answered, tokens, started = len(known), 0, time.perf_counter()
+    answered, tokens, started = len(done), 0, time.perf_counter()
     with ShardWriter(folder) as writer:
+
+        def add(number: int, recording: Recording) -> None:
+            nonlocal answered
+            writer.add(recording.record(number))
+            answered += 1
+
+        def tell() -> None:
+            seconds = time.perf_counter() - started
+            report(AnswerProgress(answered, len(prompts), tokens, writer.written, seconds))
+
+        for number in left:
+            if prompts[number].answer is None or writer.written >= options.most_bytes:
+                continue
+            recording = _read(decoder, prompts[number])
+            if recording is not None:
+                add(number, recording)
+                tokens += len(recording.tokens)
+            tell()
         while True:
             room = decoder.max_batch + 1 - len(numbers)
-            for number in islice(waiting, room if writer.written < options.most_bytes else 0):
-                generation = _submit(decoder, prompts[number], number, options)
+            for number in islice(asked, room if writer.written < options.most_bytes else 0):
+                generation = _submit(decoder, prompts[number].prompt, number, options)
                 if generation is not None:
                     numbers[generation] = number
             if not numbers:
@@ -114,11 +136,8 @@ def write_answers(
                     continue
                 if generation.error is not None:
                     raise generation.error
-                number = numbers.pop(generation)
-                writer.add(recorder.finished.pop(id(generation.request)).record(number))
-                answered += 1
-            seconds = time.perf_counter() - started
-            report(AnswerProgress(answered, len(prompts), tokens, writer.written, seconds))
+                add(numbers.pop(generation), recorder.finished.pop(id(generation.request)))
+            tell()
     return Shards(folder)
 
 
@@ -135,6 +154,33 @@ def _submit(
         return None
 
 
+def _read(decoder: BatchDecoder, item: Item) -> Recording | None:
+    """Run the target over a known answer."""
+    target, tokenizer = decoder.target, decoder.tokenizer
+    assert item.answer is not None
+    assert tokenizer is not None
+    prompt = decoder.encode(item.prompt)
+    ends = tokenizer.stop_token_ids[:1] if item.ended else ()
+    tokens = np.array([*prompt, *tokenizer.encode(item.answer), *ends], dtype=np.int64)
+    recording = Recording(len(prompt), tokens=tokens)
+    last = len(tokens) - 1
+    if last > target.spec.context_limit:
+        return None
+    for past in range(0, last, PREFILL_WIDTH):
+        piece = tokens[past : min(past + PREFILL_WIDTH, last)]
+        width = max(len(piece), target.spec.min_width)
+        scored = min(len(piece), max(past + len(piece) - recording.begin + 1, 0))
+        scores = target.forward(
+            Step(
+                tokens=np.resize(piece, width)[None],
+                past=np.array([past], dtype=np.int64),
+                scores_from=len(piece) - max(scored, 1),
+            )
+        )
+        recording.add(scores, len(piece), scored)
+    return recording
+
+
 @dataclass(slots=True)
 class Recording:
     """What was seen of one generation."""
@@ -144,6 +190,17 @@ class Recording:
     ids: list[Int32Array] = field(default_factory=list)
     logits: list[Float32Array] = field(default_factory=list)
     tokens: Int64Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def add(self, scores: Scores, width: int, scored: int) -> None:
+        """The hidden states of a call's tokens, and the first ``scored`` of its scores."""
+        states = scores.hidden(HIDDEN_STATES)[0, :width]
+        self.states.append(torch.from_numpy(states).to(torch.bfloat16))
+        for logits in scores.logits()[0, :scored]:
+            count = min(LIKELIEST, len(logits))
+            ids = np.argpartition(logits, -count)[-count:]
+            ids = ids[np.lexsort((ids, -logits[ids]))].astype(np.int32)
+            self.ids.append(ids)
+            self.logits.append(logits[ids])
 
     def record(self, number: int) -> Record:
         """It, complete."""
@@ -177,17 +234,8 @@ class Recorder(Drafter):
 
     def observe(self, past: int, tokens: Sequence[int], scores: Scores) -> None:
         """Keep the hidden states, and of the last token of a call what may follow it."""
-        recording, end = self._recording, past + len(tokens)
-        states = scores.hidden(HIDDEN_STATES)[0, : len(tokens)]
-        recording.states.append(torch.from_numpy(states).to(torch.bfloat16))
-        if end < recording.begin:
-            return
-        logits = scores.logits()[0, 0]
-        count = min(LIKELIEST, len(logits))
-        ids = np.argpartition(logits, -count)[-count:]
-        ids = ids[np.lexsort((ids, -logits[ids]))].astype(np.int32)
-        recording.ids.append(ids)
-        recording.logits.append(logits[ids])
+        answering = past + len(tokens) >= self._recording.begin
+        self._recording.add(scores, len(tokens), int(answering))
 
     def finish(self, request: Request, tokens: Int64Array) -> None:
         """Hand it over."""

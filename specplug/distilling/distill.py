@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from specplug.batching import BatchDecoder
+from specplug.bench.workload import Item
 from specplug.bundle import Bundle
 from specplug.distilling.answers import AnswerOptions, AnswerProgress, Recorder, write_answers
 from specplug.distilling.curve import draw_curve
@@ -80,7 +81,7 @@ def work_folder(output: Path) -> Path:
 
 def distill(
     source: Path,
-    prompts: Sequence[str],
+    prompts: Sequence[Item],
     output: Path,
     options: DistillOptions | None = None,
     *,
@@ -95,7 +96,7 @@ def distill(
 
     Args:
         source: the target, as :func:`specplug.export.export_bundle` takes it.
-        prompts: the user's messages that it answers.
+        prompts: the user's messages that it answers, or has answered.
         output: the head's folder.
         options: the defaults if None.
         force: replace an existing head.
@@ -138,10 +139,11 @@ def default_layers(count: int) -> tuple[int, ...]:
 
 
 def _plan(
-    source: Source, prompts: Sequence[str], options: DistillOptions, layers: tuple[int, ...]
+    source: Source, prompts: Sequence[Item], options: DistillOptions, layers: tuple[int, ...]
 ) -> dict[str, Any]:
     """What the result depends on."""
-    digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+    texts = json.dumps([(item.prompt, item.answer, item.ended) for item in prompts])
+    digest = hashlib.sha256(texts.encode()).hexdigest()
     training = asdict(options.training)
     for name in ("checkpoint_seconds", "report_every"):
         del training[name]
@@ -175,7 +177,7 @@ def _claim(work: Path, plan: dict[str, Any]) -> None:
 
 def _answer(
     source: Path,
-    prompts: Sequence[str],
+    prompts: Sequence[Item],
     work: Path,
     layers: tuple[int, ...],
     options: DistillOptions,
