@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from specplug.distilling.heads import NORMS, head_shape, new_head
+from specplug.distilling.batches import Batch, Collator, pieces_of
+from specplug.distilling.heads import NORMS, head_shape, new_head, save_head
+from specplug.distilling.options import TrainingOptions
 from specplug.distilling.shards import Record, Shards, ShardWriter
+from specplug.distilling.training import train
 from specplug.export.head import Head
 from specplug.export.source import Source
 from specplug.types import Int32Array
@@ -18,6 +21,8 @@ from tests_support.heads import features_of, own_text
 
 TINY_LAYERS = (0, 1, 2)
 LIKELIEST = 8
+WHOLE = np.arange(260, dtype=np.int32)
+SOME = np.arange(3, 260, 2, dtype=np.int32)
 
 
 def record_of(
@@ -45,16 +50,31 @@ def write_records(folder: Path, records: Sequence[Record]) -> Shards:
     return Shards(folder)
 
 
-def write_own_texts(folder: Path, model: Any, prompts: Sequence[list[int]], count: int) -> Shards:
-    """What a model says greedily after prompts."""
-    texts = (own_text(model, prompt, count) for prompt in prompts)
+def write_own_texts(
+    folder: Path, model: Any, prompts: Sequence[list[int]], count: int, repeats: int = 1
+) -> Shards:
+    """What a model says greedily after prompts, each so often."""
+    texts = [own_text(model, prompt, count) for prompt in prompts] * repeats
+    begins = [len(prompt) for prompt in prompts] * repeats
     return write_records(
         folder,
         [
-            record_of(model, number, text, len(prompt))
-            for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True))
+            record_of(model, number, text, begin)
+            for number, (text, begin) in enumerate(zip(texts, begins, strict=True))
         ],
     )
+
+
+def learn(folder: Path, source: Source, shards: Shards) -> Path:
+    """A head that knows some texts by heart."""
+    vocabulary = np.arange(source.config.vocab_size, dtype=np.int32)
+    head = tiny_head(source, vocabulary)
+    options = TrainingOptions(
+        epochs=40, batch=256, row=128, held_out=0.15, evaluate_every=40, learning_rate=4e-3,
+        precision="fp32",
+    )  # fmt: skip
+    train(shards, head, vocabulary, folder.with_name("training"), options)
+    return save_head(folder, head, source, None)
 
 
 def random_records(
@@ -86,3 +106,15 @@ def tiny_head(source: Source, vocabulary: Int32Array, seed: int = 0, **norms: bo
     """An untrained one for a tiny target."""
     shape = head_shape(source.config, TINY_LAYERS, len(vocabulary), 600, {**NORMS, **norms})
     return new_head(shape, source, vocabulary, seed)
+
+
+def batch_of(
+    records: Sequence[Record], vocabulary: Any = WHOLE, row: int = 600, steps: int = 3
+) -> Batch:
+    """The texts side by side."""
+    pieces = [
+        piece
+        for place, record in enumerate(records)
+        for piece in pieces_of(place, len(record.tokens), record.begin, row)
+    ]
+    return Collator(records, vocabulary, 260, steps)(pieces)
