@@ -11,6 +11,7 @@ Names of weights are those of the ``speculators`` library.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -20,6 +21,8 @@ from specplug.export.attention import Rotary
 
 Cache = tuple[torch.Tensor, torch.Tensor]
 """Keys and values, f32[B, heads of keys, entries, size of a head]."""
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines, f32[B, 1, T, half the size of a head]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ class Head(nn.Module):
         self.fc_norm = (
             nn.ModuleList(norm(shape.target_size) for _ in shape.layers) if shape.fc_norm else None
         )
-        self.layers = nn.ModuleList([_Layer(shape)])
+        self.layers = nn.ModuleList([Layer(shape)])
         self.norm = norm(size)
         self.lm_head = nn.Linear(size, shape.vocab_size, bias=False)
         self.register_buffer("_cos", torch.from_numpy(shape.rotary.cos), persistent=False)
@@ -125,15 +128,46 @@ class Head(nn.Module):
         Returns:
             Logits f32[B, T, vocab_size]; the head's own hidden states f32[B, T, D]; all entries.
         """
-        rotation = self._cos[positions][:, None], self._sin[positions][:, None]
-        embeds = self.embed_tokens(tokens)
-        hidden, cache = self.layers[0](embeds, hidden, rotation, mask, past)
+        rotation = self.rotation(positions)
+        read, residual = self.layer.read(self.embed_tokens(tokens), hidden)
+        attention = self.layer.self_attn
+        keys, values = attention.entries(read, rotation)
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
+        if mask is None:
+            mask = _causal(read, keys.shape[2])
+        attended = functional.scaled_dot_product_attention(
+            attention.queries(read, rotation), keys, values, attn_mask=mask, enable_gqa=True
+        )
+        hidden = self.layer.add(residual, attended)
         normed = self.norm(hidden)
-        return self.lm_head(normed), normed if self.shape.norm_output else hidden, cache
+        logits = self.lm_head(normed)
+        return logits, normed if self.shape.norm_output else hidden, (keys, values)
+
+    @property
+    def layer(self) -> Layer:
+        """The only one."""
+        return cast(Layer, self.layers[0])
+
+    def rotation(self, positions: torch.Tensor) -> Rotation:
+        """How queries and keys of entries are rotated, by their positions i64[B, T]."""
+        return self._cos[positions][:, None], self._sin[positions][:, None]
 
 
-class _Layer(nn.Module):
-    """A decoder layer whose attention reads an embedding beside a hidden state."""
+def _causal(read: torch.Tensor, entries: int) -> torch.Tensor:
+    """The mask with which the last entries see those before them and themselves."""
+    width = read.shape[1]
+    seen = torch.ones(width, entries, dtype=torch.bool, device=read.device)
+    mask = torch.zeros(width, entries, device=read.device, dtype=read.dtype)
+    return mask.masked_fill_(~seen.tril(entries - width), -torch.inf)
+
+
+class Layer(nn.Module):
+    """A decoder layer whose attention reads an embedding beside a hidden state.
+
+    In parts, since training attends otherwise than drafting: :meth:`read`, then what
+    :attr:`self_attn` makes of it, then :meth:`add`.
+    """
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
@@ -141,26 +175,26 @@ class _Layer(nn.Module):
         self._norm_before_residual = shape.norm_before_residual
         self.input_layernorm = nn.RMSNorm(size, eps=shape.epsilon)
         self.hidden_norm = nn.RMSNorm(size, eps=shape.epsilon)
-        self.self_attn = _Attention(shape)
+        self.self_attn = Attention(shape)
         self.post_attention_layernorm = nn.RMSNorm(size, eps=shape.epsilon)
         self.mlp = _Mlp(size, shape.intermediate_size)
 
-    def forward(
-        self,
-        embeds: torch.Tensor,
-        hidden: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        past: Cache | None,
-    ) -> tuple[torch.Tensor, Cache]:
+    def read(self, embeds: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What attention reads, f32[B, T, 2 D], and what the layer adds to, f32[B, T, D]."""
         normed = self.hidden_norm(hidden)
         read = torch.cat([self.input_layernorm(embeds), normed], dim=-1)
-        attended, cache = self.self_attn(read, rotation, mask, past)
-        total = attended + (normed if self._norm_before_residual else hidden)
-        return total + self.mlp(self.post_attention_layernorm(total)), cache
+        return read, normed if self._norm_before_residual else hidden
+
+    def add(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The layer's hidden states, f32[B, T, D], from values f32[B, heads, T, size of a head]."""
+        total = self.self_attn.join(attended) + residual
+        made: torch.Tensor = total + self.mlp(self.post_attention_layernorm(total))
+        return made
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
+    """Queries, keys and values of entries; who sees whom is the caller's."""
+
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
         width, size = 2 * shape.hidden_size, shape.head_size
@@ -173,33 +207,22 @@ class _Attention(nn.Module):
         self.q_norm = nn.RMSNorm(size, eps=shape.epsilon) if normed else nn.Identity()
         self.k_norm = nn.RMSNorm(size, eps=shape.epsilon) if normed else nn.Identity()
 
-    def forward(
-        self,
-        read: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        past: Cache | None,
-    ) -> tuple[torch.Tensor, Cache]:
-        batch, width, _ = read.shape
+    def queries(self, read: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """f32[B, heads, T, size of a head], rotated."""
+        return _rotated(self.q_norm(self._by_head(self.q_proj(read))), *rotation)
 
-        def by_head(values: torch.Tensor) -> torch.Tensor:
-            return values.view(batch, width, -1, self._size)
+    def entries(self, read: torch.Tensor, rotation: Rotation) -> Cache:
+        """Keys, rotated, and values, each f32[B, heads of keys, T, size of a head]."""
+        keys = _rotated(self.k_norm(self._by_head(self.k_proj(read))), *rotation)
+        return keys, self._by_head(self.v_proj(read))
 
-        queries = _rotated(self.q_norm(by_head(self.q_proj(read))).transpose(1, 2), *rotation)
-        keys = _rotated(self.k_norm(by_head(self.k_proj(read))).transpose(1, 2), *rotation)
-        values = by_head(self.v_proj(read)).transpose(1, 2)
-        if past is not None:
-            keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
-        if mask is None:
-            entries = keys.shape[2]
-            seen = torch.ones(width, entries, dtype=torch.bool, device=read.device)
-            mask = torch.zeros(width, entries, device=read.device, dtype=read.dtype)
-            mask.masked_fill_(~seen.tril(entries - width), -torch.inf)
-        attended = functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, enable_gqa=True
-        )
-        joined = attended.transpose(1, 2).reshape(batch, width, -1)
-        return self.o_proj(joined), (keys, values)
+    def join(self, attended: torch.Tensor) -> torch.Tensor:
+        """f32[B, T, D] from what every head's queries found, f32[B, heads, T, size of a head]."""
+        joined: torch.Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
+        return joined
+
+    def _by_head(self, values: torch.Tensor) -> torch.Tensor:
+        return values.view(*values.shape[:-1], -1, self._size).transpose(1, 2)
 
 
 class _Mlp(nn.Module):

@@ -26,7 +26,7 @@ from specplug.types import ExportError, Int32Array
 _CONFIG = "config.json"
 _LAYERS = ("llama", "qwen3")
 """Kinds of decoder layers that the library builds heads of."""
-_EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
+EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
 """What targets call theirs."""
 _NOT_OURS = ("t2d", "d2t", "verifier_norm.weight", "verifier_lm_head.weight")
 
@@ -76,14 +76,14 @@ def open_head(path: Path, target: Source) -> HeadSource:
     try:
         _check_kind(path, config)
         _check_verifier(path, config, target)
-        shape = _shape(config, target.config)
+        shape = read_shape(config, target.config)
         shards = sorted(path.glob("*.safetensors"))
         stored = {name: tensor for shard in shards for name, tensor in _tensors(shard).items()}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ExportError(f"the head {path} cannot be read: {error!r}") from error
     if not shards:
         raise ExportError(f"the head {path} holds no .safetensors file")
-    table = next((name for name in _EMBEDDINGS if name in target.weights), _EMBEDDINGS[0])
+    table = next((name for name in EMBEDDINGS if name in target.weights), EMBEDDINGS[0])
     return HeadSource(
         path,
         _module(path, shape, stored, target.weights.get(table)),
@@ -153,7 +153,12 @@ def _is_called(target: Source, name: str) -> bool:
     )
 
 
-def _shape(config: dict[str, Any], target: Any) -> HeadShape:
+def read_shape(config: dict[str, Any], target: Any) -> HeadShape:
+    """What a head is, by its configuration and that of its target, a transformers one.
+
+    Raises:
+        ExportError: it rotates a part of its heads, or reads layers that the target has not.
+    """
     layer = transformers.AutoConfig.for_model(**config["transformer_layer_config"])
     attention = read_attention(layer)[0]
     head_size = int(layer.head_dim)

@@ -17,12 +17,14 @@ import torch
 import transformers
 
 from specplug.bundle import Bundle
+from specplug.distilling.shards import Shards
 from specplug.export import export_bundle
 from specplug.export.from_onnx import export_onnx
 from specplug.export.source import Source, open_source
 from specplug.weights import MODELS, default_folder
 from tests_support import native
-from tests_support.heads import LAYERS, WRITTEN, train
+from tests_support.distilling import learn, write_own_texts
+from tests_support.heads import LAYERS, WRITTEN
 from tests_support.tiny import write_checkpoint
 
 
@@ -109,18 +111,31 @@ def head_bundles(head_target: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def learned_texts(
+    head_source: Source, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Shards, list[list[int]]]:
+    """A target's answers to some prompts, each twice, and the prompts."""
+    random = np.random.default_rng(0)
+    prompts = [random.integers(0, 256, size=12).tolist() for _ in range(6)]
+    folder = tmp_path_factory.mktemp("texts")
+    return write_own_texts(folder, head_source.reference(), prompts, 60, repeats=2), prompts
+
+
+@pytest.fixture(scope="session")
 def learned(
-    head_target: Path, head_source: Source, tmp_path_factory: pytest.TempPathFactory
+    head_target: Path,
+    head_source: Source,
+    learned_texts: tuple[Shards, list[list[int]]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, list[list[int]]]:
     """A bundle whose head was trained on the target's answers to some prompts."""
     folder = tmp_path_factory.mktemp("learned")
-    random = np.random.default_rng(0)
-    prompts = [random.integers(0, 256, size=12).tolist() for _ in range(6)]
+    shards, prompts = learned_texts
     export_bundle(
         head_target,
         folder / "learned.bundle",
         precision="fp32",
-        draft=train(folder / "head", head_source, prompts),
+        draft=learn(folder / "head", head_source, shards),
     )
     return folder / "learned.bundle", prompts
 

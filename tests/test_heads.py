@@ -17,6 +17,7 @@ from specplug import (
     SpeculativeDecoder,
 )
 from specplug.bundle import Bundle
+from specplug.distilling.heads import save_head
 from specplug.engines import load
 from specplug.engines.contract import assert_close
 from specplug.export import export_bundle, graphs, measuring, plan_export
@@ -32,7 +33,6 @@ from tests_support.heads import (
     WRITTEN,
     copy_head,
     features_of,
-    save,
 )
 from tests_support.tiny import write_checkpoint
 
@@ -225,7 +225,7 @@ def test_an_embedding_that_is_the_targets_is_stored_once(
     made = {}
     for name, folder in (
         ("its own", WRITTEN / "llama-normed"),
-        ("shared", save(tmp_path / "head", head, WRITTEN / "llama-normed")),
+        ("shared", save_head(tmp_path / "head", head, head_source, None)),
     ):
         bundle = tmp_path / f"{name}.bundle"
         manifest = export_bundle(head_target, bundle, precision=precision, draft=folder)

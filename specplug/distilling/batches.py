@@ -1,0 +1,195 @@
+"""Records cut into pieces, and pieces put together to batches, one after the other without padding.
+
+A record's entry i is made of its token i + 1 and the target's hidden state of position i, and
+guesses token i + 2, as in :mod:`specplug.export.head`. Only guesses of the answer are learnt, so
+the entries before it are there to be looked back at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from specplug.distilling.shards import Record
+from specplug.types import Int32Array, Int64Array
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Successive entries of a record, of which the last ones guess its answer."""
+
+    record: int
+    """Its place in the sequence of records."""
+    first: int
+    """The first entry."""
+    entries: int
+    answers: int
+    """How many of them guess, the last ones."""
+
+
+def pieces_of(place: int, tokens: int, begin: int, row: int) -> list[Piece]:
+    """The pieces, of up to ``row`` entries, of a record of so many tokens."""
+    guessing = max(begin - 2, 0)
+    made = []
+    for first in range(0, tokens - 2, row):
+        stop = min(first + row, tokens - 2)
+        if stop > guessing:
+            made.append(Piece(place, first, stop - first, stop - max(first, guessing)))
+    return made
+
+
+def held_out(ids: Sequence[int], share: float, most: int) -> frozenset[int]:
+    """Of a sequence of records the places of those not to learn from.
+
+    Which ones depends on their numbers alone, so more records do not move any of them over.
+
+    Args:
+        ids: the records' numbers.
+        share: of all records.
+        most: records; the same ones whatever the share.
+    """
+    drawn = [_uniform(number) for number in ids]
+    chosen = sorted((value, place) for place, value in enumerate(drawn) if value < share)
+    return frozenset(place for _, place in chosen[:most])
+
+
+def _uniform(number: int) -> float:
+    digest = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def grouped(pieces: Sequence[Piece], entries: int) -> list[list[Piece]]:
+    """Pieces in their order, as many a batch as together have no more than ``entries``."""
+    batches: list[list[Piece]] = []
+    room = 0
+    for piece in pieces:
+        if not batches or piece.entries > room:
+            batches.append([])
+            room = entries
+        batches[-1].append(piece)
+        room -= piece.entries
+    return batches
+
+
+def shuffled(pieces: Sequence[Piece], entries: int, seed: int, epoch: int) -> list[list[Piece]]:
+    """The batches of an epoch."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(pieces))
+    return grouped([pieces[place] for place in order], entries)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Pieces one after the other: N entries, of which A guess, in S own steps each.
+
+    A guess of own step s, counted from 0, at entry i is of token i + 2 + s.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    """Entries, and those of them that guess (the last), of each piece."""
+    tokens: torch.Tensor
+    """Of the entries, i64[N]."""
+    positions: torch.Tensor
+    """From 0 in each piece, i64[N]."""
+    states: torch.Tensor
+    """The target's, bf16[N, W]."""
+    guessing: torch.Tensor
+    """Which entries, i64[A]."""
+    read: torch.Tensor
+    """The token that each own step reads, i64[S, A]; those of step 0 are the entries' own."""
+    wanted: torch.Tensor
+    """The token that follows it, by its place in the draft vocabulary, i64[S, A]; -1: none, or
+    it is not in there."""
+    counts: torch.Tensor
+    """Whether there is one, bool[S, A]: records end."""
+    ids: torch.Tensor
+    """The target's likeliest tokens by their places in the draft vocabulary, i64[S, A, K]."""
+    shares: torch.Tensor
+    """Their probabilities among the K, f32[S, A, K]; 0 for those that are not in there."""
+
+    def to(self, device: str) -> Batch:
+        """The same on a device."""
+        moved = {
+            name: value.to(device)
+            for name in self.__slots__
+            if isinstance(value := getattr(self, name), torch.Tensor)
+        }
+        return replace(self, **moved)  # type: ignore[arg-type]  # mypy takes all for spans
+
+
+_BY_STEP = ("read", "wanted", "counts", "ids", "shares")
+
+
+class Collator:
+    """Makes batches of pieces.
+
+    Args:
+        records: the sequence that the pieces are of.
+        vocabulary: ids of the draft vocabulary, ascending.
+        vocab_size: of the target.
+        own_steps: S.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], vocabulary: Int32Array, vocab_size: int, own_steps: int
+    ) -> None:
+        self._records, self._steps = records, own_steps
+        self._places: Int64Array = np.full(vocab_size, -1, dtype=np.int64)
+        self._places[vocabulary] = np.arange(len(vocabulary))
+
+    def __call__(self, pieces: Sequence[Piece]) -> Batch:
+        """The batch of these pieces."""
+        parts = [self._part(piece) for piece in pieces]
+        starts = np.cumsum([0, *(piece.entries for piece in pieces)])
+        guessing = [
+            np.arange(start + piece.entries - piece.answers, start + piece.entries)
+            for piece, start in zip(pieces, starts, strict=False)
+        ]
+        joined = {
+            name: torch.cat([part[name] for part in parts], dim=int(name in _BY_STEP))
+            for name in parts[0]
+        }
+        return Batch(
+            spans=tuple((piece.entries, piece.answers) for piece in pieces),
+            guessing=torch.from_numpy(np.concatenate(guessing)),
+            **joined,
+        )
+
+    def _part(self, piece: Piece) -> dict[str, torch.Tensor]:
+        record = self._records[piece.record]
+        tokens = record.tokens.astype(np.int64)
+        entries = np.arange(piece.first, piece.first + piece.entries)
+        ahead = entries[-piece.answers :] + 1 + np.arange(self._steps)[:, None]  # [S, A]
+        last = len(tokens) - 1
+        counts = ahead < last
+        following = np.minimum(ahead + 1, last)
+        rows = following - record.begin
+        logits = record.logits[rows]
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        ids = self._places[record.ids[rows]]
+        shares[(ids < 0) | ~counts[..., None]] = 0
+        made = {
+            "tokens": tokens[entries + 1],
+            "positions": np.arange(piece.entries),
+            "read": tokens[np.minimum(ahead, last)],
+            "wanted": np.where(counts, self._places[tokens[following]], -1),
+            "counts": counts,
+            "ids": np.maximum(ids, 0),
+            "shares": shares,
+        }
+        states = record.states[piece.first : piece.first + piece.entries]
+        return {name: torch.from_numpy(values) for name, values in made.items()} | {
+            "states": states
+        }
+
+
+def batches_of(
+    collate: Collator, groups: Sequence[Sequence[Piece]], device: str
+) -> Iterator[Batch]:
+    """One after the other."""
+    for group in groups:
+        yield collate(group).to(device)

@@ -1,0 +1,66 @@
+"""The draft vocabulary: the tokens that a head guesses, chosen by what the target says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from specplug.distilling.shards import Record
+from specplug.types import Int32Array
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Which tokens, and how much of the answers they are."""
+
+    ids: Int32Array
+    """The target's, ascending."""
+    answers: int
+    """Tokens of all answers."""
+    covered: int
+    """Those of them that are in it."""
+    mass: float
+    """Of the target's probabilities over its likeliest tokens, the share that is in it."""
+
+
+def choose_vocabulary(
+    records: Iterable[Record], size: int, vocab_size: int, keep: Collection[int]
+) -> Vocabulary:
+    """The tokens that answers have most, both those said and those that might have been.
+
+    A token counts once wherever it was said, and by its probability wherever it was likely, since
+    at other draws it is what the target says. Equal ones go by their id.
+
+    Args:
+        records: whose answers are read.
+        size: of the draft vocabulary.
+        vocab_size: of the target.
+        keep: tokens that are in it in any case, those that end an answer above all.
+
+    Raises:
+        ValueError: there is no room for ``keep``, or there are fewer tokens.
+    """
+    if not len(keep) <= size <= vocab_size:
+        raise ValueError(
+            f"a draft vocabulary of {size}: give {max(len(keep), 1)} to {vocab_size}, which this "
+            "target has"
+        )
+    said = np.zeros(vocab_size, dtype=np.int64)
+    likely = np.zeros(vocab_size)
+    for record in records:
+        said += np.bincount(record.tokens[record.begin :], minlength=vocab_size)
+        logits = np.asarray(record.logits, dtype=np.float64)
+        chances = np.exp(logits - logits.max(-1, keepdims=True))
+        chances /= chances.sum(-1, keepdims=True)
+        likely += np.bincount(record.ids.ravel(), chances.ravel(), vocab_size)
+    rank = said + likely
+    rank[list(keep)] = np.inf
+    ids = np.sort(np.argsort(-rank, kind="stable")[:size])
+    return Vocabulary(
+        ids.astype(np.int32),
+        int(said.sum()),
+        int(said[ids].sum()),
+        float(likely[ids].sum() / max(likely.sum(), np.finfo(float).tiny)),
+    )

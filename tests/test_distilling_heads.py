@@ -1,0 +1,296 @@
+"""What a head learns from, and the folder that it is kept in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specplug import ExportError
+from specplug.distilling import loss as loss_module
+from specplug.distilling.batches import Collator, held_out, pieces_of, shuffled
+from specplug.distilling.heads import NORMS, head_shape, save_head
+from specplug.distilling.loss import soft_cross_entropy
+from specplug.distilling.own_steps import own_states
+from specplug.distilling.training import loss_of
+from specplug.distilling.vocabulary import choose_vocabulary
+from specplug.engines.contract import assert_close
+from specplug.export.source import Source, open_source
+from specplug.export.speculators import open_head
+from tests_support.distilling import (
+    SOME,
+    TINY_LAYERS,
+    WHOLE,
+    batch_of,
+    random_records,
+    tiny_head,
+)
+from tests_support.heads import expected_logits
+from tests_support.tiny import write_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# --- batches ----------------------------------------------------------------------------------
+
+
+@given(tokens=st.integers(2, 80), begin=st.integers(1, 79), row=st.integers(1, 30))
+def test_every_token_of_an_answer_is_guessed_once(tokens: int, begin: int, row: int) -> None:
+    """From the entry two before, which the first token of a text does not have."""
+    begin = min(begin, tokens - 1)
+    pieces = pieces_of(0, tokens, begin, row)
+    guessed = [
+        piece.first + entry + 2
+        for piece in pieces
+        for entry in range(piece.entries - piece.answers, piece.entries)
+    ]
+    assert guessed == list(range(max(begin, 2), tokens))
+    assert all(piece.answers <= piece.entries <= row for piece in pieces)
+
+
+def test_batches_of_an_epoch_hold_every_piece_once() -> None:
+    pieces = [p for n in range(50) for p in pieces_of(n, 5 + n, 3, 30)]
+    batches = shuffled(pieces, 64, seed=1, epoch=0)
+    assert sorted(map(repr, chain.from_iterable(batches))) == sorted(map(repr, pieces))
+    assert all(sum(piece.entries for piece in batch) <= 64 for batch in batches)
+    assert batches == shuffled(pieces, 64, seed=1, epoch=0)
+    assert batches != shuffled(pieces, 64, seed=1, epoch=1)
+    assert batches != shuffled(pieces, 64, seed=2, epoch=0)
+
+
+def test_records_held_out_stay_so_when_there_are_more() -> None:
+    few, many = held_out(range(500), 0.1, 1000), held_out(range(5000), 0.1, 1000)
+    assert few == {place for place in many if place < 500}
+    assert 400 < len(many) < 600
+    assert len(held_out(range(5000), 0.1, 7)) == 7
+    assert held_out([7 * n for n in range(500)], 0.1, 1000) != few  # by number, not by place
+
+
+# --- own steps --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [
+        NORMS,
+        {"norm_before_fc": True, "norm_output": True, "fc_norm": False},
+        {"norm_before_residual": False, "norm_output": True},
+    ],
+)
+def test_own_steps_are_those_of_drafting(norms: dict[str, bool], head_source: Source) -> None:
+    """At every place of texts that stand side by side: the module, run anew step by step."""
+    records = random_records(3, seed=3)
+    head = tiny_head(head_source, SOME, **norms)
+    batch = batch_of(records, SOME)
+    with torch.no_grad():
+        found = head.lm_head(own_states(head, batch)).numpy()
+    column = compared = 0
+    for record in records:
+        for guessed in range(max(record.begin, 2), len(record.tokens)):
+            for step in range(min(3, len(record.tokens) - guessed)):
+                expected = expected_logits(
+                    head,
+                    record.states[None].float(),
+                    record.tokens[:guessed].astype(np.int64),
+                    record.tokens[guessed : guessed + step].tolist(),
+                )
+                assert_close(found[step, column], expected)
+                compared += 1
+            column += 1
+    assert column == len(batch.guessing)
+    assert compared == int(batch.counts.sum())
+
+
+def test_what_is_learnt_is_what_the_target_thought() -> None:
+    """Of the token after each own step's, inside the draft vocabulary."""
+    (record,) = random_records(1, seed=5)
+    batch = batch_of([record], SOME)
+    places = {int(token): place for place, token in enumerate(SOME)}
+    first = max(record.begin, 2)
+    for step in range(3):
+        for column, guessed in enumerate(range(first + step, len(record.tokens))):
+            assert batch.read[step, column] == record.tokens[guessed - 1]
+            assert batch.wanted[step, column] == places.get(int(record.tokens[guessed]), -1)
+            row = guessed - record.begin
+            chances = torch.from_numpy(record.logits[row]).softmax(-1).tolist()
+            expected = {
+                places[int(token)]: chance
+                for token, chance in zip(record.ids[row], chances, strict=True)
+                if int(token) in places
+            }
+            shares = dict.fromkeys(batch.ids[step, column].tolist(), 0.0)
+            for place, share in zip(
+                batch.ids[step, column].tolist(), batch.shares[step, column].tolist(), strict=True
+            ):
+                shares[place] += share
+            assert {p: s for p, s in shares.items() if s} == pytest.approx(expected)
+        assert batch.counts[step].tolist() == [
+            guessed + step < len(record.tokens) for guessed in range(first, len(record.tokens))
+        ]
+        assert not batch.shares[step][~batch.counts[step]].any()
+
+
+@pytest.mark.parametrize("row", [600, 11])
+def test_texts_side_by_side_are_texts_one_by_one(row: int, head_source: Source) -> None:
+    """Loss and gradients, each text by its weight; pieces of long ones too."""
+    records = random_records(5, seed=1)
+    head = tiny_head(head_source, SOME)
+    head.embed_tokens.requires_grad_(False)
+    weights = [weight for weight in head.parameters() if weight.requires_grad]
+
+    def losses(batch: Any) -> tuple[float, float, list[torch.Tensor]]:
+        mass = float((batch.shares * (0.8 ** torch.arange(3))[:, None, None]).sum())
+        loss = loss_of(head, batch, 0.8, torch.float32)
+        return mass, loss.item() * mass, [g * mass for g in torch.autograd.grad(loss, weights)]
+
+    pieces = [p for n, r in enumerate(records) for p in pieces_of(n, len(r.tokens), r.begin, row)]
+    collate = Collator(records, SOME, 260, 3)
+    together = losses(collate(pieces))
+    alone = [losses(collate([piece])) for piece in pieces]
+    assert len(alone) > 5 or row == 600
+    assert together[:2] == pytest.approx([sum(part[n] for part in alone) for n in (0, 1)], rel=1e-5)
+    for gradient, *parts in zip(together[2], *(part[2] for part in alone), strict=True):
+        assert_close(gradient.numpy(), torch.stack(parts).sum(0).numpy())
+
+
+# --- loss -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [4, 100])
+def test_loss_and_gradients_are_those_of_cross_entropy(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "_CHUNK", chunk)
+    torch.manual_seed(0)
+    hidden = torch.randn(10, 6, requires_grad=True)
+    weight = torch.randn(20, 6, requires_grad=True)
+    ids = torch.stack([torch.randperm(20)[:5] for _ in range(10)])
+    shares = torch.rand(10, 5) * (torch.rand(10, 5) > 0.3)
+    ids[shares == 0] = 0  # as batches have it for tokens outside the draft vocabulary
+    logs = (hidden @ weight.T).log_softmax(-1)
+    expected = -(shares * logs.gather(1, ids)).sum()
+    wanted = torch.autograd.grad(expected, [hidden, weight])
+    found = soft_cross_entropy(hidden, weight, ids, shares, torch.float32)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for gradient, reference in zip(
+        torch.autograd.grad(3 * found, [hidden, weight]), wanted, strict=True
+    ):
+        assert_close(gradient.numpy(), 3 * reference.numpy())
+    rounded = soft_cross_entropy(hidden, weight, ids, shares, torch.bfloat16)
+    assert rounded.item() == pytest.approx(expected.item(), rel=0.02)
+
+
+def test_a_token_that_the_head_rules_out_costs_a_finite_loss() -> None:
+    hidden = torch.tensor([[1e4]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    loss = soft_cross_entropy(hidden, weight, torch.tensor([[1]]), torch.ones(1, 1), torch.float32)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert 50 < loss.item() < float("inf")
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
+
+
+# --- vocabulary -------------------------------------------------------------------------------
+
+
+@given(size=st.integers(2, 260), seed=st.integers(0, 5))
+def test_a_draft_vocabulary_has_the_tokens_of_answers(size: int, seed: int) -> None:
+    records, keep = random_records(6, seed), (7, 259)
+    rank = dict.fromkeys(range(260), 0.0)
+    said: list[int] = []
+    for record in records:
+        said += record.tokens[record.begin :].tolist()
+        for tokens, logits in zip(record.ids, record.logits, strict=True):
+            for token, chance in zip(tokens, torch.from_numpy(logits).softmax(-1), strict=True):
+                rank[int(token)] += float(chance)
+    for token in said:
+        rank[token] += 1
+    found = choose_vocabulary(records, size, 260, keep)
+    ids = found.ids.tolist()
+    assert ids == sorted(set(ids))
+    assert len(ids) == size
+    assert set(keep) <= set(ids)
+    least = min((rank[token] for token in ids if token not in keep), default=np.inf)
+    assert all(rank[token] <= least + 1e-3 for token in range(260) if token not in ids)
+    assert found.answers == len(said)
+    assert found.covered == sum(token in ids for token in said)
+    assert 0 < found.mass <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("size", [1, 261])
+def test_a_draft_vocabulary_that_cannot_be_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"a draft vocabulary of {size}: give 2 to 260"):
+        choose_vocabulary(random_records(2), size, 260, (1, 2))
+
+
+# --- a head, and its folder -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_read_as_it_was_written(kind: str, tied: bool, tmp_path: Path) -> None:
+    folder = write_checkpoint(
+        tmp_path / "target", model_type=kind, num_hidden_layers=3, tie_word_embeddings=tied
+    )
+    source = open_source(folder)
+    head = tiny_head(source, SOME)
+    reference = source.reference()
+    assert head.shape.query_key_norm is (kind == "qwen3")
+    for made, theirs in (
+        (head.lm_head.weight, reference.lm_head.weight[torch.from_numpy(SOME).long()]),
+        (head.embed_tokens.weight, reference.model.embed_tokens.weight),
+        (head.norm.weight, reference.model.norm.weight),
+    ):
+        assert torch.equal(made, theirs + torch.zeros(()))
+    save_head(tmp_path / "head", head, source, SOME, {"seed": 3})
+    opened = open_head(tmp_path / "head", source)
+    assert opened.vocabulary is not None
+    assert opened.vocabulary.tolist() == SOME.tolist()
+    for name, weight in head.state_dict().items():
+        assert torch.equal(weight, opened.head.state_dict()[name]), name
+    shape, found = (replace(each.shape, rotary=None) for each in (head, opened.head))  # type: ignore[arg-type]
+    assert shape == found
+    assert np.array_equal(head.shape.rotary.cos, opened.head.shape.rotary.cos)
+    assert json.loads((tmp_path / "head" / "provenance.json").read_text()) == {"seed": 3}
+    size = (tmp_path / "head" / "model.safetensors").stat().st_size
+    stored = sum(w.numel() for w in head.parameters()) - head.embed_tokens.weight.numel()
+    assert 4 * stored < size < 4 * stored + 12_000
+
+
+def test_a_head_with_an_embedding_of_its_own_keeps_it(head_source: Source, tmp_path: Path) -> None:
+    head = tiny_head(head_source, WHOLE)
+    with torch.no_grad():
+        head.embed_tokens.weight.mul_(2)
+    opened = open_head(save_head(tmp_path / "head", head, head_source, None), head_source)
+    assert opened.vocabulary is None
+    assert torch.equal(opened.head.embed_tokens.weight, head.embed_tokens.weight)
+
+
+def test_heads_are_random_from_their_seed(head_source: Source) -> None:
+    heads = [tiny_head(head_source, SOME, seed) for seed in (1, 1, 2)]
+    first, same, other = (head.fc.weight for head in heads)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_targets_that_can_have_no_head_are_refused(tmp_path: Path, head_source: Source) -> None:
+    folder = write_checkpoint(
+        tmp_path / "target", model_type="gpt2", n_layer=3, n_head=4, n_embd=64,
+        intermediate_size=None, num_key_value_heads=None, head_dim=None,
+    )  # fmt: skip
+    with pytest.raises(ExportError, match="'gpt2': have llama"):
+        head_shape(open_source(folder).config, TINY_LAYERS, 100, 600)
+    with pytest.raises(ExportError, match="vocab_size is 261: give 1 to 260"):
+        head_shape(head_source.config, TINY_LAYERS, 261, 600)
+    with pytest.raises(ExportError, match="max_length is 1200: give 1 to 1199"):
+        head_shape(head_source.config, TINY_LAYERS, 100, 1200)
+    with pytest.raises(ExportError, match="the target has 3"):
+        head_shape(head_source.config, (0, 3), 100, 600)
