@@ -11,6 +11,7 @@ from specplug.cli import (
     bench,
     chat,
     console,
+    distill,
     export,
     generate,
     inspect,
@@ -39,6 +40,7 @@ app.command(name="serve")(serve.serve)
 app.command(name="hash-key")(serve.hash_key_command)
 app.command(name="verify")(verify.verify)
 app.command(name="tune")(tune.tune)
+app.command(name="distill")(distill.distill)
 app.command(name="bench")(bench.bench)
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
 
 from specplug.bench.workload import Item, read_workload
 from specplug.bundle import MANIFEST, Bundle
 from specplug.cli import console
 from specplug.cli.console import Sources, Threads
 from specplug.cli.export import TargetPrecision
-from specplug.types import MissingExtraError, SpecplugError
+from specplug.types import SpecplugError
 
 if TYPE_CHECKING:
     from specplug.distilling.answers import AnswerProgress
@@ -91,10 +92,10 @@ def distill(
 
     Interrupted, the same command goes on where it was.
     """
-    with _extra():
-        from specplug.distilling import distill as distilling
-        from specplug.distilling.answers import AnswerOptions
-        from specplug.distilling.options import TrainingOptions
+    from specplug.distilling import distill as distilling
+    from specplug.distilling.answers import AnswerOptions
+    from specplug.distilling.options import TrainingOptions
+
     items = [item for file in prompts for item in read_workload(file)]
     bundle = Bundle.open(model) if (model / MANIFEST).is_file() else None
     path, of_bundle = _source(bundle, source) if bundle else (model, {})
@@ -131,16 +132,6 @@ def distill(
     else:
         console.note(f"next: specplug export {model} --draft {output} -o BUNDLE")
     print(output)
-
-
-@contextmanager
-def _extra() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise MissingExtraError(
-            f"specplug distill needs {error.name}: pip install 'specplug[distill]'"
-        ) from error
 
 
 def _layers(given: str | None) -> tuple[int, ...] | None:
@@ -237,15 +228,27 @@ def _summary(made: Distilled) -> None:
     )
 
 
-def _time(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else time_short(seconds)
-
-
-def time_short(seconds: float) -> str:
-    """Below an hour."""
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
 def _show_plan(path: Path, items: list[Item], options: DistillOptions) -> None:
-    raise NotImplementedError
+    """Print what it takes, after a few seconds of answering and training."""
+    from specplug.distilling.forecast import forecast
+
+    with console.stderr.status("answering and training for a few seconds"):
+        plan = forecast(path, items, options)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row("answering", _time(plan.answer_seconds))
+    table.add_row(f"training, {plan.steps} steps", _time(plan.training_seconds))
+    table.add_row("disk for hidden states", _gigabytes(plan.answer_bytes))
+    table.add_row("disk for the checkpoint", _gigabytes(plan.training_bytes))
+    table.add_row("memory of training, roughly", _gigabytes(plan.memory_bytes))
+    console.stdout.print(table)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / _GIGABYTE:.2f} GB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -24,7 +24,7 @@ def draw_curve(folder: Path, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError(
-            "a training's curve needs matplotlib: pip install 'specplug[bench]'"
+            "a training's curve needs matplotlib: pip install 'specplug[distill]'"
         ) from error
     lines = read_journal(folder)
     if not lines:

@@ -20,8 +20,9 @@ from specplug.distilling.options import Progress, TrainingOptions, TrainingResul
 from specplug.distilling.shards import Shards
 from specplug.distilling.training import train
 from specplug.distilling.vocabulary import Vocabulary, choose_vocabulary
-from specplug.export import Precision, export_bundle
+from specplug.export import export_bundle
 from specplug.export.attention import max_entries
+from specplug.export.precision import Precision
 from specplug.export.provenance import write_provenance
 from specplug.export.source import Source, open_source
 from specplug.opening import open_parts
@@ -190,6 +191,14 @@ def _answer(
         told.stage("exporting the target with its hidden states")
         export_bundle(source, bundle, precision=options.precision, hidden=layers, note=told.note)
     told.stage("answering")
+    with open_recorder(bundle, source, options) as decoder:
+        records = write_answers(decoder, prompts, folder, options.answers, told.answers)
+    (folder / "complete").touch()
+    return records
+
+
+def open_recorder(bundle: Path, source: Path, options: DistillOptions) -> BatchDecoder:
+    """A decoder that records what the target of a bundle thinks."""
     parts = open_parts(
         Bundle.open(bundle),
         "none",
@@ -203,10 +212,7 @@ def _answer(
         parts["target"].close()
         raise SpecplugError(f"{source.name} has no tokenizer: prompts need one")
     recording = parts | {"drafter": Recorder()}
-    with BatchDecoder(**recording, draft_tokens=0, prefix_cache_bytes=0) as decoder:
-        records = write_answers(decoder, prompts, folder, options.answers, told.answers)
-    (folder / "complete").touch()
-    return records
+    return BatchDecoder(**recording, draft_tokens=0, prefix_cache_bytes=0)
 
 
 def _vocabulary(records: Shards, work: Path, source: Source, options: DistillOptions) -> Vocabulary:

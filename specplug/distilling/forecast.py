@@ -1,0 +1,77 @@
+"""What a distillation will take, from a few seconds of each of its parts."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from specplug.bench.workload import Item
+from specplug.distilling.answers import LIKELIEST, AnswerProgress, write_answers
+from specplug.distilling.distill import DistillOptions, default_layers, open_recorder
+from specplug.distilling.heads import head_shape
+from specplug.distilling.planning import Counts, Plan, plan, time_step
+from specplug.distilling.shards import Shards
+from specplug.export import export_bundle
+from specplug.export.attention import max_entries
+from specplug.export.source import open_source
+
+_SECONDS = 20.0  # of answering
+
+
+class _EnoughError(Exception):
+    """It was answered for long enough."""
+
+
+def forecast(source: Path, prompts: Sequence[Item], options: DistillOptions) -> Plan:
+    """Answer some prompts and train a few steps, leaving nothing behind, and add up.
+
+    Args:
+        source: as in :func:`specplug.distilling.distill.distill`, like the others.
+        prompts: see there.
+        options: see there.
+    """
+    opened = open_source(source)
+    config = opened.config
+    layers = options.layers or default_layers(int(config.num_hidden_layers))
+    with tempfile.TemporaryDirectory(prefix="specplug-distill-") as folder:
+        bundle = Path(folder) / "target.bundle"
+        export_bundle(source, bundle, precision=options.precision, hidden=layers)
+        counts, speed = _trial(bundle, source, prompts, options, Path(folder) / "answers")
+    size = min(options.vocabulary, int(config.vocab_size))
+    shape = head_shape(config, layers, size, max_entries(config) - 1)
+    return plan(
+        counts,
+        shape,
+        options.training,
+        answer_speed=speed,
+        entry_seconds=time_step(shape, options.training, counts),
+    )
+
+
+def _trial(
+    bundle: Path, source: Path, prompts: Sequence[Item], options: DistillOptions, folder: Path
+) -> tuple[Counts, float]:
+    """How much text all prompts will give, and the answers' tokens a second."""
+    started, speed = time.perf_counter(), 1.0
+
+    def stop(progress: AnswerProgress) -> None:
+        nonlocal speed
+        speed = progress.tokens / max(progress.seconds, 1e-9)
+        if progress.prompts and time.perf_counter() - started > _SECONDS:
+            raise _EnoughError
+
+    with open_recorder(bundle, source, options) as decoder, suppress(_EnoughError):
+        write_answers(decoder, prompts, folder, options.answers, stop)
+    found = Shards(folder)
+    answers, tokens = sum(found.answer_lengths), sum(found.lengths)
+    share = len(prompts) / max(len(found), 1)
+    counts = Counts(
+        records=len(prompts),
+        prompt_tokens=round((tokens - answers) * share),
+        answer_tokens=round(answers * share),
+        likeliest=LIKELIEST,
+    )
+    return counts, speed
