@@ -209,17 +209,22 @@ class Attention(nn.Module):
 
     def queries(self, read: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """f32[B, heads, T, size of a head], rotated."""
-        return _rotated(self.q_norm(self._by_head(self.q_proj(read))), *rotation)
+        return self._rotated(self.q_norm, self.q_proj(read).to(read.dtype), rotation)
 
     def entries(self, read: torch.Tensor, rotation: Rotation) -> Cache:
         """Keys, rotated, and values, each f32[B, heads of keys, T, size of a head]."""
-        keys = _rotated(self.k_norm(self._by_head(self.k_proj(read))), *rotation)
+        keys = self._rotated(self.k_norm, self.k_proj(read).to(read.dtype), rotation)
         return keys, self._by_head(self.v_proj(read))
 
     def join(self, attended: torch.Tensor) -> torch.Tensor:
         """f32[B, T, D] from what every head's queries found, f32[B, heads, T, size of a head]."""
         joined: torch.Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return joined
+
+    def _rotated(self, norm: nn.Module, values: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """Rotate halves of every head against one another."""
+        (first, second), (cos, sin) = norm(self._by_head(values)).chunk(2, dim=-1), rotation
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
     def _by_head(self, values: torch.Tensor) -> torch.Tensor:
         return values.view(*values.shape[:-1], -1, self._size).transpose(1, 2)
@@ -237,9 +242,3 @@ class _Mlp(nn.Module):
             functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden)
         )
         return made
-
-
-def _rotated(values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate halves of every head against one another."""
-    first, second = values.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @given(tokens=st.integers(2, 80), begin=st.integers(1, 79), row=st.integers(1, 30))
 def test_every_token_of_an_answer_is_guessed_once(tokens: int, begin: int, row: int) -> None:
-    """From the entry two before, which the first token of a text does not have."""
+    """But for the first, which no draft is of."""
     begin = min(begin, tokens - 1)
     pieces = pieces_of(0, tokens, begin, row)
     guessed = [
@@ -52,7 +52,7 @@ def test_every_token_of_an_answer_is_guessed_once(tokens: int, begin: int, row: 
         for piece in pieces
         for entry in range(piece.entries - piece.answers, piece.entries)
     ]
-    assert guessed == list(range(max(begin, 2), tokens))
+    assert guessed == list(range(begin + 1, tokens))
     assert all(piece.answers <= piece.entries <= row for piece in pieces)
 
 
@@ -94,7 +94,7 @@ def test_own_steps_are_those_of_drafting(norms: dict[str, bool], head_source: So
         found = head.lm_head(own_states(head, batch)).numpy()
     column = compared = 0
     for record in records:
-        for guessed in range(max(record.begin, 2), len(record.tokens)):
+        for guessed in range(record.begin + 1, len(record.tokens)):
             for step in range(min(3, len(record.tokens) - guessed)):
                 expected = expected_logits(
                     head,
@@ -114,7 +114,7 @@ def test_what_is_learnt_is_what_the_target_thought() -> None:
     (record,) = random_records(1, seed=5)
     batch = batch_of([record], SOME)
     places = {int(token): place for place, token in enumerate(SOME)}
-    first = max(record.begin, 2)
+    first = record.begin + 1
     for step in range(3):
         for column, guessed in enumerate(range(first + step, len(record.tokens))):
             assert batch.read[step, column] == record.tokens[guessed - 1]

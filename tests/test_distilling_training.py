@@ -29,12 +29,14 @@ from specplug.export.speculators import open_head
 from tests_support.distilling import (
     LIKELIEST,
     SOME,
+    TINY_LAYERS,
     WHOLE,
     batch_of,
     random_records,
     tiny_head,
     write_records,
 )
+from tests_support.heads import features_of
 
 OPTIONS = TrainingOptions(
     epochs=3, batch=96, row=40, own_steps=3, held_out=0.2, evaluate_every=7, report_every=2,
@@ -60,13 +62,16 @@ def test_drafts_are_accepted_where_it_was_measured(
     """A head that learnt a target's texts, measured on them, and drafting in the decoder."""
     bundle, _ = learned
     opened = open_head(bundle.parent / "head", head_source)
-    records = learned_texts[0][:6]
+    records, model = learned_texts[0][:6], head_source.reference()
     rounds = 0
     with SpeculativeDecoder.from_bundle(bundle, drafter="head", draft_tokens=4) as decoder:
         decoder.stop_token_ids = frozenset()
         decoder._trees = False
         for record in records:
-            accepted = accepted_at(opened.head, batch_of([record], steps=4), torch.float32).sum(0)
+            exact = replace(
+                record, states=features_of(model, record.tokens.tolist(), TINY_LAYERS)[0, :-1]
+            )
+            accepted = accepted_at(opened.head, batch_of([exact], steps=4), torch.float32).sum(0)
             told = decoder.generate(
                 record.tokens[: record.begin].tolist(),
                 max_tokens=len(record.tokens) - record.begin,
@@ -78,6 +83,7 @@ def test_drafts_are_accepted_where_it_was_measured(
             ):
                 assert taken == min(drafted, int(accepted[place]))
                 place, rounds = place + taken + 1, rounds + 1
+            assert place == len(accepted)
     assert rounds > 30
     everywhere = measure(opened.head, [batch_of(records, steps=4)], torch.float32)
     assert everywhere.length > 2

@@ -1,8 +1,8 @@
 """Records cut into pieces, and pieces put together to batches, one after the other without padding.
 
 A record's entry i is made of its token i + 1 and the target's hidden state of position i, and
-guesses token i + 2, as in :mod:`specplug.export.head`. Only guesses of the answer are learnt, so
-the entries before it are there to be looked back at.
+guesses token i + 2, as in :mod:`specplug.export.head`. Only guesses of the answer are learnt, but
+for its first token, which no draft is of; the entries before are there to be looked back at.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Piece:
 
 def pieces_of(place: int, tokens: int, begin: int, row: int) -> list[Piece]:
     """The pieces, of up to ``row`` entries, of a record of so many tokens."""
-    guessing = max(begin - 2, 0)
+    guessing = begin - 1  # the first token of an answer comes with the prompt's last scores
     made = []
     for first in range(0, tokens - 2, row):
         stop = min(first + row, tokens - 2)

@@ -18,10 +18,10 @@ from specplug.export.head import Cache, Head
 def own_states(head: Head, batch: Batch) -> torch.Tensor:
     """What the head's output layer reads, f32[S, A, D]."""
     attention = head.layer.self_attn
-    read, residual = head.layer.read(
-        head.embed_tokens(batch.tokens[None]), head.fuse(batch.states[None].float())
-    )
-    context = attention.entries(read, head.rotation(batch.positions[None]))
+    fused = head.fuse(batch.states[None].float()).float()  # what is added to stays in fp32
+    read, residual = head.layer.read(head.embed_tokens(batch.tokens[None]), fused)
+    keys, values = attention.entries(read, head.rotation(batch.positions[None]))
+    context = keys.to(values.dtype), values
     read, residual = read[:, batch.guessing], residual[:, batch.guessing]
     positions = batch.positions[batch.guessing][None]
     own: list[Cache] = []
@@ -54,6 +54,7 @@ def _attend(
     """
     entries, guesses = map(list, zip(*spans, strict=True))
     keys, values = (torch.split(part[0], entries, 1) for part in context)
+    dtype = context[1].dtype
     grouped = queries[0].view(len(keys[0]), -1, *queries.shape[2:]) * queries.shape[-1] ** -0.5
     scores = [(grouped * own_keys[0][:, None]).sum(-1) for own_keys, _ in own]
     own_scores = torch.stack(scores, -1) if own else grouped.new_empty(*grouped.shape[:-1], 0)
@@ -61,8 +62,8 @@ def _attend(
     later = torch.ones(longest, longest, dtype=torch.bool, device=queries.device).triu(1)
     found, own_shares = [], []
     for asking, own_score, key, value in zip(
-        torch.split(grouped, guesses, 2),
-        torch.split(own_scores, guesses, 2),
+        torch.split(grouped.to(dtype), guesses, 2),
+        torch.split(own_scores.to(dtype), guesses, 2),
         keys,
         values,
         strict=True,
