@@ -197,8 +197,8 @@ class Recording:
         self.states.append(torch.from_numpy(states).to(torch.bfloat16))
         for logits in scores.logits()[0, :scored]:
             count = min(LIKELIEST, len(logits))
-            ids = np.argpartition(logits, -count)[-count:]
-            ids = ids[np.lexsort((ids, -logits[ids]))].astype(np.int32)
+            chosen = np.argpartition(logits, -count)[-count:]
+            ids: Int32Array = chosen[np.lexsort((chosen, -logits[chosen]))].astype(np.int32)
             self.ids.append(ids)
             self.logits.append(logits[ids])
 
