@@ -18,6 +18,8 @@ from specplug.cli.distill import _time
 from tests_support.command import specplug
 
 PROMPTS = [{"prompt": f"tell of {number} {'and ' * (number % 9)}"} for number in range(60)]
+pytestmark = pytest.mark.slow  # a process with PyTorch each
+
 SMALL = (
     "--max-tokens", "30", "--vocabulary", "200", "--epochs", "2", "--precision", "fp32",
     "--threads", "1",
@@ -45,7 +47,6 @@ def head(
     return folder, done.stderr
 
 
-@pytest.mark.slow
 def test_a_head_is_made_and_exported(
     head: tuple[Path, str], head_target: Path, tmp_path: Path
 ) -> None:
@@ -71,7 +72,6 @@ def test_a_head_is_made_and_exported(
     assert texts == texts[:1] * 3
 
 
-@pytest.mark.slow
 def test_killed_at_any_time_it_ends_with_the_same_head(
     head: tuple[Path, str], head_target: Path, prompts: Path, tmp_path: Path
 ) -> None:
@@ -98,7 +98,6 @@ def test_killed_at_any_time_it_ends_with_the_same_head(
         assert (folder / name).read_bytes() == (head[0] / name).read_bytes()
 
 
-@pytest.mark.slow
 def test_a_bundle_gets_the_head(head_target: Path, prompts: Path, tmp_path: Path) -> None:
     bundle, folder = tmp_path / "target.bundle", tmp_path / "head"
     assert specplug("export", head_target, "-o", bundle, "--precision", "fp32").returncode == 0
@@ -111,7 +110,6 @@ def test_a_bundle_gets_the_head(head_target: Path, prompts: Path, tmp_path: Path
     assert specplug("verify", bundle, "--sequences", "20").returncode == 0
 
 
-@pytest.mark.slow
 def test_a_dry_run_leaves_nothing(head_target: Path, prompts: Path, tmp_path: Path) -> None:
     folder = tmp_path / "head"
     done = distill(head_target, "--prompts", prompts, "-o", folder, "--dry-run")
@@ -129,7 +127,7 @@ def test_a_dry_run_leaves_nothing(head_target: Path, prompts: Path, tmp_path: Pa
         (["--layers", "0,9"], "layers"),
         (["--epochs", "0"], "epochs is 0"),
         (["--temperature", "-1"], "-1.0"),
-        (["--vocabulary", "0"], "vocabulary"),
+        (["--vocabulary", "0"], "vocab_size is 0"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
@@ -143,7 +141,6 @@ def test_wrong_arguments_are_named(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.slow
 def test_what_is_in_the_way_is_named(
     head: tuple[Path, str], head_target: Path, prompts: Path, tmp_path: Path
 ) -> None:

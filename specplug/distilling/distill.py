@@ -22,6 +22,7 @@ from specplug.distilling.training import train
 from specplug.distilling.vocabulary import Vocabulary, choose_vocabulary
 from specplug.export import export_bundle
 from specplug.export.attention import max_entries
+from specplug.export.head import HeadShape
 from specplug.export.precision import Precision
 from specplug.export.provenance import write_provenance
 from specplug.export.source import Source, open_source
@@ -113,13 +114,14 @@ def distill(
     told.stage(f"reading {source.name}")
     opened = open_source(source)
     layers = options.layers or default_layers(int(opened.config.num_hidden_layers))
+    size = min(options.vocabulary, int(opened.config.vocab_size))
+    shape = head_shape(opened.config, layers, size, max_entries(opened.config) - 1)
     work = work_folder(output)
     plan = _plan(opened, prompts, options, layers)
     _claim(work, plan)
     records = _answer(source, prompts, work, layers, options, told)
     told.stage("choosing the draft vocabulary")
-    vocabulary = _vocabulary(records, work, opened, options)
-    shape = head_shape(opened.config, layers, len(vocabulary.ids), max_entries(opened.config) - 1)
+    vocabulary = _vocabulary(records, work, shape)
     head = new_head(shape, opened, vocabulary.ids, options.training.seed)
     told.stage("training the head")
     training = work / _TRAINING
@@ -215,11 +217,10 @@ def open_recorder(bundle: Path, source: Path, options: DistillOptions) -> BatchD
     return BatchDecoder(**recording, draft_tokens=0, prefix_cache_bytes=0)
 
 
-def _vocabulary(records: Shards, work: Path, source: Source, options: DistillOptions) -> Vocabulary:
-    size = min(options.vocabulary, int(source.config.vocab_size))
+def _vocabulary(records: Shards, work: Path, shape: HeadShape) -> Vocabulary:
     tokenizer = Bundle.open(work / _TARGET).tokenizer()
     keep = tokenizer.stop_token_ids if tokenizer else ()
-    return choose_vocabulary(iter(records), size, int(source.config.vocab_size), keep)
+    return choose_vocabulary(iter(records), shape.vocab_size, shape.input_vocab_size, keep)
 
 
 def _provenance(source: Source, plan: dict[str, Any], made: Distilled) -> dict[str, Any]:
