@@ -66,8 +66,8 @@ def export_bundle(
             ``org/name@revision``).
         output: the bundle's folder; must not exist unless ``force``.
         precision: of the target; ``"auto"`` picks by the machine's instructions.
-        draft: the source of a smaller model with the same tokenizer, or a folder with a head in
-            the format of the ``speculators`` library, exported in the target's precision.
+        draft: the source of a smaller model, best with the same tokenizer, or a folder with a head
+            in the format of the ``speculators`` library, exported in the target's precision.
         self_draft: use the target itself as the draft, in a lower precision (``"int4"``), with
             some of its layers (``"layers=0-9,20-29"``), or both (``"int4:layers=0-9,20-29"``).
         keep_fp32: regular expression; layers with a weight whose name it matches are left in fp32
@@ -281,6 +281,7 @@ def _write_component(
         hidden=HiddenOutput(layers=list(part.hidden), size=len(part.hidden) * config.hidden_size)
         if part.hidden and name == "target"
         else None,
+        own_tokenizer=part.other_tokens.write(stage) if part.other_tokens else None,
         cache=layout,
         parity=parity,
         quality=quality,

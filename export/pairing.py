@@ -1,17 +1,65 @@
-"""Whether a draft speaks the target's tokens."""
+"""Whether a draft speaks the target's tokens, and how it is understood where it does not."""
 
 from __future__ import annotations
 
-from specplug.export.tokenizers import SourceTokenizer, vocabulary
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from specplug.bundle import OwnTokenizer, TranslationName
+from specplug.export.tokenizers import SourceTokenizer, spelling, vocabulary, write_tokenizer
+from specplug.translation import Translation
 from specplug.types import ExportError
 
+TOKENIZER = "draft/tokenizer.json"
+"""Where a bundle has the tokenizer of a draft that has one of its own."""
 
-def check_pair(
+_ENOUGH = 0.75  # of the target's tokens of a text, for drafting with those that both have
+
+
+@dataclass(frozen=True, slots=True)
+class OtherTokens:
+    """Of a draft whose tokens are not the target's."""
+
+    tokenizer: SourceTokenizer
+    translation: TranslationName
+    shared_tokens: int
+    agreement: float
+    """See :meth:`specplug.translation.Translation.agreement`."""
+    difference: str
+    """The first token that differs, in words."""
+
+    @property
+    def told(self) -> str:
+        """What a user should know."""
+        way = {
+            "intersection": "drafts with the tokens that both have (token-level intersection)",
+            "reencoding": "its text is encoded anew (re-encoding)",
+        }[self.translation]
+        return (
+            f"the draft's tokenizer is another than the target's ({self.difference}); "
+            f"{self.agreement:.0%} of a text's tokens are the same, {self.shared_tokens} of the "
+            f"vocabulary: {way}"
+        )
+
+    def write(self, stage: Path) -> OwnTokenizer:
+        """Write the draft's tokenizer into a bundle that is being made."""
+        return OwnTokenizer(
+            tokenizer=write_tokenizer(
+                replace(self.tokenizer, chat_template=None), stage, TOKENIZER
+            ),
+            translation=self.translation,
+            shared_tokens=self.shared_tokens,
+            agreement=self.agreement,
+        )
+
+
+def pair(
     target: SourceTokenizer | None,
     draft: SourceTokenizer | None,
     target_size: int,
     draft_size: int,
-) -> None:
+    text: str,
+) -> OtherTokens | None:
     """Compare two vocabularies, token by token.
 
     The embedding tables may differ in length: what lies beyond the tokenizer's tokens is padding.
@@ -21,9 +69,14 @@ def check_pair(
         draft: the draft's.
         target_size: rows of the target's embedding table.
         draft_size: rows of the draft's.
+        text: what they are tried on if they differ.
+
+    Returns:
+        None: they are the same.
 
     Raises:
-        ExportError: naming the first token that differs.
+        ExportError: nothing says what a token is in the other vocabulary, or an embedding table is
+            too short.
     """
     if target is None or draft is None:
         if target_size != draft_size:
@@ -31,16 +84,37 @@ def check_pair(
                 f"draft vocabulary {draft_size} != target vocabulary {target_size}, and without "
                 "tokenizers nothing says which tokens they share: add both tokenizer.json files"
             )
-        return
+        return None
     ours, theirs = vocabulary(target.json), vocabulary(draft.json)
-    for token in sorted(ours.keys() | theirs.keys(), key=lambda t: ours.get(t, theirs.get(t, 0))):
-        if ours.get(token) != theirs.get(token):
+    for name, size, tokens in (("target", target_size, ours), ("draft", draft_size, theirs)):
+        if size <= max(tokens.values()):
             raise ExportError(
-                f"the draft's tokenizer differs from the target's: token {token!r} is "
-                f"{theirs.get(token, 'unknown')} there and {ours.get(token, 'unknown')} here; "
-                "export a draft with the target's tokenizer"
+                f"the {name} has {size} embeddings for {max(tokens.values()) + 1} tokens"
             )
-    needed = max(ours.values()) + 1
-    for name, size in (("target", target_size), ("draft", draft_size)):
-        if size < needed:
-            raise ExportError(f"the {name} has {size} embeddings for {needed} tokens")
+    if ours == theirs:
+        return None
+    token = min(
+        (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
+        key=lambda token: (ours.get(token, theirs.get(token, 0)), token),
+    )
+    difference = (
+        f"token {token!r} is {theirs.get(token, 'unknown')} there and "
+        f"{ours.get(token, 'unknown')} here"
+    )
+    try:
+        translation = Translation(
+            spelling(target), spelling(draft), target_size=target_size, draft_size=draft_size
+        )
+    except ValueError as error:
+        raise ExportError(
+            f"the draft's tokenizer differs from the target's ({difference}) and cannot be "
+            f"translated: {error}; export a draft with the target's tokenizer"
+        ) from error
+    agreement = translation.agreement(text)
+    return OtherTokens(
+        tokenizer=draft,
+        translation="intersection" if agreement >= _ENOUGH else "reencoding",
+        shared_tokens=len(translation.shared[0]),
+        agreement=agreement,
+        difference=difference,
+    )

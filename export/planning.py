@@ -22,6 +22,7 @@ from specplug.export.carried import carried_bytes_a_weight
 from specplug.export.head_component import FOLDER, VOCABULARY, head_precision
 from specplug.export.head_graph import build_head
 from specplug.export.keeping import Keep, KeepMatching, keep_none
+from specplug.export.pairing import TOKENIZER
 from specplug.export.passes.editing import linear_layers
 from specplug.export.passes.gather_blocks import token_lookups
 from specplug.export.passes.half_weights import matrices
@@ -114,6 +115,8 @@ def plan_export(
         made = _plan_part(part, request)
         if part.head is not None:
             made.files.update(_plan_head(part.head, part.components["target"], request))
+        if part.other_tokens is not None:
+            made.files[TOKENIZER] = len(part.other_tokens.tokenizer.json.encode())
         files |= made.files
         scratch.append(made.scratch_bytes)
         memory.append(made.memory_bytes)

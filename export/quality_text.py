@@ -51,7 +51,7 @@ def take_sample(
             )
         arbitrary = np.random.default_rng(0).integers(0, vocab_size, size=_BUILT_IN_TOKENS)
         return Sample(arbitrary[:longest], None)
-    content = _built_in() if text is None else _read(text)
+    content = sample_text(text)
     tokens = np.array(tokenize(content), dtype=np.int64)
     if text is not None and len(tokens) < FEWEST_TOKENS:
         raise ExportError(
@@ -60,6 +60,11 @@ def take_sample(
         )
     most = min(longest, _BUILT_IN_TOKENS if text is None else _OWN_TOKENS)
     return Sample(tokens[:most], hashlib.sha256(content.encode()).hexdigest())
+
+
+def sample_text(text: Path | None) -> str:
+    """The built-in text, or that of the user's file; errors as in :func:`take_sample`."""
+    return _built_in() if text is None else _read(text)
 
 
 def _built_in() -> str:

@@ -12,8 +12,9 @@ from typing import Literal
 
 from specplug.bundle import Dialect
 from specplug.export.keeping import KeepMatching
-from specplug.export.pairing import check_pair
+from specplug.export.pairing import OtherTokens, pair
 from specplug.export.precision import Precision, check_dialect, choose_precision
+from specplug.export.quality_text import sample_text
 from specplug.export.self_draft import SelfDraft, parse_self_draft, with_layers
 from specplug.export.source import Source, open_source
 from specplug.export.speculators import HeadSource, is_head, open_head
@@ -52,6 +53,8 @@ class Part:
     """Of the target's part: the layers whose inputs its graph gives as hidden states."""
     head: HeadSource | None = None
     """Of the target's part: what reads them."""
+    other_tokens: OtherTokens | None = None
+    """Of a draft's part: its tokenizer, if it is not the target's."""
 
 
 def open_parts(
@@ -112,8 +115,11 @@ def open_parts(
     if request.draft is not None and head is None:
         draft = opened(request.draft)
         sizes = target.config.vocab_size, draft.config.vocab_size
-        check_pair(target.tokenizer, draft.tokenizer, *sizes)
-        parts.append(Part(draft, {"draft": precision}))
+        text = sample_text(Path(request.quality_text) if request.quality_text else None)
+        other = pair(target.tokenizer, draft.tokenizer, *sizes, text)
+        if other is not None:
+            note(other.told)
+        parts.append(Part(draft, {"draft": precision}, other_tokens=other))
     return parts
 
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tokenizers
 import transformers
 
 from specplug.bundle import TokenizerPart, describe_file
+from specplug.spelling import Spelling
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +65,31 @@ def encoder(tokenizer: SourceTokenizer | None) -> Callable[[str], list[int]] | N
     """From text to token ids, special tokens as the tokenizer adds them; None without one."""
     if tokenizer is None:
         return None
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.json)
+    backend = tokenizers.Tokenizer.from_str(tokenizer.json)
     return lambda text: list(backend.encode(text).ids)
 
 
-def write_tokenizer(tokenizer: SourceTokenizer, stage: Path) -> TokenizerPart:
-    """Write ``tokenizer.json`` into a bundle that is being made."""
-    (stage / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+def spelling(tokenizer: SourceTokenizer) -> Spelling:
+    """The bytes of its tokens.
+
+    Raises:
+        ValueError: of a kind whose tokens do not tell the text.
+    """
+    return Spelling(
+        tokenizers.Tokenizer.from_str(tokenizer.json),
+        special_tokens=tokenizer.special_tokens,
+        stop_token_ids=tokenizer.stop_token_ids,
+    )
+
+
+def write_tokenizer(
+    tokenizer: SourceTokenizer, stage: Path, name: str = "tokenizer.json"
+) -> TokenizerPart:
+    """Write ``tokenizer.json``, or another name, into a bundle that is being made."""
+    (stage / name).write_text(tokenizer.json, encoding="utf-8")
     tokens = sorted(vocabulary(tokenizer.json).items())
     return TokenizerPart(
-        file=describe_file(stage, "tokenizer.json"),
+        file=describe_file(stage, name),
         vocabulary_sha256=hashlib.sha256(repr(tokens).encode()).hexdigest(),
         stop_token_ids=list(tokenizer.stop_token_ids),
         special_tokens=dict(tokenizer.special_tokens),

@@ -26,6 +26,7 @@ _LARGEST_MANIFEST = 1 << 20  # bytes
 Count = Annotated[int, Field(ge=1, le=1 << 31)]
 Dialect = Literal["ort", "standard", "concat"]
 PrecisionName = Literal["fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"]
+TranslationName = Literal["intersection", "reencoding"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -143,6 +144,29 @@ class Head(_Part):
     None: they are the same."""
 
 
+class TokenizerPart(_Part):
+    """How text becomes token ids."""
+
+    file: File
+    vocabulary_sha256: Sha256
+    """Of the sorted (token, id) pairs: equal for models that can be paired."""
+    stop_token_ids: list[int]
+    special_tokens: dict[str, str]
+    chat_template: str | None
+
+
+class OwnTokenizer(_Part):
+    """Of a draft whose tokens are not the target's."""
+
+    tokenizer: TokenizerPart
+    translation: TranslationName
+    """How its guesses become tokens of the target; see :mod:`specplug.drafters.universal`."""
+    shared_tokens: Annotated[int, Field(ge=0)]
+    """That both have."""
+    agreement: Annotated[float, Field(ge=0, le=1)]
+    """The share of the target's tokens of a text that are also the draft's, at their place."""
+
+
 TREE_TOLERANCE = 1e-3
 """Of a logit: what fp32's sums in another order may make of it."""
 
@@ -176,6 +200,8 @@ class Component(_Part):
     """Of a target whose draft is a head."""
     head: Head | None = None
     """Of a draft that is one."""
+    own_tokenizer: OwnTokenizer | None = None
+    """Of a draft with another tokenizer than the target's."""
     tree_difference: Annotated[float, Field(ge=0)] | None = None
     """The most that a logit of a token in a tree differed from the same in a chain, as measured at
     export; None: the graph takes no trees."""
@@ -211,17 +237,6 @@ class Component(_Part):
         return self
 
 
-class TokenizerPart(_Part):
-    """How text becomes token ids."""
-
-    file: File
-    vocabulary_sha256: Sha256
-    """Of the sorted (token, id) pairs: equal for models that can be paired."""
-    stop_token_ids: list[int]
-    special_tokens: dict[str, str]
-    chat_template: str | None
-
-
 class Manifest(_Part):
     """The whole of ``specplug.json``."""
 
@@ -233,7 +248,11 @@ class Manifest(_Part):
     @model_validator(mode="after")
     def _one_vocabulary(self) -> Self:
         # With a tokenizer the exporter compared every token; what is left may be padding.
-        if self.draft and self.draft.head:
+        if self.target.own_tokenizer is not None:
+            raise ValueError("the target's tokenizer is the bundle's: it has none of its own")
+        if self.draft and self.draft.own_tokenizer:
+            self._check_own_tokenizer(self.draft)
+        elif self.draft and self.draft.head:
             self._check_head(self.draft.head, self.draft.vocab_size)
         elif not self.tokenizer and self.draft and self.draft.vocab_size != self.target.vocab_size:
             raise ValueError(
@@ -241,6 +260,12 @@ class Manifest(_Part):
                 f"{self.target.vocab_size}: export a draft with the target's tokenizer"
             )
         return self
+
+    def _check_own_tokenizer(self, draft: Component) -> None:
+        if draft.head is not None or draft.layers is not None:
+            raise ValueError("a draft that is a part of the target has no tokenizer of its own")
+        if self.tokenizer is None:
+            raise ValueError("the draft has a tokenizer and the target none: they share no text")
 
     def _check_head(self, head: Head, vocab_size: int) -> None:
         hidden, target = self.target.hidden, self.target
@@ -274,7 +299,9 @@ class Manifest(_Part):
     def all_files(self) -> list[File]:
         """Every file the manifest vouches for."""
         files = [file for component in self.components() for file in component.files]
-        return [*files, self.tokenizer.file] if self.tokenizer else files
+        own = self.draft.own_tokenizer if self.draft else None
+        tokenizers = (self.tokenizer, own.tokenizer if own else None)
+        return [*files, *(part.file for part in tokenizers if part)]
 
 
 class Bundle:
@@ -339,8 +366,15 @@ class Bundle:
     def tokenizer(self) -> Tokenizer | None:
         """The bundle's tokenizer with its chat template, if it has one."""
         part = self.manifest.tokenizer
-        if part is None:
-            return None
+        return self._tokenizer(part) if part else None
+
+    def draft_tokenizer(self) -> Tokenizer | None:
+        """The draft's, where that is another."""
+        draft = self.manifest.draft
+        own = draft.own_tokenizer if draft else None
+        return self._tokenizer(own.tokenizer) if own else None
+
+    def _tokenizer(self, part: TokenizerPart) -> Tokenizer:
         return Tokenizer(
             self.path / part.file.path,
             stop_token_ids=part.stop_token_ids,

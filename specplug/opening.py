@@ -20,7 +20,11 @@ from specplug.drafters import (
     SuffixSource,
     TreeDrafter,
 )
+from specplug.drafters.universal import WAYS
 from specplug.history import History
+from specplug.spelling import Spelling
+from specplug.text import Tokenizer
+from specplug.translation import Translation
 from specplug.tuning import read_costs
 from specplug.types import (
     HIDDEN_STATES,
@@ -98,6 +102,13 @@ def open_parts(
         raise BundleError(
             f"{bundle.path} holds no head: export it with --draft, a folder in speculators' format"
         )
+    if drafter == "universal" and (
+        bundle.manifest.draft is None or bundle.manifest.draft.own_tokenizer is None
+    ):
+        raise BundleError(
+            f"{bundle.path} holds no draft with a tokenizer of its own: export it with --draft, or "
+            "use --drafter draft"
+        )
     has_draft = drafter in OF_A_BUNDLE or (drafter == "auto" and bundle.manifest.draft is not None)
     if has_draft:
         check_draft(bundle)
@@ -160,7 +171,7 @@ def make_drafter(
             return TreeDrafter(name, [RecycleSource(continuations)])
         case "predicted":
             return TreeDrafter(name, [PredictedSource()])
-        case "draft" | "self" | "head" if draft:
+        case "draft" | "self" | "head" | "universal" if draft:
             return draft
         case "auto":
             sources: list[Source] = [
@@ -185,6 +196,11 @@ def open_draft(bundle: Bundle, options: EngineOptions) -> TreeDrafter:
     from specplug import engines
 
     draft = check_draft(bundle)
+    if draft.own_tokenizer is not None:
+        way = WAYS[draft.own_tokenizer.translation]
+        translation = open_translation(bundle)
+        engine = engines.load(bundle.path, draft, options)
+        return TreeDrafter("universal", [way(engine, translation)])
     if draft.head is None:
         return ModelDrafter(engines.load(bundle.path, draft, options))
     if options.beside is not None and HIDDEN_STATES not in options.beside.spec.hidden:
@@ -195,6 +211,33 @@ def open_draft(bundle: Bundle, options: EngineOptions) -> TreeDrafter:
     # What a head guesses changes no text, so its calls need no padding.
     engine = engines.load(bundle.path, draft, replace(options, allow_narrow=True))
     return TreeDrafter("head", [HeadSource(engine, bundle.head_vocabulary())])
+
+
+def open_translation(bundle: Bundle) -> Translation:
+    """Between the tokenizers of a bundle's target and draft.
+
+    Raises:
+        BundleError: a tokenizer is missing, or of a kind that is not translated.
+    """
+
+    def spelling(tokenizer: Tokenizer | None, whose: str) -> Spelling:
+        if tokenizer is None:
+            raise BundleError(f"{bundle.path} holds no tokenizer of the {whose}'s own")
+        try:
+            return Spelling(
+                tokenizer.backend,
+                special_tokens=tokenizer.special_tokens,
+                stop_token_ids=tokenizer.stop_token_ids,
+            )
+        except ValueError as error:
+            raise BundleError(f"the {whose}'s tokenizer cannot be translated: {error}") from error
+
+    return Translation(
+        spelling(bundle.tokenizer(), "target"),
+        spelling(bundle.draft_tokenizer(), "draft"),
+        target_size=bundle.manifest.target.vocab_size,
+        draft_size=check_draft(bundle).vocab_size,
+    )
 
 
 def check_draft(bundle: Bundle) -> Component:

@@ -42,7 +42,7 @@ class Tokenizer:
             raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
         self.stop_token_ids = tuple(stop_token_ids)
         self._for_grammars: dict[tuple[int, tuple[int, ...]], Any] = {}
-        self._special_tokens = dict(special_tokens or {})
+        self.special_tokens = dict(special_tokens or {})
         self._template = None
         if chat_template is not None:
             try:
@@ -63,7 +63,7 @@ class Tokenizer:
         """
         if self._template is None:
             raise ValueError("this bundle has no chat template: pass text with chat=False (--raw)")
-        variables = {"add_generation_prompt": True, **self._special_tokens}
+        variables = {"add_generation_prompt": True, **self.special_tokens}
         return render_template(self._template, messages, variables)
 
     def encode_prompt(self, prompt: str | Messages, *, chat: bool | None = None) -> list[int]:

@@ -113,8 +113,8 @@ def export(
         Path | None,
         typer.Option(
             metavar="SOURCE2",
-            help="A smaller model with the same tokenizer, or a head: a folder in the format of "
-            "the speculators library (EAGLE-3).",
+            help="A smaller model, best with the same tokenizer, or a head: a folder in the format "
+            "of the speculators library (EAGLE-3).",
         ),
     ] = None,
     self_draft: Annotated[

@@ -21,6 +21,7 @@ def inspect(
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     opened.tokenizer()  # must load too
+    opened.draft_tokenizer()
     if as_json:
         print(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False))
         return
@@ -101,6 +102,12 @@ def _layers(component: Component) -> str:
     if component.head is not None:
         known = f"{component.vocab_size} of {component.head.input_vocab_size}"
         return f", a head that guesses {known} tokens"
+    if component.own_tokenizer is not None:
+        own = component.own_tokenizer
+        return (
+            f", a tokenizer of its own ({own.translation}: {own.shared_tokens} tokens are the "
+            f"target's, {own.agreement:.0%} of a text's)"
+        )
     if component.layers is None:
         return ""
     return f", {len(component.layers)} of the target's layers and its cache"

@@ -15,6 +15,7 @@ from specplug.drafters.recycle import RecycleSource
 from specplug.drafters.source import Guess, Source
 from specplug.drafters.suffix import HistorySource, SuffixSource
 from specplug.drafters.tree import TreeDrafter
+from specplug.drafters.universal import IntersectionSource, ReencodingSource
 
 DRAFTERS: dict[str, str] = {
     "none": "plain decoding",
@@ -25,11 +26,12 @@ DRAFTERS: dict[str, str] = {
     "draft": "the bundle's draft model, or its head",
     "self": "the target with layers skipped or in lower precision, over the target's own cache",
     "head": "the bundle's learned head, which reads the target's hidden states",
+    "universal": "the bundle's draft model, where its tokenizer is another than the target's",
     "auto": "all of these that there are, merged",
 }
 """Names that ``SpeculativeDecoder.from_bundle`` and ``--drafter`` take, with what they do."""
 
-OF_A_BUNDLE = ("draft", "self", "head")
+OF_A_BUNDLE = ("draft", "self", "head", "universal")
 """Those of them that need the draft of a bundle."""
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Guess",
     "HeadSource",
     "HistorySource",
+    "IntersectionSource",
     "ModelDrafter",
     "ModelSource",
     "NgramDrafter",
@@ -45,6 +48,7 @@ __all__ = [
     "NoDrafter",
     "PredictedSource",
     "RecycleSource",
+    "ReencodingSource",
     "Source",
     "SuffixSource",
     "TreeDrafter",

@@ -21,7 +21,7 @@ from specplug.types import (
     SpecplugError,
 )
 
-_SHARES = 8  # kinds of guesses, by the draft model's own probability
+SHARES = 8  # kinds of guesses, by the draft model's own probability
 _SMOOTHING = 0.2  # of the measured seconds
 
 Place = tuple[int, ...]
@@ -92,19 +92,23 @@ class ModelSource(Source):
         token, drawn_from = self._sampler.draft(scores, context, place)
         kind = _share(scores.logits()[0, 0])
         seconds = time.perf_counter() - started
-        if len(pending) <= _SHORT:
+        self._timed(seconds, len(pending))
+        self._cached, self._drafted = end, place
+        return [Guess(token, kind, drawn_from)]
+
+    def _timed(self, seconds: float, width: int) -> None:
+        """A guess took so long, over a call of so many tokens."""
+        if width <= _SHORT:
             self._seconds += _SMOOTHING * (seconds - self._seconds) if self._seconds else seconds
         else:
             self.reading_seconds += seconds
-        self._cached, self._drafted = end, place
-        return [Guess(token, kind, drawn_from)]
 
     def prior(self, kind: Kind) -> float:
         """The model's own probability, at a discount."""
         if kind == ANY:
             return 0.6
         assert isinstance(kind, int)
-        return 0.1 + 0.8 * kind / _SHARES
+        return 0.1 + 0.8 * kind / SHARES
 
     def commit(self, outcome: Outcome) -> None:
         """Keep the cache entries of the drafted tokens that became text."""
@@ -120,10 +124,13 @@ class ModelSource(Source):
         Raises:
             SpecplugError: there is none.
         """
+        return ModelSource(self.engine, self._next_row())
+
+    def _next_row(self) -> int:
         row, rows = next(self._forks), self.engine.spec.max_batch
         if row >= rows:
             raise SpecplugError(f"the draft model's cache has {rows} rows: open it with more")
-        return ModelSource(self.engine, row)
+        return row
 
     def reset(self, request: Request) -> None:
         """The next context is of a new sequence."""
@@ -143,7 +150,7 @@ _SHORT = 4  # tokens of a call whose time counts as that of a guess
 
 def _share(logits: Float32Array) -> int:
     """Of its likeliest token, in eighths."""
-    return int(_SHARES / np.exp(logits - logits.max()).sum())
+    return int(SHARES / np.exp(logits - logits.max()).sum())
 
 
 class ModelDrafter(TreeDrafter):
