@@ -32,7 +32,7 @@ from specplug.types import Engine, Float32Array, Int64Array, Outcome, Request, S
 
 _MOST_STEPS = 8  # of the draft, for one token of the target
 _NEAR = 8  # tokens of the context that are cut together with what follows
-_SURE = 3  # tokens of an unfinished word from which on its first one is taken for final
+_SURE = 4  # tokens of an unfinished word from which on its first one is taken for final
 _LOST = -1
 
 
@@ -184,12 +184,14 @@ class ReencodingSource(TranslatingSource):
             said, settled = path, self._reader.settled
             run = _Run(len(self._reader.text), len(path), path, [*settled, *tokens])
             self._run = run
-        near, width, steps = self._near(place), 0, 0
-        while (token := self._next(near, run.text[len(said) :], run.ended)) is None:
-            width, steps = max(width, self._write(run)), steps + 1
-            run.ended |= steps == _MOST_STEPS
+        near, width = self._near(place), 0
+        for _ in range(_MOST_STEPS):
+            token = self._next(near, run.text[len(said) :], run.ended)
+            if token is not None:
+                break
+            width = max(width, self._write(run))
         self._timed(time.perf_counter() - started, width)
-        if token == _LOST:
+        if token is None or token == _LOST:
             return []
         spelt = self.translation.target[token] or b""
         ends = len(said), len(said) + len(spelt)
@@ -229,7 +231,11 @@ class ReencodingSource(TranslatingSource):
         spelt = target[token]
         if not spelt or not written.startswith(spelt):
             return _LOST
-        final = words[first] != words[-1] or len(tokens) - first >= _SURE
+        later = range(first + 1, len(tokens))
+        final = len(later) >= _SURE - 1 or any(
+            words[at] != words[first] or (target[tokens[at]] or b"").startswith(b" ")
+            for at in later
+        )
         return token if ended or final or target.is_special(token) else None
 
     def _write(self, run: _Run) -> int:

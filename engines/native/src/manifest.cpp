@@ -95,6 +95,28 @@ void check_head(Fields head) {
   head.done();
 }
 
+TokenizerPart parse_tokenizer_part(Fields fields) {
+  TokenizerPart part;
+  part.file = parse_file(fields.object("file"));
+  fields.sha256("vocabulary_sha256");
+  part.stop_token_ids = fields.integers("stop_token_ids", INT64_MIN);
+  if (!fields.get("special_tokens").as<Json::Object>()) {
+    fields.wrong("special_tokens", "an object is needed");
+  }
+  if (fields.find("chat_template")) part.chat_template = fields.text("chat_template");
+  fields.done();
+  return part;
+}
+
+TokenizerPart parse_own_tokenizer(Fields own) {
+  auto part = parse_tokenizer_part(own.object("tokenizer"));
+  own.one_of("translation", {"intersection", "reencoding"});
+  own.integer("shared_tokens", 0, INT64_MAX);
+  own.number("agreement", 0);
+  own.done();
+  return part;
+}
+
 Component parse_component(Fields fields) {
   Component made;
   made.engine = fields.find("engine") ? fields.text("engine", 100) : "onnxruntime";
@@ -119,6 +141,9 @@ Component parse_component(Fields fields) {
   if (fields.find("hidden")) check_hidden(fields.object("hidden"));
   made.is_head = fields.find("head") != nullptr;
   if (made.is_head) check_head(fields.object("head"));
+  if (fields.find("own_tokenizer")) {
+    made.own_tokenizer = parse_own_tokenizer(fields.object("own_tokenizer"));
+  }
   if (fields.find("tree_difference")) made.tree_difference = fields.number("tree_difference", 0);
   made.cache = parse_cache(fields.object("cache"));
   check_origin(fields);
@@ -132,22 +157,14 @@ Component parse_component(Fields fields) {
   return made;
 }
 
-TokenizerPart parse_tokenizer_part(Fields fields) {
-  TokenizerPart part;
-  part.file = parse_file(fields.object("file"));
-  fields.sha256("vocabulary_sha256");
-  part.stop_token_ids = fields.integers("stop_token_ids", INT64_MIN);
-  if (!fields.get("special_tokens").as<Json::Object>()) {
-    fields.wrong("special_tokens", "an object is needed");
-  }
-  if (fields.find("chat_template")) part.chat_template = fields.text("chat_template");
-  fields.done();
-  return part;
-}
-
 void check_together(const Manifest& made) {
   if (made.target.layers) damaged(kName, " is damaged: the target's layers are its own");
+  if (made.target.own_tokenizer) damaged(kName, " is damaged: the target's tokenizer is the bundle's");
   if (!made.draft) return;
+  if (made.draft->own_tokenizer && (!made.tokenizer || made.draft->is_head || made.draft->layers)) {
+    damaged(kName, " is damaged: a tokenizer of the draft's own needs one of the target's, and a "
+            "draft that is no part of it");
+  }
   if (!made.tokenizer && !made.draft->is_head && made.draft->vocab_size != made.target.vocab_size) {
     damaged(kName, " is damaged: draft vocabulary ", made.draft->vocab_size,
             " != target vocabulary ", made.target.vocab_size,
@@ -180,6 +197,7 @@ std::vector<const File*> Manifest::all_files() const {
     }
   }
   if (tokenizer) found.push_back(&tokenizer->file);
+  if (draft && draft->own_tokenizer) found.push_back(&draft->own_tokenizer->file);
   return found;
 }
 

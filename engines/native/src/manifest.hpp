@@ -23,6 +23,12 @@ struct CacheLayout {
   std::string dtype;
 };
 
+struct TokenizerPart {
+  File file;
+  std::vector<std::int64_t> stop_token_ids;
+  std::optional<std::string> chat_template;
+};
+
 struct Component {
   std::string engine;
   std::string dialect;
@@ -35,16 +41,11 @@ struct Component {
   std::int64_t min_width = 0;
   std::optional<std::vector<std::int64_t>> layers;
   bool is_head = false;  // it reads hidden states of the target, which only Python gives it
+  std::optional<TokenizerPart> own_tokenizer;  // where its tokens are not the target's
   std::optional<double> tree_difference;
   CacheLayout cache;
 
   bool exact_trees() const;
-};
-
-struct TokenizerPart {
-  File file;
-  std::vector<std::int64_t> stop_token_ids;
-  std::optional<std::string> chat_template;
 };
 
 struct Manifest {

@@ -41,6 +41,11 @@ Model::Model(const std::string& folder, const ModelOptions& options)
     fail(SPECPLUG_ERROR_UNSUPPORTED, "the draft of ", folder,
          " is a learned head, which the Python package runs: open the bundle without its draft");
   }
+  if (options.load_draft && manifest.draft->own_tokenizer) {
+    fail(SPECPLUG_ERROR_UNSUPPORTED, "the draft of ", folder,
+         " has a tokenizer of its own, which the Python package translates: open the bundle without "
+         "its draft");
+  }
   if (manifest.tokenizer) stop_token_ids_ = manifest.tokenizer->stop_token_ids;
   // Hashing the weights takes about as long as loading them, so the two go on at once. Weights are
   // but numbers: the graph that says what is done with them was checked before.
