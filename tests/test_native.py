@@ -205,6 +205,26 @@ def test_a_learned_head_is_left_alone(native_build: None, tmp_path: Path) -> Non
         assert in_native(native, request | {"drafter": "auto"})["tokens"] == wanted
 
 
+def test_a_draft_with_other_tokens_is_left_alone(
+    native_build: None, tiny_source: Path, tmp_path: Path
+) -> None:
+    """Its bundle opens without its draft, whose tokenizer's hash is checked all the same."""
+    draft = write_checkpoint(tmp_path / "other", tokenizer=byte_tokenizer(("<|extra|>",)))
+    bundle = tmp_path / "universal.bundle"
+    export_bundle(tiny_source, bundle, precision="fp32", draft=draft)
+    with Native() as native, pytest.raises(NativeError, match="a tokenizer of its own") as raised:
+        native.ask("open", path=str(bundle), load_draft=True)
+    assert raised.value.status == support.UNSUPPORTED
+    request = {"prompt": [1, 2, 3], "draft_tokens": 4, "max_tokens": 20, "seed": 1}
+    wanted = in_python(bundle, request | {"drafter": "universal"})["tokens"]
+    with Native(bundle) as native:
+        assert in_native(native, request | {"drafter": "auto"})["tokens"] == wanted
+    tokenizer = bundle / "draft" / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer.read_bytes().replace(b"extra", b"other"))
+    with Native() as native, pytest.raises(NativeError, match=r"draft/tokenizer\.json was changed"):
+        native.ask("open", path=str(bundle))
+
+
 def test_foreign_dialects_are_named(native_build: None, foreign_bundles: dict[str, Path]) -> None:
     with Native() as native, pytest.raises(NativeError, match="concat") as caught:
         native.ask("open", path=str(foreign_bundles["optimum"]))

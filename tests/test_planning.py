@@ -13,7 +13,8 @@ from specplug.cli import app
 from specplug.export import export_bundle, plan_export
 from specplug.export.precision import Precision
 from specplug.types import ExportError
-from tests_support.tiny import byte_tokenizer, write_checkpoint
+from tests_support.tiny import write_checkpoint
+from tests_support.tokenizers import words
 
 WIDE = {"hidden_size": 128, "intermediate_size": 288, "num_attention_heads": 8}
 
@@ -41,11 +42,11 @@ def test_sizes_are_those_of_the_export(source: Path, precision: Precision, tmp_p
 
 
 def test_it_refuses_what_an_export_would(tiny_source: Path, tmp_path: Path) -> None:
-    other = write_checkpoint(tmp_path / "other", tokenizer=byte_tokenizer(("<|extra|>",)))
+    other = write_checkpoint(tmp_path / "other", tokenizer=words())
     taken = tmp_path / "taken"
     taken.mkdir()
     for place, options, message in (
-        (tmp_path / "b", {"draft": other}, "tokenizer differs"),
+        (tmp_path / "b", {"draft": other}, "cannot be translated"),
         (tmp_path / "b", {"keep_fp32": "nothing", "precision": "int4"}, "matches no layer"),
         (tmp_path / "b", {"self_draft": "layers=0-9"}, "the model has 2 layers"),
         (tmp_path / "b", {"precision": "gguf"}, "keeps the quantization of a GGUF file"),

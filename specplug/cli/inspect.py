@@ -39,6 +39,12 @@ def inspect(
         template = "with" if part.chat_template else "without"
         stops = ", ".join(map(str, part.stop_token_ids)) or "none"
         console.stdout.print(f"\ntokenizer {template} chat template; stop tokens {stops}")
+    own = manifest.draft.own_tokenizer if manifest.draft else None
+    if own:
+        console.stdout.print(
+            f"the draft's tokenizer is its own: {own.shared_tokens} tokens are the target's, "
+            f"{own.agreement:.0%} of a text's; drafts by {own.translation}"
+        )
     console.stdout.print(f"{len(manifest.all_files())} files, all as the manifest says")
 
 
@@ -102,12 +108,6 @@ def _layers(component: Component) -> str:
     if component.head is not None:
         known = f"{component.vocab_size} of {component.head.input_vocab_size}"
         return f", a head that guesses {known} tokens"
-    if component.own_tokenizer is not None:
-        own = component.own_tokenizer
-        return (
-            f", a tokenizer of its own ({own.translation}: {own.shared_tokens} tokens are the "
-            f"target's, {own.agreement:.0%} of a text's)"
-        )
     if component.layers is None:
         return ""
     return f", {len(component.layers)} of the target's layers and its cache"
