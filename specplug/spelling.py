@@ -45,10 +45,9 @@ class Spelling:
             )
         self.begins_with_space = not self._byte_level
         """Whether it puts a space, which is none of the text, before it."""
-        alone = backend.encode("a", add_special_tokens=False).ids
-        framed = backend.encode("a").ids
-        begins = framed[: len(framed) - len(alone)]
-        self.beginning: tuple[int, ...] = tuple(begins if [*begins, *alone] == framed else ())
+        framed = backend.encode("a") if self.encode_words(b"a")[0] else None
+        first = framed.special_tokens_mask.index(0) if framed else 0
+        self.beginning: tuple[int, ...] = tuple(framed.ids[:first]) if framed else ()
         """The tokens that it puts before a text."""
         self._known: dict[int, bytes | None] = {}
 
@@ -93,10 +92,13 @@ class Spelling:
 
     def encode_words(self, text: bytes) -> tuple[list[int], list[int | None]]:
         """The tokens of the whole characters, and the number of the word that each is a part of:
-        what follows a word does not change its tokens.
+        what follows a word does not change its tokens. None at all for a text that has none.
         """
         whole = text[: len(text) - unfinished(text)].decode(errors="replace")
-        found = self._backend.encode(whole, add_special_tokens=False)
+        try:
+            found = self._backend.encode(whole, add_special_tokens=False)
+        except Exception:  # bare: an unknown character, and no token for those
+            return [], []
         return found.ids, found.word_ids
 
     def _parts(self, part: bytes) -> list[int] | None:

@@ -17,7 +17,7 @@ from tests_support import native as support
 from tests_support.families import NAMED
 from tests_support.heads import LAYERS, WRITTEN
 from tests_support.native import Native, NativeError, in_native, in_python
-from tests_support.tiny import write_checkpoint
+from tests_support.tiny import byte_tokenizer, write_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden" / "native.json"
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from specplug import Bundle, BundleError, ExportError, SamplingParams, SpeculativeDecoder
 from specplug.bundle import MANIFEST, describe_file
 from specplug.drafters import IntersectionSource, ReencodingSource
 from specplug.export import export_bundle, plan_export
+from specplug.opening import open_translation
+from specplug.translation import Reader
 from specplug.verification import VerifyOptions, verify
+from test_tampering import tampered
 from tests_support.command import specplug
 from tests_support.tiny import SPECIAL_TOKENS, byte_tokenizer, write_checkpoint
 from tests_support.tokenizers import byte_level, words
@@ -202,6 +208,45 @@ def test_a_tokenizer_of_another_kind(
         SpeculativeDecoder.from_bundle(bundle, drafter="draft")
     with SpeculativeDecoder.from_bundle(bundle, drafter="ngram") as decoder:
         assert decoder.generate(PROMPT, max_tokens=5).tokens
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_any_description_of_a_tokenizer(
+    data: st.DataObject, bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Opens, or gives a clear error."""
+    bundle = copied(bundles["intersection"], tmp_path_factory.mktemp("tampered") / "b")
+    own = json.loads((bundle / MANIFEST).read_text())["draft"]["own_tokenizer"]
+    change(bundle, "draft", "own_tokenizer", value=json.loads(tampered(data, own)))
+    with suppress(BundleError):
+        opened = Bundle.open(bundle)
+        opened.draft_tokenizer()
+        assert opened.manifest.draft is not None
+        if opened.manifest.draft.own_tokenizer is not None:
+            assert len(open_translation(opened).shared[0]) == 260
+    shutil.rmtree(bundle)
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_any_tokenizer(
+    data: st.DataObject, bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever it makes of text, its hash put right: it is translated, or a clear error."""
+    bundle = copied(bundles["intersection"], tmp_path_factory.mktemp("tampered") / "b")
+    tree = json.loads((bundle / TOKENIZER).read_text())
+    tree["model"]["vocab"] = dict(list(tree["model"]["vocab"].items())[:90])
+    put(bundle, tampered(data, tree))
+    with suppress(BundleError):
+        translation = open_translation(Bundle.open(bundle))
+        reader = Reader(translation)
+        reader.read(list(b"some words<|end|>"))
+        reader.open(b" and more")
+        assert len(translation.shared[0]) <= 260
+        for token in range(100):
+            translation.for_target(token)
+    shutil.rmtree(bundle)
 
 
 def test_a_tokenizer_with_other_ids_costs_time_alone(
