@@ -72,6 +72,12 @@ class Translation:
         found = np.array(pairs, dtype=np.int32).reshape(-1, 2)
         return found[:, 0].copy(), found[:, 1].copy()
 
+    @cached_property
+    def counterparts(self) -> dict[int, int]:
+        """The draft's token of each of the target's that both have."""
+        ours, theirs = self.shared
+        return dict(zip(ours.tolist(), theirs.tolist(), strict=True))
+
     def agreement(self, text: str) -> float:
         """The share of the target's tokens of a text that are also the draft's, at its place."""
         ours, theirs = (

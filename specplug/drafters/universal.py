@@ -112,7 +112,7 @@ class IntersectionSource(TranslatingSource):
     def __init__(self, engine: Engine, translation: Translation, row: int = 0) -> None:
         super().__init__(engine, translation, row)
         self._ours, self._theirs = translation.shared
-        self._shared = dict(zip(self._ours.tolist(), self._theirs.tolist(), strict=True))
+        self._shared = translation.counterparts
 
     def guesses(self, place: Place) -> list[Guess]:
         """One guess; none where the draft's context ends, or no token may follow that both have."""

@@ -1,4 +1,4 @@
-"""Small tokenizers of several kinds, trained on a little text."""
+"""Small tokenizers of several kinds, trained on a little text: of equal pairs it takes any."""
 
 from __future__ import annotations
 
