@@ -35,7 +35,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle
 
 
-def test_text_is_plain_decodings(pair: Path, record_property: pytest.RecordProperty) -> None:
+def test_text_is_plain_decodings(pair: Path) -> None:
     draft = Bundle.open(pair).manifest.draft
     assert draft is not None
     assert draft.own_tokenizer is not None
@@ -61,5 +61,5 @@ def test_text_is_plain_decodings(pair: Path, record_property: pytest.RecordPrope
                 rounds += len(result.stats.drafted_per_round)
                 tokens += len(result.stats.drafted_per_round) + result.stats.accepted
     assert found == wanted
-    record_property("acceptance_length", round(tokens / rounds, 2))
+    print(f"acceptance length {tokens / rounds:.2f}")
     assert tokens / rounds > 1.5
