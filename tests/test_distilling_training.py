@@ -58,8 +58,11 @@ def test_drafts_are_accepted_where_it_was_measured(
     learned: tuple[Path, list[list[int]]],
     learned_texts: tuple[Shards, list[list[int]]],
     head_source: Source,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A head that learnt a target's texts, measured on them, and drafting in the decoder."""
+    # Or second guesses would at times be drafted instead, by how first ones fared.
+    monkeypatch.setattr("specplug.drafters.head._MOST_GUESSES", 1)
     bundle, _ = learned
     opened = open_head(bundle.parent / "head", head_source)
     records, model = learned_texts[0][:6], head_source.reference()
@@ -203,7 +206,7 @@ def test_a_folder_of_another_training_is_refused(
         with pytest.raises(SpecplugError, match="is of a training with other texts or options"):
             trained(shards, head_source, tmp_path / "head", options)
     (tmp_path / "head" / "checkpoint.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(SpecplugError, match=r"cannot be read .*: delete it to train anew"):
+    with pytest.raises(SpecplugError, match="can be read: delete it to train anew"):
         trained(shards, head_source, tmp_path / "head", replace(OPTIONS, epochs=1))
 
 

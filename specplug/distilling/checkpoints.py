@@ -73,7 +73,7 @@ class Checkpoints:
             found = torch.load(self._path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
             raise SpecplugError(
-                f"{self._path} cannot be read ({error}): delete it to train anew"
+                f"{self._path} is no checkpoint that can be read: delete it to train anew"
             ) from error
         if found["plan"] != self._plan:
             raise SpecplugError(
