@@ -47,7 +47,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         made_weight = weight.to(dtype)
         hidden_gradient = torch.empty_like(hidden, dtype=torch.float32)
-        weight_gradient = torch.zeros_like(weight)
+        weight_gradient = weight.new_zeros(weight.shape[::-1])
         loss = hidden.new_zeros((), dtype=torch.float32)
         tiny = torch.finfo(dtype).tiny
         for start in range(0, len(hidden), _CHUNK):
@@ -64,8 +64,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
             begins = torch.arange(len(inputs), device=ids.device)[:, None] * len(weight)
             chances.put_(ids[rows] + begins, -wanted.to(dtype), accumulate=True)
             hidden_gradient[rows] = chances @ made_weight
-            weight_gradient += chances.T @ inputs
-        ctx.save_for_backward(hidden_gradient, weight_gradient)
+            # The large matrix as it lies in memory: chances.T @ inputs takes twice as long.
+            weight_gradient += inputs.T.contiguous() @ chances
+        ctx.save_for_backward(hidden_gradient, weight_gradient.T.contiguous())
         return loss
 
     @staticmethod

@@ -132,11 +132,10 @@ class _Training:
         """All steps that are left."""
         state, options = self._state, self._options
         before = state.seconds
-        started = saved = time.monotonic()
+        started = saved = began = time.monotonic()
         for epoch, batch in self._batches():
             if self._ended_early():
                 break
-            began = time.monotonic()
             loss = train_step(
                 self._head, batch, self._optimizer, self._rate(), options, self._dtype
             )
@@ -154,6 +153,7 @@ class _Training:
             if now - saved > options.checkpoint_seconds or state.step == self._steps:
                 self._save()
                 saved = time.monotonic()
+            began = time.monotonic()
         if self._ended_early():
             self._save()
         return self._result()
