@@ -211,3 +211,7 @@ def test_shards_of_any_size_hold_the_same(tmp_path: Path) -> None:
             assert np.array_equal(ours.tokens, theirs.tokens)
             assert np.array_equal(ours.ids, theirs.ids)
             assert np.array_equal(ours.logits, theirs.logits)
+        for ours, theirs in zip(found.without_states(), expected, strict=True):
+            assert len(ours.states) == 0
+            assert np.array_equal(ours.tokens, theirs.tokens)
+            assert np.array_equal(ours.ids, theirs.ids)

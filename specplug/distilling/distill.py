@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from specplug.batching import BatchDecoder
 from specplug.bench.workload import Item
 from specplug.bundle import Bundle
@@ -125,6 +127,8 @@ def distill(
     head = new_head(shape, opened, vocabulary.ids, options.training.seed)
     told.stage("training the head")
     training = work / _TRAINING
+    if options.threads:
+        torch.set_num_threads(options.threads)
     result = train(records, head, vocabulary.ids, training, options.training, report=told.training)
     told.stage("writing the head")
     made = Distilled(result, vocabulary, len(records), sum(records.answer_lengths))
@@ -220,7 +224,9 @@ def open_recorder(bundle: Path, source: Path, options: DistillOptions) -> BatchD
 def _vocabulary(records: Shards, work: Path, shape: HeadShape) -> Vocabulary:
     tokenizer = Bundle.open(work / _TARGET).tokenizer()
     keep = tokenizer.stop_token_ids if tokenizer else ()
-    return choose_vocabulary(iter(records), shape.vocab_size, shape.input_vocab_size, keep)
+    return choose_vocabulary(
+        records.without_states(), shape.vocab_size, shape.input_vocab_size, keep
+    )
 
 
 def _provenance(source: Source, plan: dict[str, Any], made: Distilled) -> dict[str, Any]:

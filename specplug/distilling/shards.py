@@ -137,7 +137,14 @@ class Shards(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
-        number = self.ids[index]
+        return self._read(self.ids[index], states=True)
+
+    def without_states(self) -> Iterator[Record]:
+        """The records in order, without the hidden states, which are nearly all of the bytes."""
+        for number in self.ids:
+            yield self._read(number, states=False)
+
+    def _read(self, number: int, *, states: bool) -> Record:
         place = self._places[number]
         file = self._open(place.file)
 
@@ -150,7 +157,7 @@ class Shards(Sequence[Record]):
             id=number,
             tokens=part("tokens", place.token, place.length).numpy(),
             begin=place.begin,
-            states=part("states", place.state, place.length - 1),
+            states=part("states", place.state, place.length - 1 if states else 0),
             ids=part("ids", place.answer, answer).numpy(),
             logits=part("logits", place.answer, answer).numpy(),
         )
