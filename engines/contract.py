@@ -56,6 +56,17 @@ def assert_close(found: Float32Array, expected: Float32Array) -> None:
 class EngineContract:
     """The suite."""
 
+    exact = True
+    """Whether a token's rows are bit for bit the same in every call that it is in; what a draft
+    head says changes no text, so it need not be."""
+
+    def assert_same(self, found: Float32Array, expected: Float32Array) -> None:
+        """Equal, of engines that are exact."""
+        if self.exact:
+            assert np.array_equal(found, expected)
+        else:
+            assert_close(found, expected)
+
     @pytest.fixture
     def engine(self, make: Make) -> Iterator[Engine]:
         """An engine of one row."""
@@ -128,7 +139,7 @@ class EngineContract:
     def test_scores_from_only_leaves_out(self, engine: Engine, tokens: list[int]) -> None:
         """Scores do not depend on which of them are asked for."""
         last = len(tokens) - 10
-        assert np.array_equal(rows(engine, tokens, 0, last), rows(engine, tokens, 0)[last:])
+        self.assert_same(rows(engine, tokens, 0, last), rows(engine, tokens, 0)[last:])
 
     @pytest.mark.parametrize("width", [1, 2, 3, 5, 8, 16])
     def test_rows_do_not_depend_on_the_width(
@@ -136,7 +147,7 @@ class EngineContract:
     ) -> None:
         """Step by step and several at once: bit for bit the same from ``min_width`` on."""
         wide = self.in_pieces(engine, tokens, 16)
-        assert np.array_equal(self.in_pieces(engine, tokens, width), wide)
+        self.assert_same(self.in_pieces(engine, tokens, width), wide)
 
     @pytest.mark.parametrize("width", [24, 40])
     def test_prefill_in_pieces_is_prefill_at_once(
@@ -158,7 +169,7 @@ class EngineContract:
         for past in (len(tokens) - 1, 50, 17, 3, 0):
             tail = tokens[past : past + 8]
             rows(engine, [(token + 1) % vocab_size for token in tail], past)
-            assert np.array_equal(rows(engine, tail, past), before[past : past + len(tail)])
+            self.assert_same(rows(engine, tail, past), before[past : past + len(tail)])
             rows(engine, tokens[past:], past)  # for the next round
 
     def test_capacity_grows_to_the_limit_and_keeps_the_cache(self, engine: Engine) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from specplug.engines.head_states import STATES, given_states
 from specplug.engines.host import HostScores, check_step
 from specplug.engines.key_values import KeyValues
 from specplug.engines.ort_session import (
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from specplug.opening import EngineOptions
 
 _BIAS = "attention_bias"
-STATES = ("features", "fed_back")
-"""Inputs of a draft head beside its tokens: the target's hidden states, and its own."""
 _KEPT_BINDINGS = 128  # by shape of call; prompts' odd widths come and go
 _SCORED = 32  # rows of logits that there is memory for from the start: the widest rounds of drafts
 
@@ -112,7 +111,7 @@ class OrtEngine:
         batch, width = step.tokens.shape
         self._make_room(max(step.past.tolist()) + width)
         tree = step.parents is not None
-        states = self._given_states(step) if self._states else {}
+        states = given_states(step, self._states) if self._states else {}
         first = states[STATES[0]].shape[1] if states else 0
         binding = self._binding(step.first_row, batch, width, width - step.scores_from, tree, first)
         binding.inputs["input_ids"][...] = step.tokens
@@ -125,26 +124,6 @@ class OrtEngine:
         except Exception as error:  # as in mapped_errors, without a context manager's cost per call
             raise EngineError(f"ONNX Runtime failed running the graph: {error}") from error
         return HostScores(binding.logits, binding.hidden)
-
-    def _given_states(self, step: Step) -> dict[str, Float32Array]:
-        """A head's states of a call, those that are left out without rows."""
-        batch, width = step.tokens.shape
-        empty = np.empty(0, dtype=np.float32)
-        found = {
-            name: step.states.get(name, empty.reshape(batch, 0, size))
-            for name, size in self._states.items()
-        }
-        given = [rows.shape for rows in found.values()]
-        wanted = [
-            (batch, rows, size)
-            for (_, rows, _), size in zip(given, self._states.values(), strict=True)
-        ]
-        if given != wanted or sum(rows for _, rows, _ in given) != width:
-            raise EngineError(
-                f"states of shapes {given} for {batch} rows of {width} tokens: a head needs one "
-                f"of {' or '.join(self._states)} for every token"
-            )
-        return found
 
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""

@@ -26,48 +26,51 @@ from specplug.widths import WIDEST
 
 if TYPE_CHECKING:
     from specplug.bundle import Component
+    from specplug.engines.pytorch_head import PyTorchHeadEngine
     from specplug.opening import EngineOptions
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars; before it imports tqdm
 
 try:
     import torch
-    import transformers
+
+    from specplug.engines.torch_slots import FIRST_CAPACITY, Slots
 except ImportError as error:
     raise MissingExtraError(
         "the pytorch engine needs torch and transformers: pip install 'specplug[torch]'"
     ) from error
 
 _Outputs = tuple[torch.Tensor, torch.Tensor | None]
-_FIRST_CAPACITY = 512  # cache entries; doubled when outgrown
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def open_component(folder: Path, component: Component, options: EngineOptions) -> PaddedEngine:
-    """The model that a component was exported from, in the component's precision.
+def open_component(
+    folder: Path, component: Component, options: EngineOptions
+) -> PaddedEngine | PyTorchHeadEngine:
+    """The model or head that a component was exported from, in the component's precision.
 
     Raises:
         EngineError: the precision is one of quantized weights, or the source is not found.
     """
-    from specplug.export.source import open_source
-
-    if component.head is not None:
-        raise EngineError(
-            "the pytorch engine runs models, and this component is a head: use its own engine"
-        )
     if component.precision not in _DTYPES:
         raise EngineError(
             f"the pytorch engine computes in {', '.join(_DTYPES)}, and this component is in "
             f"{component.precision}: export it in one of those, or use its own engine"
         )
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if component.head is not None:
+        from specplug.engines.pytorch_head import open_head_component
+
+        return open_head_component(folder, component, options, _DTYPES[component.precision])
+    from specplug.export.source import open_source
+
     source = open_source(find_source(component.provenance, options.sources))
     if source.parameters() != component.parameters:
         raise EngineError(
             f"this component has {component.parameters} of its source's {source.parameters()} "
             "weights, a draft of some of its layers: use its own engine"
         )
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     return open_model(
         source.model(_DTYPES[component.precision], options.device or "cpu"),
         max_length=component.max_length,
@@ -125,7 +128,7 @@ class PyTorchEngine:
         self._hidden = tuple(hidden)
         self._device = next(model.parameters()).device
         self._windows = _windows(config)
-        self._slots = _Slots(max_batch, _FIRST_CAPACITY)
+        self._slots = Slots(max_batch, FIRST_CAPACITY)
         self._replayed = _Replayed(self._compute) if self._device.type == "cuda" else None
         most = int(config.max_position_embeddings)
         self.spec = EngineSpec(
@@ -202,7 +205,7 @@ class PyTorchEngine:
     def close(self) -> None:
         """Release model and cache."""
         self._model = self._replayed = None
-        self._slots = _Slots(0, 0)
+        self._slots = Slots(0, 0)
 
 
 class _Replayed:
@@ -266,84 +269,6 @@ class TorchScores:
             raise EngineError(f"the pytorch engine has no hidden-state output {name!r} here")
         found: Float32Array = self._hidden.float().cpu().numpy()
         return found
-
-
-class _Slots(transformers.Cache):  # type: ignore[misc]
-    """Keys and values [B, heads, capacity, size] a layer, written where a call says."""
-
-    slots: torch.Tensor
-    """Where the running call's entries go, i64[B, T]."""
-    first_row = 0
-    """The row of the running call's first."""
-
-    def __init__(self, rows: int, capacity: int) -> None:
-        super().__init__(layers=[])
-        self._rows_held, self.capacity = rows, capacity
-        self._entries: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def make_room(self, end: int) -> None:
-        """Grow, by doubling, to hold entries up to ``end``."""
-        old = self.capacity
-        if end <= old:
-            return
-        while self.capacity < end:
-            self.capacity *= 2
-        for layer, pair in self._entries.items():
-            self._entries[layer] = self._new(pair)
-            for new, entries in zip(self._entries[layer], pair, strict=True):
-                new[:, :, :old] = entries
-
-    def _new(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        # Zeros, not garbage: attention multiplies spare entries by 0, and 0 * NaN is NaN.
-        first, second = (
-            part.new_zeros(self._rows_held, part.shape[1], self.capacity, part.shape[3])
-            for part in pair
-        )
-        return first, second
-
-    def update(
-        self,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        layer_idx: int,
-        *_: Any,
-        **__: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a layer's new entries, and give all that its attention may see."""
-        pair = key_states, value_states
-        if layer_idx not in self._entries:
-            self._entries[layer_idx] = self._new(pair)
-        entries = self._entries[layer_idx]
-        batch = len(self.slots)
-        rows = slice(self.first_row, self.first_row + batch)
-        row = torch.arange(rows.start, rows.stop, device=self.slots.device)[:, None]
-        for held, new in zip(entries, pair, strict=True):
-            held[row, :, self.slots] = new.transpose(1, 2)
-        return entries[0][rows], entries[1][rows]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions are always given: transformers' count of them is not used."""
-        return 0
-
-    def save(self, row: int, start: int, stop: int) -> torch.Tensor:
-        """A copy of a row's entries, [2 * layers, heads, stop - start, size]."""
-        parts = [part for layer in sorted(self._entries) for part in self._entries[layer]]
-        return torch.stack([part[row, :, start:stop] for part in parts])
-
-    def load(self, row: int, start: int, saved: torch.Tensor) -> None:
-        """Write such a copy into a row."""
-        end = start + saved.shape[2]
-        self.make_room(end)
-        parts = [part for layer in sorted(self._entries) for part in self._entries[layer]]
-        for part, values in zip(parts, saved, strict=True):
-            part[row, :, start:end] = values
-
-    def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
-        """Move entries of a row together."""
-        chosen = [past + node for node in nodes]
-        for pair in self._entries.values():
-            for entries in pair:
-                entries[row, :, past : past + len(nodes)] = entries[row, :, chosen]
 
 
 def _windows(config: Any) -> dict[str, int | None]:

@@ -41,7 +41,8 @@ def open_component(folder: Path, component: Component, options: EngineOptions) -
     """
     if component.head is not None:
         raise EngineError(
-            "the tensorrt engine runs models, and this component is a head: use its own engine"
+            "the tensorrt engine runs models, and this component is a head: use onnxruntime or "
+            "pytorch for it"
         )
     if not component.plans:
         raise EngineError(

@@ -114,6 +114,7 @@ class Head(nn.Module):
         positions: torch.Tensor,
         mask: torch.Tensor | None = None,
         past: Cache | None = None,
+        scores_from: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor, Cache]:
         """Run entries through the layer.
 
@@ -124,9 +125,11 @@ class Head(nn.Module):
             mask: f32[B or 1, 1, T, entries], added to the products of queries and keys; None: an
                 entry sees those before it and itself.
             past: the entries before these.
+            scores_from: the first entry whose logits are wanted.
 
         Returns:
-            Logits f32[B, T, vocab_size]; the head's own hidden states f32[B, T, D]; all entries.
+            Logits f32[B, T - scores_from, vocab_size]; the head's own hidden states f32[B, T, D];
+            all entries.
         """
         rotation = self.rotation(positions)
         read, residual = self.layer.read(self.embed_tokens(tokens), hidden)
@@ -141,8 +144,8 @@ class Head(nn.Module):
         )
         hidden = self.layer.add(residual, attended)
         normed = self.norm(hidden)
-        logits = self.lm_head(normed)
-        return logits, normed if self.shape.norm_output else hidden, (keys, values)
+        own = normed if self.shape.norm_output else hidden
+        return self.lm_head(normed[:, scores_from:]), own, (keys, values)
 
     @property
     def layer(self) -> Layer:

@@ -59,7 +59,7 @@ def write_head(
     shutil.rmtree(work)
     graph = build_head(head, dialect, source.table)
     keep = KeepMatching(keep_fp32) if keep_fp32 else keep_none
-    apply_precision(graph, precision, dialect=dialect, keep=keep)
+    apply_precision(graph, precision, dialect=dialect, keep=keep, same_at_any_width=False)
     layout = graphs.cache_layout(graph)
     if share_table(graph, stage / TARGET, source.table):
         files = [f"{TARGET}/{name}" for name in (DRAFT_GRAPH, DRAFT_DATA, graphs.DATA)]

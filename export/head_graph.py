@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from specplug.bundle import Dialect
-from specplug.engines.ort import STATES
+from specplug.engines.head_states import STATES
 from specplug.export.head import Head
 from specplug.export.passes import (
     FuseSilu,

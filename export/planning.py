@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx_ir as ir
+
 from specplug.bundle import MANIFEST, Dialect
 from specplug.export import graphs, piecewise
 from specplug.export.attention import max_entries
 from specplug.export.blocks import BLOCK_SIZE
 from specplug.export.carried import carried_bytes_a_weight
-from specplug.export.head_component import FOLDER, VOCABULARY, head_precision
+from specplug.export.head_component import FOLDER, TARGET, VOCABULARY, head_precision
 from specplug.export.head_graph import build_head
 from specplug.export.keeping import Keep, KeepMatching, keep_none
 from specplug.export.pairing import TOKENIZER
@@ -29,8 +31,9 @@ from specplug.export.passes.half_weights import matrices
 from specplug.export.precision import Precision, bytes_a_weight, fits_kernel
 from specplug.export.quality_text import take_sample
 from specplug.export.request import Part, Report, Request, open_parts
+from specplug.export.sharing import DRAFT_DATA, DRAFT_GRAPH
 from specplug.export.source import preview_source
-from specplug.export.speculators import HeadSource
+from specplug.export.speculators import HeadSource, has_table_of
 from specplug.export.tensorrt import Target, plan_name, resolve
 from specplug.export.tokenizers import encoder
 from specplug.staging import check_place
@@ -113,8 +116,6 @@ def plan_export(
     for part in parts:
         report(f"planning {', '.join(part.components)}")
         made = _plan_part(part, request)
-        if part.head is not None:
-            made.files.update(_plan_head(part.head, part.components["target"], request))
         if part.other_tokens is not None:
             made.files[TOKENIZER] = len(part.other_tokens.tokenizer.json.encode())
         files |= made.files
@@ -170,6 +171,8 @@ def _plan_part(part: Part, request: Request) -> _PartPlan:
         # At once: what is written and a tensor on its way; all of it where it runs in fp32.
         computed = 1.15 * sum(fp32) if precision in ("fp32", "fp16", "bf16") else 0.0
         memory = max(memory, size + max(fp32), computed)
+    if part.head is not None:
+        files |= _plan_head(part, part.head, graph, request)
     return _PartPlan(
         files=files,
         scratch_bytes=sum(fp32) + logits,
@@ -178,18 +181,33 @@ def _plan_part(part: Part, request: Request) -> _PartPlan:
     )
 
 
-def _plan_head(source: HeadSource, target: Precision, request: Request) -> dict[str, int]:
+def _plan_head(
+    part: Part, source: HeadSource, target_graph: Any, request: Request
+) -> dict[str, int]:
     """A head's files with their sizes."""
-    graph = build_head(source.head, request.dialect).graph
+    target = part.components["target"]
+    graph = build_head(source.head, request.dialect, source.table).graph
     precision = head_precision(target)
     keep = KeepMatching(request.keep_fp32) if request.keep_fp32 else keep_none
-    files = {
-        f"{FOLDER}/{graphs.GRAPH}": _GRAPH_BYTES_A_LAYER,
-        f"{FOLDER}/{graphs.DATA}": _weight_bytes(graph, precision, request.dialect, keep, None),
-    }
+    folder, names = FOLDER, (graphs.GRAPH, graphs.DATA)
+    if precision == target and has_table_of(source, part.source):
+        folder, names = TARGET, (DRAFT_GRAPH, DRAFT_DATA)
+        for name, value in graph.initializers.items():
+            if name == source.table or _is_in(target_graph, value):
+                value.const_value = ir.tensor(value.const_value.numpy()[:1])  # next to nothing
+    sizes = _GRAPH_BYTES_A_LAYER, _weight_bytes(graph, precision, request.dialect, keep, None)
+    files = {f"{folder}/{name}": size for name, size in zip(names, sizes, strict=True)}
     if source.vocabulary is not None:
-        files[f"{FOLDER}/{VOCABULARY}"] = source.vocabulary.nbytes
+        files[f"{folder}/{VOCABULARY}"] = source.vocabulary.nbytes
     return files
+
+
+def _is_in(graph: Any, value: Any) -> bool:
+    """Whether a graph has a tensor of this name, the same bytes."""
+    theirs, ours = graph.initializers.get(value.name), value.const_value
+    if theirs is None or theirs.const_value.nbytes != ours.nbytes:
+        return False
+    return bool(theirs.const_value.tobytes() == ours.tobytes())
 
 
 def _weight_bytes(

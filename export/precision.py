@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"]
 
 _IN_BLOCKS = ("int8", "int4", "gguf")
+_ROUND_ACTIVATIONS = ("w8a8", *_IN_BLOCKS)
 _STANDARD = ("fp32", "fp16", "bf16", "int8", "int4")
 
 # Instructions that multiply int8 and add up in int32, by the names the kernel reports.
@@ -39,6 +40,7 @@ def apply_precision(
     dialect: Dialect = "ort",
     keep: Keep = keep_none,
     carried: CarriedBlocks | None = None,
+    same_at_any_width: bool = True,
 ) -> None:
     """Round a fp32 graph's weights in place.
 
@@ -48,6 +50,8 @@ def apply_precision(
         dialect: the graph's.
         keep: the layers that stay in fp32.
         carried: the source's own blocks, for ``"gguf"``.
+        same_at_any_width: keep rounded activations from amplifying the last bit of a one-row
+            attention, as the text of a model needs; a head's guesses do not.
 
     Raises:
         ExportError: a weight is beyond the precision's range.
@@ -56,10 +60,11 @@ def apply_precision(
     passes = _standard_passes(precision, keep) if standard else _passes(precision, keep, carried)
     for each in passes:  # not as ir.passes.Sequential, which hides what a pass has to say
         each(model)
+    if same_at_any_width and not standard and precision in _ROUND_ACTIVATIONS:
+        PadAttention()(model)
 
 
 def _passes(precision: Precision, keep: Keep, carried: CarriedBlocks | None) -> tuple[Any, ...]:
-    # Kernels that round activations amplify the last bit of a one-row attention: it is padded.
     tables: Rounding = nearest
     match precision:
         case "fp32":
@@ -77,7 +82,7 @@ def _passes(precision: Precision, keep: Keep, carried: CarriedBlocks | None) -> 
                 raise ValueError("precision gguf needs the file's blocks: give carried")
             layers = QuantizeNBits(rounding=carried.rounding, keep=keep)
             tables = carried.table_rounding
-    return (layers, GatherBlocks(rounding=tables, keep=keep), PadAttention())
+    return (layers, GatherBlocks(rounding=tables, keep=keep))
 
 
 def _standard_passes(precision: Precision, keep: Keep) -> tuple[Any, ...]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from specplug.bundle import file_sha256
+from specplug.bundle import HiddenOutput, file_sha256
 from specplug.export.attention import max_entries, read_attention
 from specplug.export.head import Head, HeadShape
 from specplug.export.lazy import LazyTensor
@@ -28,6 +30,7 @@ _LAYERS = ("llama", "qwen3")
 """Kinds of decoder layers that the library builds heads of."""
 EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
 """What targets call theirs."""
+_EMBEDDING = "embed_tokens.weight"
 _NOT_OURS = ("t2d", "d2t", "verifier_norm.weight", "verifier_lm_head.weight")
 
 
@@ -55,14 +58,22 @@ class HeadSource:
 
 
 def is_head(path: Path) -> bool:
-    """Whether a folder holds a head, of whatever kind, rather than a model."""
+    """Whether a folder holds a head, of whatever kind and format, rather than a model."""
     config = path / _CONFIG
     if not config.is_file():
         return False
     try:
-        return "speculators_model_type" in json.loads(config.read_bytes())
-    except (ValueError, RecursionError):
+        return _kind(json.loads(config.read_bytes())) is not None
+    except (ValueError, RecursionError, AttributeError, TypeError):
         return False
+
+
+def _kind(config: dict[str, Any]) -> str | None:
+    """What a head calls itself: in the library's format its kind, in others its architecture."""
+    own: str | None = config.get("speculators_model_type")
+    architectures: list[str] = config.get("architectures") or []
+    others = (name for name in architectures if re.search("eagle|dflash", name, re.IGNORECASE))
+    return own or next(others, None)
 
 
 def open_head(path: Path, target: Source) -> HeadSource:
@@ -72,18 +83,13 @@ def open_head(path: Path, target: Source) -> HeadSource:
         ExportError: it is of a kind or a shape that is not supported, was made for another model,
             or its weights do not fit its configuration.
     """
-    config = json.loads((path / _CONFIG).read_bytes())
-    try:
+    with _readable(path):
+        config = json.loads((path / _CONFIG).read_bytes())
         _check_kind(path, config)
         _check_verifier(path, config, target)
         shape = read_shape(config, target.config)
-        shards = sorted(path.glob("*.safetensors"))
-        stored = {name: tensor for shard in shards for name, tensor in _tensors(shard).items()}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ExportError(f"the head {path} cannot be read: {error!r}") from error
-    if not shards:
-        raise ExportError(f"the head {path} holds no .safetensors file")
-    table = next((name for name in EMBEDDINGS if name in target.weights), EMBEDDINGS[0])
+        shards, stored = _stored(path)
+    table = _table(target)
     return HeadSource(
         path,
         _module(path, shape, stored, target.weights.get(table)),
@@ -93,10 +99,68 @@ def open_head(path: Path, target: Source) -> HeadSource:
     )
 
 
+def reopen_head(path: Path, hidden: HiddenOutput, target: Callable[[], Source]) -> Head:
+    """The module of a head that was exported before, for engines that run it as it is.
+
+    Args:
+        path: the head's folder.
+        hidden: what its target gives it.
+        target: opens that target, whose embedding is the head's where that has none of its own.
+
+    Raises:
+        ExportError: it cannot be read, or its weights do not fit its configuration.
+    """
+    with _readable(path):
+        config = json.loads((path / _CONFIG).read_bytes())
+        shape = _shape(config, tuple(hidden.layers), hidden.size // len(hidden.layers))
+        _, stored = _stored(path)
+    embedding = None
+    if _EMBEDDING not in stored:
+        source = target()
+        embedding = source.weights.get(_table(source))
+    return _module(path, shape, stored, embedding)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"the head {path} cannot be read: {error!r}") from error
+
+
+def _stored(path: Path) -> tuple[list[Path], dict[str, torch.Tensor]]:
+    shards = sorted(path.glob("*.safetensors"))
+    if not shards:
+        raise ExportError(f"the head {path} holds no .safetensors file")
+    return shards, {name: tensor for shard in shards for name, tensor in _tensors(shard).items()}
+
+
+def has_table_of(head: HeadSource, target: Source) -> bool:
+    """Whether a head's embedding is its target's; False where that was not downloaded yet."""
+    if head.table not in target.weights or target.download_bytes:
+        return False
+    return torch.equal(head.head.embed_tokens.weight, _values(target.weights[head.table]))
+
+
+def _values(weight: torch.Tensor) -> torch.Tensor:
+    values = weight.values() if isinstance(weight, LazyTensor) else weight
+    return values.detach().float()
+
+
+def _table(target: Source) -> str:
+    """What a target calls its embedding."""
+    return next((name for name in EMBEDDINGS if name in target.weights), EMBEDDINGS[0])
+
+
 def _check_kind(path: Path, config: dict[str, Any]) -> None:
-    kind, layer = config["speculators_model_type"], config["transformer_layer_config"]
+    kind = _kind(config)
     if kind != "eagle3":
-        raise ExportError(f"{path.name} is a head of kind {kind!r}: only eagle3 is supported")
+        raise ExportError(
+            f"{path.name} is a head of kind {kind!r}: only eagle3 is supported, in the format of "
+            "the speculators library (which converts heads in EAGLE's own)"
+        )
+    layer = config["transformer_layer_config"]
     wrong = {
         "layers of kind": (layer["model_type"], _LAYERS),
         "num_hidden_layers": (layer.get("num_hidden_layers", 1), (1,)),
@@ -159,11 +223,11 @@ def read_shape(config: dict[str, Any], target: Any) -> HeadShape:
     Raises:
         ExportError: it rotates a part of its heads, or reads layers that the target has not.
     """
-    layer = transformers.AutoConfig.for_model(**config["transformer_layer_config"])
-    attention = read_attention(layer)[0]
-    head_size = int(layer.head_dim)
-    if attention.rotary is None or 2 * attention.rotary.cos.shape[1] != head_size:
-        raise ExportError("the head rotates some values of its heads only: this is not supported")
+    return _shape(config, _layers(config, target), int(target.hidden_size))
+
+
+def _layers(config: dict[str, Any], target: Any) -> tuple[int, ...]:
+    """The target's layers whose inputs the head reads."""
     count = int(target.num_hidden_layers)
     layers = config.get("eagle_aux_hidden_state_layer_ids") or [2, count // 2, count - 3]
     if not all(isinstance(each, int) and 0 <= each < count for each in layers):
@@ -171,11 +235,20 @@ def read_shape(config: dict[str, Any], target: Any) -> HeadShape:
             f"the head reads what the target's layers {layers} read, and the target has {count}: "
             f"0 to {count - 1} can be given"
         )
+    return tuple(layers)
+
+
+def _shape(config: dict[str, Any], layers: tuple[int, ...], target_size: int) -> HeadShape:
+    layer = transformers.AutoConfig.for_model(**config["transformer_layer_config"])
+    attention = read_attention(layer)[0]
+    head_size = int(layer.head_dim)
+    if attention.rotary is None or 2 * attention.rotary.cos.shape[1] != head_size:
+        raise ExportError("the head rotates some values of its heads only: this is not supported")
     return HeadShape(
         input_vocab_size=int(layer.vocab_size),
         vocab_size=int(config["draft_vocab_size"]),
-        layers=tuple(layers),
-        target_size=int(target.hidden_size),
+        layers=layers,
+        target_size=target_size,
         hidden_size=int(layer.hidden_size),
         intermediate_size=int(layer.intermediate_size),
         heads=int(layer.num_attention_heads),
@@ -228,9 +301,8 @@ def _module(
     embedding: torch.Tensor | None,
 ) -> Head:
     weights = {name: w.float() for name, w in stored.items() if name not in _NOT_OURS}
-    if "embed_tokens.weight" not in weights and embedding is not None:
-        values = embedding.values() if isinstance(embedding, LazyTensor) else embedding
-        weights["embed_tokens.weight"] = values.detach().float()
+    if _EMBEDDING not in weights and embedding is not None:
+        weights[_EMBEDDING] = _values(embedding)
     head = Head(shape)
     expected = {name: tuple(weight.shape) for name, weight in head.state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}

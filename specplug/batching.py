@@ -29,6 +29,7 @@ from specplug.feeding import feed
 from specplug.generation import Generation, GenerationOptions
 from specplug.prefixes import DEFAULT_BYTES, PIECE, PrefixCache
 from specplug.types import (
+    HIDDEN_STATES,
     BatchEngine,
     Drafter,
     EngineError,
@@ -82,6 +83,7 @@ class BatchDecoder(Decoder):
         self.prefixes = PrefixCache(prefix_cache_bytes if movable else 0)
         self._waiting: deque[Generation] = deque()
         self._reading: Generation | None = None  # its prompt, into the row after the running ones
+        self._states: dict[int, Float32Array] = {}  # of that prompt's pieces, by where they begin
         self._running: list[Generation] = []  # the n-th in row n
         self._batch_costs = batch_costs
         self._lengths: dict[int, DraftLength] = {}
@@ -172,7 +174,7 @@ class BatchDecoder(Decoder):
                     past=start,
                     scored=scored,
                     row=generation.slot.row,
-                    observe=generation.observe,
+                    observe=partial(self._observe, generation),
                 )
                 generation.note_echo(scores, start, start + len(piece))
                 generation.context.cached = start + len(piece)
@@ -194,12 +196,24 @@ class BatchDecoder(Decoder):
         started = time.perf_counter()
         scores, verdict = verify(self.target, generation, Proposal())
         seconds = time.perf_counter() - started
+        self._note_states(start, len(generation.prompt) - start, scores)
         made = generation.echoed() if generation.echo else []
         made += generation.commit(Proposal(), scores, verdict, seconds)
         if isinstance(self.target, BatchEngine):
-            request = generation.request
-            self.prefixes.save(self.target, generation.slot.row, request.tenant, generation.prompt)
+            row, tenant = generation.slot.row, generation.request.tenant
+            self.prefixes.save(self.target, row, tenant, generation.prompt, self._states)
         return made
+
+    def _observe(
+        self, generation: Generation, past: int, tokens: Sequence[int], scores: Scores
+    ) -> None:
+        """A piece of the prompt that is being read, by the target or from what is kept."""
+        self._note_states(past, len(tokens), scores)
+        generation.observe(past, tokens, scores)
+
+    def _note_states(self, past: int, count: int, scores: Scores) -> None:
+        if HIDDEN_STATES in self.target.spec.hidden:
+            self._states[past] = scores.hidden(HIDDEN_STATES)[0, :count].copy()
 
     def _round(self) -> Progress:
         """Draft, verify, accept and commit, in every row."""
@@ -294,9 +308,12 @@ class BatchDecoder(Decoder):
         generation.slot.row = len(self._running)
         drafter = self._drafters[generation] = self._free.pop()
         generation.begin(drafter, self._length(len(self._running) + 1).longest)
+        self._states = {}
         if isinstance(self.target, BatchEngine) and not generation.echo_scored:
             row, tenant = generation.slot.row, generation.request.tenant
-            known = self.prefixes.load(self.target, row, tenant, generation.prompt)
+            known = self.prefixes.load(
+                self.target, row, tenant, generation.prompt, partial(self._observe, generation)
+            )
             generation.context.cached = generation.cached_tokens = known
 
     def _end(self, generation: Generation) -> None:

@@ -319,7 +319,7 @@ class Bundle:
             BundleError: no bundle there, one this version cannot read, or one that was changed.
         """
         folder = Path(path)
-        bundle = cls(folder, _read_manifest(folder))
+        bundle = cls(folder, read_manifest(folder))
         for file in dict.fromkeys(bundle.manifest.all_files()):  # a draft may share the target's
             _check_file(folder, file)
         for component in bundle.manifest.components():
@@ -401,7 +401,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """What a bundle says of itself, its files not looked at.
+
+    Raises:
+        BundleError: there is no manifest, or none that this version can read.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
-from specplug.types import BatchEngine
+from specplug.feeding import Observe
+from specplug.types import HIDDEN_STATES, BatchEngine, EngineError, Float32Array, Int64Array
 
 PIECE = 64
 """Tokens of a prompt that one call reads, counted from its beginning whatever the load; pieces that
 are whole may be reused. Running answers wait for one piece at most."""
 
 DEFAULT_BYTES = 1 << 30
-"""Of memory for cache entries that no request is using."""
+"""Of memory for cache entries that no request is using, and the hidden states beside them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    entries: Any
+    states: Float32Array | None  # [PIECE, D]
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.entries.nbytes) + (0 if self.states is None else self.states.nbytes)
 
 
 class PrefixCache:
     """Whole pieces of prompts, each known by all tokens up to its end; the longest unused go first.
 
     An entry is the target's own, computed in a call of the same tokens at the same places, so
-    reusing it changes no text. Texts of different tenants are kept apart, so that nobody can find
-    out by the time it takes what others asked.
+    reusing it changes no text. Hidden states are kept beside them, if the target gives any, so that
+    a head that reads them drafts as if the prompt had been read. Texts of different tenants are
+    kept apart, so that nobody can find out by the time it takes what others asked.
 
     Args:
         most_bytes: of memory at most; 0 keeps nothing.
@@ -36,30 +49,65 @@ class PrefixCache:
         self.most_bytes = most_bytes
         self.bytes = 0
         """Kept now."""
-        self._pieces: OrderedDict[bytes, Any] = OrderedDict()
+        self._pieces: OrderedDict[bytes, _Piece] = OrderedDict()
 
-    def load(self, engine: BatchEngine, row: int, tenant: str, prompt: Sequence[int]) -> int:
+    def load(
+        self,
+        engine: BatchEngine,
+        row: int,
+        tenant: str,
+        prompt: Sequence[int],
+        observe: Observe,
+    ) -> int:
         """Fill a row with what is kept of a prompt; returns how many tokens of it.
 
         At least one token is left to read, for its scores.
+
+        Args:
+            engine: the target.
+            row: of it.
+            tenant: on whose behalf.
+            prompt: token ids.
+            observe: told of each piece whose hidden states are kept, by scores of no token.
         """
         found: list[bytes] = []
         for key in _keys(tenant, prompt[:-1]):
             if key not in self._pieces:
                 break
-            engine.load(row, PIECE * len(found), self._pieces[key])
+            piece, start = self._pieces[key], PIECE * len(found)
+            engine.load(row, start, piece.entries)
+            if piece.states is not None:
+                told = _Recalled(engine.spec.vocab_size, piece.states)
+                observe(start, prompt[start : start + PIECE], told)
             found.append(key)
         self._touch(found)
         return PIECE * len(found)
 
-    def save(self, engine: BatchEngine, row: int, tenant: str, prompt: Sequence[int]) -> None:
-        """Keep the whole pieces of a prompt that a row holds, as many as there is room for."""
+    def save(
+        self,
+        engine: BatchEngine,
+        row: int,
+        tenant: str,
+        prompt: Sequence[int],
+        states: Mapping[int, Float32Array],
+    ) -> None:
+        """Keep the whole pieces of a prompt that a row holds, as many as there is room for.
+
+        Args:
+            engine: the target.
+            row: of it.
+            tenant: on whose behalf.
+            prompt: token ids.
+            states: of each piece, by its first token's position, the hidden states, f32[PIECE, D];
+                empty: the target gives none.
+        """
         keys = [*_keys(tenant, prompt)] if self.most_bytes else []
         self._touch(keys)
         for number, key in enumerate(keys):
             if key in self._pieces:
                 continue
-            piece = engine.save(row, PIECE * number, PIECE * (number + 1))
+            start = PIECE * number
+            piece = _Piece(engine.save(row, start, start + PIECE), states.get(start))
             while self._pieces and self.bytes + piece.nbytes > self.most_bytes:
                 if next(iter(self._pieces)) in keys:  # nothing is left but this prompt's own
                     return
@@ -80,6 +128,24 @@ class PrefixCache:
         """Forget everything."""
         self._pieces.clear()
         self.bytes = 0
+
+
+class _Recalled:
+    """What is left of a call: its hidden states."""
+
+    def __init__(self, vocab_size: int, states: Float32Array) -> None:
+        self._vocab_size, self._states = vocab_size, states
+
+    def argmax(self) -> Int64Array:
+        return np.empty((1, 0), dtype=np.int64)
+
+    def logits(self) -> Float32Array:
+        return np.empty((1, 0, self._vocab_size), dtype=np.float32)
+
+    def hidden(self, name: str) -> Float32Array:
+        if name != HIDDEN_STATES:
+            raise EngineError(f"no hidden states {name!r} were kept: have {HIDDEN_STATES!r}")
+        return self._states[None]
 
 
 def _keys(tenant: str, prompt: Sequence[int]) -> Iterator[bytes]:

@@ -302,9 +302,11 @@ class Drafter:
 
         Args:
             past: how many tokens are before them. Where the prompt's first pieces were known from
-                an earlier request, nobody reads them.
+                an earlier request, nobody reads them: they are told of only if their hidden states
+                were kept.
             tokens: at least one.
-            scores: of the call, whose first hidden states are theirs; valid until the next one.
+            scores: of the call, whose first hidden states are theirs; valid until the next one. Of
+                pieces that were known, scores of no token.
         """
 
     def commit(self, outcome: Outcome) -> None:

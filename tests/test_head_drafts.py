@@ -170,7 +170,52 @@ def test_batches(sampling: SamplingParams, head_bundles: dict[str, Path]) -> Non
                 found[generation] += [token.id for token in tokens]
     assert [tuple(found[generation]) for generation in waiting] == wanted
     assert all(generation.stats.drafted for generation in waiting)
-    assert waiting[4].cached_tokens == 192  # whose hidden states nobody has
+    assert waiting[4].cached_tokens == 192
+
+
+@pytest.mark.parametrize("branching", [False, True])
+@pytest.mark.parametrize("length", [200, 256, 257])
+def test_a_known_beginning_is_drafted_from_as_one_that_is_read(
+    length: int, branching: bool, head_bundles: dict[str, Path]
+) -> None:
+    """The same entries, so the same proposals; also where it was known to the one before."""
+    prompt = LONG[:length]
+
+    def drafts(*before: list[int]) -> tuple[list[Any], int]:
+        with BatchDecoder.from_bundle(
+            head_bundles["fp32-ort"], drafter="head", draft_tokens=4, max_batch=1
+        ) as decoder:
+            decoder.stop_token_ids = frozenset()
+            decoder._trees = branching
+            for earlier in before:  # without drafts: of those it would learn
+                decoder.submit(earlier, max_tokens=1, speculation=False)
+                while not decoder.idle:
+                    decoder.step()
+            proposed = []
+            propose = decoder.drafter.propose
+
+            def noting(*given: Any) -> Any:
+                made = propose(*given)
+                proposed.append(made)
+                return made
+
+            decoder.drafter.propose = noting  # type: ignore[method-assign]
+            generation = decoder.submit(prompt, max_tokens=20)
+            while not decoder.idle:
+                decoder.step()
+        return proposed, generation.cached_tokens
+
+    unread, known = drafts()
+    assert known == 0
+    assert sum(map(len, unread)) > 30
+    beginning = [*prompt[:140], 1]
+    for before in ([prompt], [beginning], [beginning, prompt]):
+        found, known = drafts(*before)
+        assert known == (128 if before == [beginning] else (length - 1) // 64 * 64)
+        for again, first in zip(found, unread, strict=True):
+            assert again.tokens == first.tokens
+            assert again.parents == first.parents
+            assert again.reaches == pytest.approx(first.reaches, rel=1e-3)
 
 
 def test_target_on_pytorch(head_bundles: dict[str, Path], head_target: Path) -> None:

@@ -43,7 +43,7 @@ class HeadSource(Source):
     these are text, and a path of a tree is a run of entries that the next path overwrites.
 
     Context is read when a guess is asked for, hidden states are kept until then. Where the first
-    of them are missing, since the target did not read a prompt that it knew, the head's context
+    of them are missing, since nobody kept them of a prompt that was known, the head's context
     begins after them.
 
     Args:
@@ -185,10 +185,9 @@ class HeadSource(Source):
     def _shares(self, logits: Float32Array, tokens: Sequence[int]) -> list[float]:
         """The head's own probabilities of tokens."""
         weights = np.exp(logits - logits.max())
+        total = float(weights.sum())
         entries = [self._entries.get(token) if self._entries else token for token in tokens]
-        return [
-            0.0 if entry is None else float(weights[entry] / weights.sum()) for entry in entries
-        ]
+        return [0.0 if entry is None else float(weights[entry]) / total for entry in entries]
 
     def prior(self, kind: Kind) -> float:
         """The head's own probability, at a discount."""

@@ -1,0 +1,145 @@
+"""PyTorch: a draft head over a cache of slots, on any device; no graph needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from specplug.bundle import read_manifest
+from specplug.engines.head_states import STATES, given_states
+from specplug.engines.host import check_step
+from specplug.engines.pytorch import TorchScores
+from specplug.engines.sources import find_source
+from specplug.engines.torch_slots import FIRST_CAPACITY, Slots
+from specplug.types import HIDDEN_STATES, EngineError, EngineSpec, Step
+
+if TYPE_CHECKING:
+    from specplug.bundle import Component
+    from specplug.export.head import Head
+    from specplug.opening import EngineOptions
+
+
+def open_head_component(
+    folder: Path, component: Component, options: EngineOptions, dtype: torch.dtype
+) -> PyTorchHeadEngine:
+    """The head that a component was exported from.
+
+    Raises:
+        EngineError: its source is not found; or that of its target, where the embedding is there.
+    """
+    from specplug.export.source import open_source
+    from specplug.export.speculators import reopen_head
+
+    target = read_manifest(folder).target
+    assert target.hidden is not None  # the manifest's own check
+    head = reopen_head(
+        find_source(component.provenance, options.sources),
+        target.hidden,
+        lambda: open_source(find_source(target.provenance, options.sources)),
+    )
+    return PyTorchHeadEngine(
+        head.to(device=options.device or "cpu", dtype=dtype), max_batch=options.max_batch
+    )
+
+
+class PyTorchHeadEngine:
+    """A head, whose calls may be of any width: what it guesses changes no text.
+
+    Args:
+        head: the module, on its device.
+        max_batch: rows a call can have.
+    """
+
+    def __init__(self, head: Head, *, max_batch: int = 1) -> None:
+        weight = head.lm_head.weight
+        self._head: Head | None = head.eval()
+        self._device, self._dtype = weight.device, weight.dtype
+        self._sizes = dict(zip(STATES, (head.shape.features, head.shape.hidden_size), strict=True))
+        self._slots = Slots(max_batch, FIRST_CAPACITY)
+        self.spec = EngineSpec(
+            name="pytorch",
+            vocab_size=head.shape.vocab_size,
+            max_length=head.shape.max_length,
+            max_batch=max_batch,
+            hidden=(HIDDEN_STATES,),
+            input_vocab_size=head.shape.input_vocab_size,
+            device=str(self._device),
+        )
+
+    def forward(self, step: Step) -> TorchScores:
+        """Run entries over the cache; see :class:`specplug.types.Engine`."""
+        if self._head is None:
+            raise EngineError("the engine is closed: load it again")
+        check_step(self.spec, step)
+        states = given_states(step, self._sizes)
+        with _mapped_errors():
+            features, fed_back = (
+                torch.tensor(rows, device=self._device, dtype=self._dtype)
+                for rows in states.values()
+            )
+            return self._run(self._head, step, features, fed_back)
+
+    @torch.inference_mode()
+    def _run(
+        self, head: Head, step: Step, features: torch.Tensor, fed_back: torch.Tensor
+    ) -> TorchScores:
+        batch, width = step.tokens.shape
+        longest = int(step.past.max())
+        rows = slice(step.first_row, step.first_row + batch)
+        tokens = torch.tensor(step.tokens, device=self._device)
+        slots = torch.tensor(step.past[:, None] + np.arange(width), device=self._device)
+        hidden = fed_back
+        if features.shape[1]:
+            hidden = torch.cat([head.fuse(features), fed_back], dim=1)
+        logits, own, (keys, values) = head(
+            tokens,
+            hidden,
+            slots,
+            self._mask(step, longest),
+            self._slots.before(0, rows, longest),
+            step.scores_from,
+        )
+        self._slots.make_room(longest + width)
+        self._slots.first_row, self._slots.slots = step.first_row, slots
+        self._slots.update(keys[:, :, longest:], values[:, :, longest:], 0)
+        return TorchScores(logits, own)
+
+    def _mask(self, step: Step, longest: int) -> torch.Tensor | None:
+        """Hides what rows with a smaller past do not have; None: there is nothing to hide."""
+        if (step.past == longest).all():
+            return None
+        width = step.tokens.shape[1]
+        before = np.arange(longest) < step.past[:, None]
+        seen = np.empty((len(before), 1, width, longest + width), dtype=bool)
+        seen[..., :longest] = before[:, None, None]
+        seen[..., longest:] = np.tri(width, dtype=bool)
+        mask = np.where(seen, np.float32(0), np.float32(-np.inf))
+        return torch.tensor(mask, device=self._device, dtype=self._dtype)
+
+    @torch.inference_mode()
+    def save(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """A copy of a row's entries; see :class:`specplug.types.BatchEngine`."""
+        return self._slots.save(row, start, stop)
+
+    @torch.inference_mode()
+    def load(self, row: int, start: int, entries: torch.Tensor) -> None:
+        """Write entries into a row; see :class:`specplug.types.BatchEngine`."""
+        self._slots.load(row, start, entries)
+
+    def close(self) -> None:
+        """Release head and cache."""
+        self._head = None
+        self._slots = Slots(0, 0)
+
+
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise EngineError(f"PyTorch failed running the head: {error}") from error
