@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -15,15 +16,17 @@ import numpy as np
 from specplug import engines
 from specplug.bundle import Bundle, ChosenLayers
 from specplug.controller import CallCosts
-from specplug.costs import measure_costs
 from specplug.decoder import SpeculativeDecoder
 from specplug.drafters import ModelDrafter
 from specplug.export.judging import LayerJudge, Place, Text, write_gated
 from specplug.export.skipping import check_bundle, make_draft, scratch
+from specplug.feeding import feed
 from specplug.machine import cores, cpu_name
 from specplug.opening import EngineOptions, make_drafter
 from specplug.skip_search import (
     LONGEST,
+    MAX_TOKENS,
+    SECONDS,
     Candidate,
     Found,
     Layers,
@@ -33,14 +36,14 @@ from specplug.skip_search import (
 )
 from specplug.types import ContextLimitError, Engine, ExportError
 
-SECONDS = 120.0
-MAX_TOKENS = 64
 WORTH = 1.02
 """Times plain decoding's speed that a draft has to be expected to give, to be written."""
 
 _PLACES = (512, 256, 128, 64)  # at which every set is judged
 _SETS_A_LAYER = 5  # that there should be time for
-_COST_SECONDS = 1.5  # of measuring calls of the target
+_COST_SECONDS = 3.0  # of measuring calls
+_LEAST_REPEATS, _MOST_REPEATS = 4, 40
+_GUESS = 0  # among the widths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,14 +148,12 @@ class _Choosing:
         """The target's greedy answers, and what calls cost after as many tokens."""
         with ExitStack() as stack:
             target = self._open_target(stack)
-            self._watcher.doing("measuring calls", 0)
             texts = self._answers(target, prompts)
-            past = int(np.median([len(text.tokens) for text in texts]))
-            costs = self._costs(target, past)
             layers = self._target.cache.layers
             half = (layers + 1) // 2
             draft = self._open_draft(stack, target, tuple(range(half)))
-            seconds = measure_costs(draft, widths=(1, 2), past=past)[1]
+            self._watcher.doing("measuring calls", 0)
+            costs, seconds = _measure(target, draft, _usual_length(texts))
         return texts, RoundCosts.of(costs, layers, half, seconds)
 
     def _answers(self, target: Engine, prompts: Sequence[str]) -> list[Text]:
@@ -177,10 +178,6 @@ class _Choosing:
                 "nothing to choose layers by; give prompts that it answers at length"
             )
         return texts
-
-    def _costs(self, target: Engine, past: int) -> CallCosts:
-        widths = (1, LONGEST + 1, 3, 2, 5, 4, 6, 7, 8)
-        return CallCosts(measure_costs(target, widths=widths, past=past, seconds=_COST_SECONDS))
 
     def search(self, texts: Sequence[Text], costs: RoundCosts) -> Found:
         """The best layers, over all sets that there is time for."""
@@ -224,10 +221,9 @@ class _Choosing:
         with ExitStack() as stack:
             target = self._open_target(stack)
             draft = self._open_draft(stack, target, best.layers)
-            drafter = ModelDrafter(draft)
             decoder = SpeculativeDecoder(
                 target,
-                drafter=drafter,
+                drafter=ModelDrafter(draft),
                 draft_tokens=best.draft_tokens,
                 tokenizer=self._bundle.tokenizer(),
             )
@@ -247,9 +243,8 @@ class _Choosing:
                     for place in range(min(drafted, accepted + 1)):
                         tested[place] += 1
                         right[place] += place < accepted
-            past = int(np.median([len(text.tokens) for text in texts]))
-            costs = self._costs(target, past)
-            seconds = drafter.sources[0].seconds or measure_costs(draft, widths=(1, 2))[1]
+            self._watcher.doing("measuring calls", 1)
+            costs, seconds = _measure(target, draft, _usual_length(texts))
         runs = Runs(tuple(tested), tuple(right))
         drafted = best.draft_tokens
         speed = runs.tokens / (costs[drafted + 1] + drafted * seconds)
@@ -281,10 +276,50 @@ class _Choosing:
         return engine
 
 
+def _usual_length(texts: Sequence[Text]) -> int:
+    return int(np.median([len(text.tokens) for text in texts]))
+
+
+def _measure(target: Engine, draft: Engine, past: int) -> tuple[CallCosts, float]:
+    """Seconds of the target's calls by width, and of a draft's guess, after ``past`` tokens.
+
+    Taken in turn: what else the machine does then makes all of them slower alike.
+    """
+    tokens = np.random.default_rng(0).integers(0, target.spec.vocab_size, size=LONGEST + past + 1)
+    feed(target, tokens[:past].tolist(), past=0, scored=1)
+    calls: dict[int, Callable[[], object]] = {
+        width: partial(_verify, target, tokens[past : past + width].tolist(), past)
+        for width in range(1, LONGEST + 2)
+    }
+    calls[_GUESS] = partial(_guess, draft, tokens[past : past + 1].tolist(), past)
+    taken: dict[int, list[float]] = {name: [] for name in calls}
+    deadline = time.perf_counter() + _COST_SECONDS
+    for repeat in range(_MOST_REPEATS):
+        if repeat > _LEAST_REPEATS and time.perf_counter() > deadline:
+            break
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - started)
+    # The first calls set their shapes up; of a busy machine the lower quartile tells more.
+    usual = {name: sorted(each[1:])[(len(each) - 1) // 4] for name, each in taken.items()}
+    guess = usual.pop(_GUESS)
+    return CallCosts(usual, LONGEST + 1), guess
+
+
+def _verify(engine: Engine, tokens: Sequence[int], past: int) -> object:
+    return feed(engine, tokens, past=past, scored=len(tokens)).argmax()
+
+
+def _guess(engine: Engine, tokens: Sequence[int], past: int) -> object:
+    """What :class:`specplug.drafters.ModelSource` does for one."""
+    scores = feed(engine, tokens, past=past, scored=1)
+    row = scores.logits()[0, 0]
+    return scores.argmax(), np.exp(row - row.max()).sum()
+
+
 def _refuse(layers: Layers, prompt: int) -> NoReturn:
     raise ExportError(
         f"drafting with the layers {layers} changed the target's answer to prompt {prompt + 1}, "
         "which no draft may do: run specplug verify, and do not use this bundle if it fails"
     )
-
-

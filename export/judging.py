@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from specplug.opening import EngineOptions
 from specplug.skip_search import LONGEST, Layers, Runs
 from specplug.types import Int64Array, Step
 
-_AT_ONCE = 64  # places whose guesses one call makes
-_PIECE = 128  # tokens of a call over a text; bounds the memory of logits
+_AT_ONCE = 128  # places whose guesses one call makes; bounds the memory of logits
+_ENTRIES = 1024  # of texts that are judged together: attention reads them all for every place
+_PIECE = 128  # tokens of a call over a text; likewise
 
 Place = tuple[int, int]
 """A text's number, and the index of the token that a round would begin after."""
@@ -62,6 +63,26 @@ class _View:
         """With its last row repeated."""
         pick = np.minimum(np.arange(rows), len(self.positions) - 1)
         return _View(self.positions[pick], self.seen[pick], self.key_positions)
+
+
+class _Pack:
+    """Texts in one row of the cache, one after another; none sees the others."""
+
+    def __init__(self) -> None:
+        self.offsets: dict[int, int] = {}
+        """By the text's number, the entry of its first token."""
+        self.entries: list[Any] = []
+        """Of each text but its last token, which has one to itself that nothing is written to."""
+        self.tokens = np.empty(0, dtype=np.int64)
+        self.positions = np.empty(0, dtype=np.int64)
+        """Of all entries, in the texts that they are of."""
+
+    def add(self, number: int, tokens: Int64Array, entries: Any) -> None:
+        """One text more."""
+        self.offsets[number] = len(self.tokens)
+        self.entries.append(entries)
+        self.tokens = np.concatenate([self.tokens, tokens])
+        self.positions = np.concatenate([self.positions, np.arange(len(tokens))])
 
 
 class _Gated(OrtEngine):
@@ -122,11 +143,22 @@ class LayerJudge:
             options=options,
         )
         self._texts = texts
-        self._entries: list[Any] = []
-        if self._engine.spec.supports_tree:
-            for text in texts:
-                feed(self._engine, text.tokens[:-1].tolist(), past=0, scored=1)
-                self._entries.append(self._engine.save(0, 0, len(text.tokens) - 1))
+        self._packs = [*self._packed(texts)] if self._engine.spec.supports_tree else []
+        self._loaded: _Pack | None = None
+
+    def _packed(self, texts: Sequence[Text]) -> Iterator[_Pack]:
+        """The texts, as many beside one another as one row of the cache should hold."""
+        most = min(_ENTRIES, self._engine.spec.context_limit - LONGEST)
+        pack, size = _Pack(), 0
+        for number, text in enumerate(texts):
+            feed(self._engine, text.tokens[:-1].tolist(), past=0, scored=1)
+            entries = self._engine.save(0, 0, len(text.tokens) - 1)
+            if pack.tokens.size and size + len(text.tokens) > most:
+                yield pack
+                pack, size = _Pack(), 0
+            pack.add(number, text.tokens, entries)
+            size += len(text.tokens)
+        yield pack
 
     def places(self, most: int, seed: int) -> list[Place]:
         """Some places of the texts, in order, drawn by the seed."""
@@ -148,40 +180,57 @@ class LayerJudge:
         starts: dict[int, list[int]] = {}
         for number, start in places:
             starts.setdefault(number, []).append(start)
-        for number, those in starts.items():
-            if self._entries:
-                self._from_places(number, those, tally)
-            else:
+        if self._packs:
+            for pack in self._packs:
+                self._from_places(pack, starts, tally)
+        else:
+            for number, those in starts.items():
                 self._over_all(self._texts[number].tokens, those, tally)
         return Runs(tuple(tally.tested), tuple(tally.right))
 
-    def _from_places(self, number: int, starts: Sequence[int], tally: _Tally) -> None:
-        tokens, engine = self._texts[number].tokens, self._engine
-        engine.load(0, 0, self._entries[number])
-        room = engine.spec.context_limit - len(tokens)
+    def _from_places(self, pack: _Pack, starts: Mapping[int, list[int]], tally: _Tally) -> None:
+        engine = self._engine
+        if pack is not self._loaded:
+            for offset, entries in zip(pack.offsets.values(), pack.entries, strict=True):
+                engine.load(0, offset, entries)
+            self._loaded = pack
+        found = [
+            (offset + start, offset, offset + len(self._texts[number].tokens))
+            for number, offset in pack.offsets.items()
+            for start in starts.get(number, ())
+        ]
+        room = engine.spec.context_limit - len(pack.tokens)
         at_once = max(min(_AT_ONCE, room // LONGEST), 1)
-        for first in range(0, len(starts), at_once):
-            self._walk(tokens, np.array(starts[first : first + at_once]), tally)
+        for first in range(0, len(found), at_once):
+            self._walk(pack, np.array(found[first : first + at_once]), tally)
 
-    def _walk(self, tokens: Int64Array, starts: Int64Array, tally: _Tally) -> None:
-        """From each start as many guesses as are right; their entries follow the text's."""
-        keys = np.arange(len(tokens) - 1)  # positions of the entries that there are
-        chains = np.empty((len(starts), 0), dtype=np.int64)  # entries of each start's guesses
-        limit = self._engine.spec.context_limit
+    def _walk(self, pack: _Pack, places: Int64Array, tally: _Tally) -> None:
+        """From each place as many guesses as are right; their entries follow the texts'.
+
+        Args:
+            pack: what the cache holds.
+            places: i64[n, 3], each the index of the token to begin after, and those of its text's
+                first token and of the one past its last.
+            tally: to count in.
+        """
+        keys = pack.positions
+        chains = np.empty((len(places), 0), dtype=np.int64)  # entries of each place's guesses
         for depth in range(LONGEST):
-            goes_on = starts + depth + 1 < len(tokens)
-            starts, chains = starts[goes_on], chains[goes_on]
-            if not len(starts) or len(keys) + len(starts) > limit:
+            goes_on = places[:, 0] + depth + 1 < places[:, 2]
+            places, chains = places[goes_on], chains[goes_on]
+            if not len(places):
                 return
+            starts, firsts = places[:, 0], places[:, 1]
             at = starts + depth
             chains = np.column_stack([chains, len(keys) + np.arange(len(starts))])
-            past, keys = len(keys), np.concatenate([keys, at])
-            seen = np.arange(len(keys)) < starts[:, None]
+            past, keys = len(keys), np.concatenate([keys, at - firsts])
+            entries = np.arange(len(keys))
+            seen = (entries >= firsts[:, None]) & (entries < starts[:, None])
             np.put_along_axis(seen, chains, values=True, axis=1)
-            best = self._best(tokens[at], past, _View(at, seen, keys))
-            right = best == tokens[at + 1]
+            best = self._best(pack.tokens[at], past, _View(at - firsts, seen, keys))
+            right = best == pack.tokens[at + 1]
             tally.count(depth, len(right), int(right.sum()))
-            starts, chains = starts[right], chains[right]
+            places, chains = places[right], chains[right]
 
     def _best(self, tokens: Int64Array, past: int, view: _View) -> Int64Array:
         """What the draft guesses after each token, i64[T]."""

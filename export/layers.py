@@ -15,7 +15,8 @@ import onnx_ir as ir
 from specplug.types import ExportError
 
 _SUM = 3  # output of the norms that add first
-_SKIP_BIAS = 4  # input of LayerNormalization's kind of them
+_BIAS = {"SkipSimplifiedLayerNormalization": 3, "SkipLayerNormalization": 4}
+"""The norms that add first, and their inputs that are added, too, if there are any."""
 _NORMS = {
     "SkipSimplifiedLayerNormalization": ("RMSNormalization", "SimplifiedLayerNormalization"),
     "SkipLayerNormalization": ("LayerNormalization",),
@@ -31,7 +32,7 @@ class Entry:
     @property
     def normalizes(self) -> bool:
         """Whether it adds the last part of the layer before and normalizes the sum, in one."""
-        return self.node.op_type in _NORMS
+        return self.node.op_type in _BIAS
 
     @property
     def stream(self) -> Any:
@@ -41,37 +42,40 @@ class Entry:
     @property
     def addends(self) -> list[Any]:
         """Of a node that normalizes: what it adds up."""
-        bias = [*self.node.inputs[_SKIP_BIAS : _SKIP_BIAS + 1]]
-        return [*self.node.inputs[:2], *(value for value in bias if value is not None)]
+        values = (_input(self.node, index) for index in self._added)
+        return [value for value in values if value is not None]
+
+    @property
+    def _added(self) -> tuple[int, int, int]:
+        return 0, 1, _BIAS[self.node.op_type]
 
     def normalized(self, graph: Any, first: Entry, stream: Any) -> Any:
-        """Its norm of another sum, by a new node before it, of the kind that the first layer has.
-
-        Raises:
-            ExportError: the first layer has none of its kind.
-        """
+        """Its norm of another sum, by a new node before it."""
         kinds = _NORMS[self.node.op_type]
         like = next((use.node for use in first.stream.uses() if use.node.op_type in kinds), None)
-        if like is None:
-            raise _unknown_form(f"no {kinds[0]} in the first layer")
-        weights = [*self.node.inputs[2 : 2 + len(like.inputs) - 1]]
+        weights = [*self.node.inputs[2 : _BIAS[self.node.op_type]]]
         made = ir.node(
-            like.op_type,
+            like.op_type if like else kinds[-1],  # as the first layer has it, if that has one
             [stream, *weights],
-            {**like.attributes, "epsilon": self.node.attributes["epsilon"]},
-            domain=like.domain,
+            {
+                **(like.attributes if like else {"axis": -1}),
+                "epsilon": self.node.attributes["epsilon"].value,
+            },
+            domain=like.domain if like else "",
         )
         graph.insert_before(self.node, made)
         return made.outputs[0]
 
     def take_addends(self, other: Entry) -> None:
         """Add up what another does, in place of its own."""
-        mine, theirs = self.node, other.node
-        mine.resize_inputs(max(len(mine.inputs), len(theirs.inputs)))
-        for index in (0, 1, _SKIP_BIAS):
-            if index < len(mine.inputs):
-                value = theirs.inputs[index] if index < len(theirs.inputs) else None
-                mine.replace_input_with(index, value)
+        self.node.resize_inputs(max(len(self.node.inputs), len(other.node.inputs)))
+        for index in self._added:
+            if index < len(self.node.inputs):
+                self.node.replace_input_with(index, _input(other.node, index))
+
+
+def _input(node: Any, index: int) -> Any:
+    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def layer_entries(graph: Any) -> list[Entry]:

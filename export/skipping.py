@@ -1,7 +1,7 @@
-"""Drafts of some of the target's layers, made of a bundle's own graph and written into the bundle.
+"""Drafts of some of the target's layers, made of a bundle's own graph and written into it.
 
-Nothing of the source is needed: the draft's graph is the target's without the other layers, over the
-target's file of weights, whatever these were rounded to.
+Nothing of the source is needed: the draft's graph is the target's without the other layers, over
+the target's file of weights, whatever these were rounded to.
 """
 
 from __future__ import annotations

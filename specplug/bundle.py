@@ -168,7 +168,7 @@ class OwnTokenizer(_Part):
 
 
 class ChosenLayers(_Part):
-    """Of a draft whose layers ``specplug tune --skip-layers`` chose: by what, and what it measured."""
+    """How ``specplug tune --skip-layers`` chose a draft's layers, and what it measured."""
 
     prompts: Count
     prompts_sha256: Sha256

@@ -18,8 +18,13 @@ from typing import Protocol
 
 import numpy as np
 
-LONGEST = 8
+LONGEST = 5
 """Tokens that a round may draft at most when sets of layers are compared."""
+
+SECONDS = 120.0
+"""Of a search, unless others are asked for."""
+MAX_TOKENS = 64
+"""Of the answers that sets are judged by, likewise."""
 
 _BEAM = 2  # sets that layers are taken out of at a time
 _TRIED = 4  # layers of each, the least harmful as known so far
