@@ -27,7 +27,7 @@ LAYERS = 4
 TOKENS = np.random.default_rng(5).integers(0, 255, size=40)
 GRAPHS = {
     "fp32": ("llama", "fp32", "ort"),
-    "fp16": ("llama biased", "fp16", "ort"),
+    "fp16": ("qwen2", "fp16", "ort"),
     "w8a8": ("llama", "w8a8", "ort"),
     "int4": ("llama", "int4", "ort"),
     "layer norms": ("gpt2", "int8", "ort"),
