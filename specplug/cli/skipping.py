@@ -88,7 +88,7 @@ def tune_layers(
 
 
 def _read_prompts(file: Path) -> list[str]:
-    if file.suffix == ".jsonl":
+    if ".jsonl" in file.suffixes:
         return [item.prompt for item in read_workload(file)]
     try:
         text = file.read_text(encoding="utf-8")

@@ -50,7 +50,7 @@ def tune(
             "--prompts",
             metavar="FILE",
             help="With --skip-layers: a prompt, or JSON lines as bench --workload takes them "
-            "(.jsonl); repeatable.",
+            "(.jsonl, .jsonl.gz); repeatable.",
             show_default="six built-in prompts",
         ),
     ] = None,
