@@ -83,6 +83,15 @@ def _found(draft: Any, target: Path, their_name: Callable[[str], str]) -> dict[s
 
 
 def _refer(draft: Any, found: Mapping[str, Any], target: Path) -> None:
+    """Take what was found from the target's file, and what is small into the graph itself.
+
+    Tensors that are left as they were read would be looked for in the target's file, too, where
+    other bytes lie.
+    """
+    for name, value in draft.graph.initializers.items():
+        own = value.const_value
+        if name not in found and isinstance(own, ir.ExternalTensor) and own.nbytes <= _SMALL:
+            (value.const_value,) = ir.external_data.convert_tensors_from_external([own])
     for name, tensor in found.items():
         draft.graph.initializers[name].const_value = ir.ExternalTensor(
             tensor.location,

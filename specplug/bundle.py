@@ -167,6 +167,27 @@ class OwnTokenizer(_Part):
     """The share of the target's tokens of a text that are also the draft's, at their place."""
 
 
+class ChosenLayers(_Part):
+    """How ``specplug tune --skip-layers`` chose a draft's layers, and what it measured."""
+
+    prompts: Count
+    prompts_sha256: Sha256
+    """Of the prompts, a JSON list of strings."""
+    answer_tokens: Count
+    """Of the target's greedy answers to them."""
+    seed: Annotated[int, Field(ge=0)]
+    tried: Count
+    """Sets of layers."""
+    draft_tokens: Count
+    """What a round has to draft for that speed."""
+    chances: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+    """That the i-th drafted token is right, given that those before it are."""
+    tokens_per_second: Annotated[float, Field(gt=0)]
+    plain_tokens_per_second: Annotated[float, Field(gt=0)]
+    """Of plain decoding, at the same time."""
+    machine: Annotated[str, Field(max_length=1000)]
+
+
 TREE_TOLERANCE = 1e-3
 """Of a logit: what fp32's sums in another order may make of it."""
 
@@ -196,6 +217,8 @@ class Component(_Part):
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """Of a draft that is the target itself: which of the target's layers it has. It may share the
     target's cache."""
+    chosen: ChosenLayers | None = None
+    """Of a draft with layers: how they were chosen; None: by hand."""
     hidden: HiddenOutput | None = None
     """Of a target whose draft is a head."""
     head: Head | None = None
@@ -395,10 +418,10 @@ def describe_file(folder: Path, name: str) -> File:
     return File(path=name, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST) -> None:
     """Write ``specplug.json``; the last file to be written, so a folder without it is no bundle."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -96,7 +96,8 @@ def open_parts(
         bundle.manifest.draft is None or bundle.manifest.draft.layers is None
     ):
         raise BundleError(
-            f"{bundle.path} holds no draft that is the target itself: export it with --self-draft"
+            f"{bundle.path} holds no draft that is the target itself: export it with --self-draft, "
+            "or have its layers found by specplug tune --skip-layers"
         )
     if drafter == "head" and (bundle.manifest.draft is None or bundle.manifest.draft.head is None):
         raise BundleError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from specplug.bundle import MANIFEST
+from specplug.bundle import MANIFEST, Manifest, write_manifest
 from specplug.processes import running
 from specplug.types import ExportError
 
@@ -78,6 +78,18 @@ def _remove_abandoned(final: Path) -> None:
         pid = folder.name.removeprefix(prefix).partition("-")[0]
         if pid.isdigit() and not running(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put a manifest in the place of a bundle's own: a reader finds the old one or the new one.
+
+    The files of both have to be there, under names that are not each other's.
+    """
+    part = folder / f".{MANIFEST}.part"
+    write_manifest(folder, manifest, part.name)
+    _sync(folder)
+    part.replace(folder / MANIFEST)
+    _sync(folder)
 
 
 def _sync(folder: Path) -> None:

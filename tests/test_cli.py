@@ -257,5 +257,5 @@ def test_inspect_knows_every_cache_and_draft(tiny_bundles: dict[str, Path]) -> N
     assert entries[0] == 2 * entries[1] == 2 * entries[2] > 0
     assert "exact (largest" in summary_rows(manifest.target)["token trees"]
     assert manifest.draft is not None
-    assert "2 of the target's layers and its cache" in summary_rows(manifest.draft)["model"]
+    assert "2 of the target's layers (0-1) and its cache" in summary_rows(manifest.draft)["model"]
     assert "not exact" in summary_rows(manifest.draft)["token trees"]

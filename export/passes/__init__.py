@@ -6,6 +6,7 @@ A pass is called with a model and returns ``PassResult(model, modified)``.
 from specplug.export.passes.dequantize_blocks import DequantizeBlocks
 from specplug.export.passes.explicit_lengths import ExplicitLengths
 from specplug.export.passes.fuse_silu import FuseSilu
+from specplug.export.passes.gate_layers import GateLayers
 from specplug.export.passes.gather_blocks import GatherBlocks
 from specplug.export.passes.half_graph import HalfGraph
 from specplug.export.passes.half_weights import HalfWeights
@@ -17,6 +18,7 @@ from specplug.export.passes.quantize_nbits import QuantizeNBits
 from specplug.export.passes.quantize_w8a8 import QuantizeW8A8
 from specplug.export.passes.rotate_outside import RotateOutside
 from specplug.export.passes.scores_from import ScoresFrom
+from specplug.export.passes.skip_layers import SkipLayers
 from specplug.export.passes.source_attention import SourceAttention
 from specplug.export.passes.standard_attention import StandardAttention
 from specplug.export.passes.standard_operators import StandardOperators
@@ -26,6 +28,7 @@ __all__ = [
     "DequantizeBlocks",
     "ExplicitLengths",
     "FuseSilu",
+    "GateLayers",
     "GatherBlocks",
     "HalfGraph",
     "HalfWeights",
@@ -37,6 +40,7 @@ __all__ = [
     "QuantizeW8A8",
     "RotateOutside",
     "ScoresFrom",
+    "SkipLayers",
     "SourceAttention",
     "StandardAttention",
     "StandardOperators",

@@ -11,6 +11,9 @@ import onnx_ir as ir
 
 MICROSOFT = "com.microsoft"
 _ELEMENTWISE = ("Add", "Cast", "Div", "Mul", "Sub", "Tanh")
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_WEIGHT_FIRST = ("RowQuantizedProduct", "DequantizeLinear", "GatherBlockQuantized")
+_TABLES = ("GroupQueryAttention", "RotaryEmbedding", "Attention", "Slice", "Split", "Reshape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,3 +164,16 @@ def unpack_heads(graph: Any, node: Any) -> None:
     graph.insert_before(node, split)
     for index, part in enumerate(split.outputs):
         node.replace_input_with(index, part)
+
+
+def weights_of(node: Any) -> int:
+    """How many of the model's weights a node holds, its scales and tables left out."""
+    constants = [value for value in node.inputs if value is not None and value.is_initializer()]
+    if node.op_type == "MatMulNBits":
+        return int(node.attributes["K"].value * node.attributes["N"].value)
+    if node.op_type in _WEIGHT_FIRST:
+        return int(constants[0].const_value.size) if constants else 0
+    if node.op_type in _TABLES:
+        return 0
+    sizes = (value.const_value.size for value in constants if value.const_value.dtype in _FLOATS)
+    return sum(int(size) for size in sizes if size > 1)

@@ -11,6 +11,7 @@ from rich.table import Table
 from specplug.bundle import Bundle, Component, Quality
 from specplug.cli import console
 from specplug.cli.console import BundlePath
+from specplug.cli.skipping import described, ranges
 
 
 def inspect(
@@ -34,6 +35,8 @@ def inspect(
     for label in rows[0]:
         table.add_row(label, *(row[label] for row in rows))
     console.stdout.print(table)
+    if manifest.draft and manifest.draft.chosen:
+        console.stdout.print(f"\ndraft {described(manifest.draft.chosen)}", soft_wrap=True)
     part = manifest.tokenizer
     if part:
         template = "with" if part.chat_template else "without"
@@ -110,7 +113,8 @@ def _layers(component: Component) -> str:
         return f", a head that guesses {known} tokens"
     if component.layers is None:
         return ""
-    return f", {len(component.layers)} of the target's layers and its cache"
+    layers = f"{len(component.layers)} of the target's layers ({ranges(component.layers)})"
+    return f", {layers} and its cache"
 
 
 def _trees(component: Component) -> str:

@@ -1,16 +1,18 @@
-"""``specplug tune``: measure what the target's calls cost here, for ``--draft-tokens auto``."""
+"""``specplug tune``: what the target's calls cost here, and which of its layers to draft with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from specplug import engines, tuning
+from specplug import engines, skip_search, tuning
 from specplug.bundle import Bundle
-from specplug.cli import console
+from specplug.cli import console, skipping
 from specplug.cli.console import BundlePath, Sources, TargetDevice, TargetEngine, Threads
 from specplug.opening import EngineOptions
 from specplug.tuning import TunedCosts
@@ -19,16 +21,100 @@ from specplug.tuning import TunedCosts
 def tune(
     bundle: BundlePath,
     contexts: Annotated[
-        str, typer.Option(metavar="NUMBERS", help="Cached tokens to measure at.")
-    ] = ",".join(map(str, tuning.CONTEXTS)),
-    seconds: Annotated[float, typer.Option(min=0.1, help="For each of them.")] = tuning.SECONDS,
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Cached tokens to measure at.",
+            show_default=",".join(map(str, tuning.CONTEXTS)),
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="For each of them; with --skip-layers, for the search.",
+            show_default=f"{tuning.SECONDS:g}; {skip_search.SECONDS:g}",
+        ),
+    ] = None,
+    skip_layers: Annotated[
+        bool,
+        typer.Option(
+            "--skip-layers",
+            help="Find the target's layers to draft with (--drafter self), by its own answers to "
+            "your prompts, and write the draft into the bundle if it pays.",
+        ),
+    ] = False,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="With --skip-layers: a prompt, or JSON lines as bench --workload takes them "
+            "(.jsonl, .jsonl.gz); repeatable.",
+            show_default="six built-in prompts",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="With --skip-layers: new tokens an answer.",
+            show_default=str(skip_search.MAX_TOKENS),
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --skip-layers: of the search.", show_default="0"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --skip-layers: find and say, write nothing.")
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="With --skip-layers: write the draft also if it does not pay on this machine, or "
+            "in the place of another one.",
+        ),
+    ] = False,
     target_engine: TargetEngine = None,
     target_device: TargetDevice = None,
     source: Sources = None,
     threads: Threads = None,
 ) -> None:
     """Measure the target's calls by width, and keep them in the bundle's tuning.json."""
-    wanted = console.numbers("--contexts", contexts, most=1 << 20)
+    engine_options = {
+        "--target-engine": target_engine,
+        "--target-device": target_device,
+        "--source": source,
+    }
+    for_skipping = {
+        "--prompts": prompts,
+        "--max-tokens": max_tokens,
+        "--seed": seed,
+        "--dry-run": dry_run,
+        "--force": force,
+    }
+    if skip_layers:
+        _check_absent(
+            {"--contexts": contexts, **engine_options},
+            "--skip-layers finds layers by the target's answers, on onnxruntime",
+        )
+        skipping.tune_layers(
+            bundle,
+            prompts or (),
+            seconds=seconds,
+            max_tokens=max_tokens,
+            seed=seed,
+            dry_run=dry_run,
+            force=force,
+            threads=threads,
+        )
+        return
+    _check_absent(for_skipping, "without --skip-layers only calls are measured")
+    wanted: Sequence[int] = tuning.CONTEXTS
+    if contexts is not None:
+        wanted = console.numbers("--contexts", contexts, most=1 << 20)
     opened = Bundle.open(bundle)
     engine = engines.load(
         opened.path,
@@ -49,13 +135,19 @@ def tune(
                 engine,
                 threads,
                 contexts=wanted,
-                seconds=seconds,
+                seconds=tuning.SECONDS if seconds is None else seconds,
                 report=lambda done: bar.update(task, completed=done),
             )
     finally:
         engine.close()
     console.stdout.print(_table(tuned))
     console.note(f"written to {opened.path / tuning.TUNING}")
+
+
+def _check_absent(options: Mapping[str, object], reason: str) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise ValueError(f"{given[0]} has no place here: {reason}")
 
 
 def _table(tuned: TunedCosts) -> Table:

@@ -79,6 +79,19 @@ void check_origin(Fields& fields) {
   provenance.done();
 }
 
+// How a draft's layers were chosen, which tells people where they come from.
+void check_chosen(Fields chosen) {
+  for (const auto* name : {"prompts", "answer_tokens", "tried", "draft_tokens"}) {
+    chosen.integer(name, 1, kMostCount);
+  }
+  chosen.sha256("prompts_sha256");
+  chosen.integer("seed", 0, INT64_MAX);
+  chosen.array("chances", 1);
+  for (const auto* name : {"tokens_per_second", "plain_tokens_per_second"}) chosen.number(name, 0);
+  chosen.text("machine", 1000);
+  chosen.done();
+}
+
 // Hidden states that a target gives to a head, which this runtime does not run.
 void check_hidden(Fields hidden) {
   hidden.integers("layers", 0);
@@ -138,6 +151,7 @@ Component parse_component(Fields fields) {
   made.max_length = fields.integer("max_length", 1, kMostCount);
   made.min_width = fields.integer("min_width", 1, 16);
   if (fields.find("layers")) made.layers = fields.integers("layers", 0);
+  if (fields.find("chosen")) check_chosen(fields.object("chosen"));
   if (fields.find("hidden")) check_hidden(fields.object("hidden"));
   made.is_head = fields.find("head") != nullptr;
   if (made.is_head) check_head(fields.object("head"));
