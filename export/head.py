@@ -81,7 +81,7 @@ class Head(nn.Module):
         size = shape.hidden_size
 
         def norm(width: int) -> nn.RMSNorm:
-            return nn.RMSNorm(width, eps=shape.epsilon)
+            return _Norm(width, eps=shape.epsilon)
 
         self.embed_tokens = nn.Embedding(shape.input_vocab_size, size)
         self.fc = nn.Linear(shape.features, size, bias=False)
@@ -165,6 +165,13 @@ def _causal(read: torch.Tensor, entries: int) -> torch.Tensor:
     return mask.masked_fill_(~seen.tril(entries - width), -torch.inf)
 
 
+class _Norm(nn.RMSNorm):
+    """In the type of its weights, also where autocast makes the values bf16."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return super().forward(values.to(self.weight.dtype))
+
+
 class Layer(nn.Module):
     """A decoder layer whose attention reads an embedding beside a hidden state.
 
@@ -176,10 +183,10 @@ class Layer(nn.Module):
         super().__init__()
         size = shape.hidden_size
         self._norm_before_residual = shape.norm_before_residual
-        self.input_layernorm = nn.RMSNorm(size, eps=shape.epsilon)
-        self.hidden_norm = nn.RMSNorm(size, eps=shape.epsilon)
+        self.input_layernorm = _Norm(size, eps=shape.epsilon)
+        self.hidden_norm = _Norm(size, eps=shape.epsilon)
         self.self_attn = Attention(shape)
-        self.post_attention_layernorm = nn.RMSNorm(size, eps=shape.epsilon)
+        self.post_attention_layernorm = _Norm(size, eps=shape.epsilon)
         self.mlp = _Mlp(size, shape.intermediate_size)
 
     def read(self, embeds: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,8 +214,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, shape.key_heads * size, bias=False)
         self.o_proj = nn.Linear(shape.heads * size, shape.hidden_size, bias=False)
         normed = shape.query_key_norm
-        self.q_norm = nn.RMSNorm(size, eps=shape.epsilon) if normed else nn.Identity()
-        self.k_norm = nn.RMSNorm(size, eps=shape.epsilon) if normed else nn.Identity()
+        self.q_norm = _Norm(size, eps=shape.epsilon) if normed else nn.Identity()
+        self.k_norm = _Norm(size, eps=shape.epsilon) if normed else nn.Identity()
 
     def queries(self, read: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """f32[B, heads, T, size of a head], rotated."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ import torch
 
 import specplug
 from specplug import BatchDecoder, SamplingParams
-from specplug.bench.workload import Item
+from specplug.bench.workload import Item, read_workload
 from specplug.bundle import Bundle
 from specplug.distilling.answers import (
     LIKELIEST,
     AnswerOptions,
     AnswerProgress,
     Recorder,
+    save_answers,
     write_answers,
 )
 from specplug.distilling.shards import Record, Shards, ShardWriter
@@ -139,13 +139,12 @@ def test_known_answers_are_read_as_if_they_were_written(make: Make, tmp_path: Pa
     written = write_answers(make(), PROMPTS, tmp_path / "written", options)
     decoder = make()
     assert decoder.tokenizer is not None
-    stop = decoder.tokenizer.stop_token_ids
-    known = []
-    for item, record in zip(PROMPTS, written, strict=True):
-        answer = record.tokens[record.begin :].tolist()
-        ended = answer[-1] in stop
-        text = decoder.tokenizer.decode(answer[:-1] if ended else answer)
-        known.append(replace(item, answer=text, ended=ended))
+    for name in ("answers.jsonl", "answers.jsonl.gz"):
+        save_answers(written, PROMPTS, decoder.tokenizer, tmp_path / name)
+    known = read_workload(tmp_path / "answers.jsonl")
+    assert read_workload(tmp_path / "answers.jsonl.gz") == known
+    assert [item.prompt for item in known] == [item.prompt for item in PROMPTS]
+    assert {item.ended for item in known} == {True, False}
     read = write_answers(decoder, known, tmp_path / "read", options)
     same = 0
     for ours, theirs in zip(read, written, strict=True):

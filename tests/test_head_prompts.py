@@ -55,8 +55,8 @@ def test_ids_and_prompts_are_distinct(rows):
 
 
 def test_every_kind_has_its_share_in_the_file_and_in_its_beginning(rows):
-    assert Counter(row["kind"] for row in rows) == prompts.SHARES
-    beginning = Counter(row["kind"] for row in rows[:600])
+    assert Counter(row["category"] for row in rows) == prompts.SHARES
+    beginning = Counter(row["category"] for row in rows[:600])
     for kind, share in prompts.SHARES.items():
         assert beginning[kind] == pytest.approx(share / 10, rel=0.35), kind
 

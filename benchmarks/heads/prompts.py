@@ -117,7 +117,7 @@ def prompts_of(kind: str, lists: dict[str, list[str]], rng: random.Random) -> It
 
 
 def prompts(seed: int = SEED) -> list[dict[str, str]]:
-    """All prompts, each {"id", "kind", "prompt"}, shuffled so that any beginning has the mixture.
+    """All prompts, each {"id", "category", "prompt"}, shuffled so that any beginning has the mixture.
 
     Raises ValueError where a kind's material cannot fill its share.
     """
@@ -129,7 +129,7 @@ def prompts(seed: int = SEED) -> list[dict[str, str]]:
         if len(texts) < share:
             raise ValueError(f"{kind}: {len(texts)} distinct prompts of {share}: add templates")
         rows += [
-            {"id": f"{kind}-{number:04}", "kind": kind, "prompt": text}
+            {"id": f"{kind}-{number:04}", "category": kind, "prompt": text}
             for number, text in enumerate(texts, 1)
         ]
     random.Random(seed).shuffle(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,6 +86,14 @@ def distill(
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Leave answers and checkpoint in DRAFTER.work.")
     ] = False,
+    save_answers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep the answers' text: as another --prompts, it spares the next training them. "
+            "Compressed if it ends in .gz.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing head.")] = False,
 ) -> None:
     """Train a draft head on the target's own answers to your prompts; nothing leaves the machine.
@@ -96,7 +104,7 @@ def distill(
     from specplug.distilling.answers import AnswerOptions
     from specplug.distilling.options import TrainingOptions
 
-    items = [item for file in prompts for item in read_workload(file)]
+    items = _merged([item for file in prompts for item in read_workload(file)])
     bundle = Bundle.open(model) if (model / MANIFEST).is_file() else None
     path, of_bundle = _source(bundle, source) if bundle else (model, {})
     cuda = device.startswith("cuda")
@@ -123,7 +131,14 @@ def distill(
         return
     with _shown() as told:
         made = distilling.distill(
-            path, items, output, options, force=force, keep_work=keep_work, told=told
+            path,
+            items,
+            output,
+            options,
+            force=force,
+            keep_work=keep_work,
+            save_to=save_answers,
+            told=told,
         )
     _summary(made)
     if bundle:
@@ -132,6 +147,15 @@ def distill(
     else:
         console.note(f"next: specplug export {model} --draft {output} -o BUNDLE")
     print(output)
+
+
+def _merged(items: Sequence[Item]) -> list[Item]:
+    """Each prompt once, with its answer if one is known."""
+    found: dict[str, Item] = {}
+    for item in items:
+        if item.prompt not in found or found[item.prompt].answer is None:
+            found[item.prompt] = item
+    return [*found.values()]
 
 
 def _layers(given: str | None) -> tuple[int, ...] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +16,12 @@ import torch
 
 from specplug.batching import BatchDecoder
 from specplug.bench.workload import Item
+from specplug.distilling.heads import replace_file
 from specplug.distilling.shards import Record, Shards, ShardWriter
 from specplug.feeding import PREFILL_WIDTH
 from specplug.generation import Generation
 from specplug.sampling import SamplingParams
+from specplug.text import Tokenizer
 from specplug.types import (
     HIDDEN_STATES,
     ContextLimitError,
@@ -152,6 +156,30 @@ def _submit(
         )
     except ContextLimitError:
         return None
+
+
+def save_answers(
+    records: Shards, prompts: Sequence[Item], tokenizer: Tokenizer, path: Path
+) -> None:
+    """Write the answers as text, for another time: a file that :func:`write_answers` only reads.
+
+    Args:
+        records: of these prompts.
+        prompts: the items that were answered.
+        tokenizer: the target's.
+        path: of the file, JSON lines; compressed if its name ends in ``.gz``.
+    """
+    lines = []
+    for record in records.without_states():
+        item, answer = prompts[record.id], record.tokens[record.begin :].tolist()
+        ended = answer[-1] in tokenizer.stop_token_ids
+        line = {"id": item.id, "category": item.category, "prompt": item.prompt}
+        line |= {"answer": tokenizer.decode(answer[:-1] if ended else answer)}
+        lines.append(json.dumps(line if ended else line | {"finish_reason": "length"}))
+    content = "".join(f"{line}\n" for line in lines).encode()
+    if path.suffix == ".gz":
+        content = gzip.compress(content, mtime=0)
+    replace_file(path, lambda part: part.write_bytes(content))
 
 
 def _read(decoder: BatchDecoder, item: Item) -> Recording | None:

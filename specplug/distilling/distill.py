@@ -15,7 +15,13 @@ import torch
 from specplug.batching import BatchDecoder
 from specplug.bench.workload import Item
 from specplug.bundle import Bundle
-from specplug.distilling.answers import AnswerOptions, AnswerProgress, Recorder, write_answers
+from specplug.distilling.answers import (
+    AnswerOptions,
+    AnswerProgress,
+    Recorder,
+    save_answers,
+    write_answers,
+)
 from specplug.distilling.curve import draw_curve
 from specplug.distilling.heads import head_shape, new_head, replace_file, save_head
 from specplug.distilling.options import Progress, TrainingOptions, TrainingResult
@@ -24,7 +30,6 @@ from specplug.distilling.training import train
 from specplug.distilling.vocabulary import Vocabulary, choose_vocabulary
 from specplug.export import export_bundle
 from specplug.export.attention import max_entries
-from specplug.export.head import HeadShape
 from specplug.export.precision import Precision
 from specplug.export.provenance import write_provenance
 from specplug.export.source import Source, open_source
@@ -91,6 +96,7 @@ def distill(
     *,
     force: bool = False,
     keep_work: bool = False,
+    save_to: Path | None = None,
     told: Told | None = None,
 ) -> Distilled:
     """Train a head for a model on the model's own answers, and write it in speculators' format.
@@ -105,6 +111,8 @@ def distill(
         options: the defaults if None.
         force: replace an existing head.
         keep_work: leave the answers and the checkpoint.
+        save_to: a file for the answers' text; see
+            :func:`specplug.distilling.answers.save_answers`.
         told: who is told how far it is.
 
     Raises:
@@ -122,8 +130,14 @@ def distill(
     plan = _plan(opened, prompts, options, layers)
     _claim(work, plan)
     records = _answer(source, prompts, work, layers, options, told)
+    tokenizer = Bundle.open(work / _TARGET).tokenizer()
+    assert tokenizer is not None  # it has answered
+    if save_to is not None:
+        save_answers(records, prompts, tokenizer, save_to)
     told.stage("choosing the draft vocabulary")
-    vocabulary = _vocabulary(records, work, shape)
+    vocabulary = choose_vocabulary(
+        records.without_states(), size, shape.input_vocab_size, tokenizer.stop_token_ids
+    )
     head = new_head(shape, opened, vocabulary.ids, options.training.seed)
     told.stage("training the head")
     training = work / _TRAINING
@@ -219,14 +233,6 @@ def open_recorder(bundle: Path, source: Path, options: DistillOptions) -> BatchD
         raise SpecplugError(f"{source.name} has no tokenizer: prompts need one")
     recording = parts | {"drafter": Recorder()}
     return BatchDecoder(**recording, draft_tokens=0, prefix_cache_bytes=0)
-
-
-def _vocabulary(records: Shards, work: Path, shape: HeadShape) -> Vocabulary:
-    tokenizer = Bundle.open(work / _TARGET).tokenizer()
-    keep = tokenizer.stop_token_ids if tokenizer else ()
-    return choose_vocabulary(
-        records.without_states(), shape.vocab_size, shape.input_vocab_size, keep
-    )
 
 
 def _provenance(source: Source, plan: dict[str, Any], made: Distilled) -> dict[str, Any]:
