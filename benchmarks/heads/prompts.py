@@ -117,7 +117,7 @@ def prompts_of(kind: str, lists: dict[str, list[str]], rng: random.Random) -> It
 
 
 def prompts(seed: int = SEED) -> list[dict[str, str]]:
-    """All prompts, each {"id", "category", "prompt"}, shuffled so that any beginning has the mixture.
+    """All prompts, each {"id", "category", "prompt"}, shuffled: any beginning has the mixture.
 
     Raises ValueError where a kind's material cannot fill its share.
     """
