@@ -19,6 +19,7 @@ from specplug import Bundle, EngineOptions, SamplingParams
 from specplug.bench.subjects import find_subjects, open_subjects
 from specplug.bench.texts import PLAIN, Run, TextOptions, measure_texts
 from specplug.bench.workload import read_workload
+from specplug.cli.console import draft_tokens
 
 WORKLOADS = ("specbench-dev", "own", "quoting")
 
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
     parser.add_argument("--drafter", default="auto")
+    parser.add_argument("--draft-tokens", type=draft_tokens, default="auto")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--limit", type=int)
@@ -79,12 +81,14 @@ def main() -> None:
     arguments = parser.parse_args()
     options = TextOptions(
         drafters=(arguments.drafter,),
+        draft_tokens=arguments.draft_tokens,
         max_tokens=arguments.tokens,
         repeats=arguments.repeats,
         sampling=SamplingParams(temperature=arguments.temperature, seed=1),
     )
     settings = {
         "drafter": arguments.drafter,
+        "draft_tokens": arguments.draft_tokens,
         "temperature": arguments.temperature,
         "new_tokens": arguments.tokens,
         "repeats": arguments.repeats,
@@ -130,7 +134,7 @@ def main() -> None:
 def _others(name: str, settings: dict[str, Any], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Earlier runs of the same settings, but for those that were made anew."""
     before = read_result(name)
-    if before is None or any(before[key] != value for key, value in settings.items()):
+    if before is None or any(before.get(key, "auto") != value for key, value in settings.items()):
         return []
     made = {(run["precision"], run["workload"]) for run in new}
     return [run for run in before["runs"] if (run["precision"], run["workload"]) not in made]
