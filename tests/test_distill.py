@@ -107,7 +107,7 @@ def test_a_bundle_gets_the_head(head_target: Path, prompts: Path, tmp_path: Path
     assert manifest.draft is not None
     assert manifest.draft.head is not None
     assert manifest.target.precision == "fp32"
-    assert specplug("verify", bundle, "--sequences", "20").returncode == 0
+    assert specplug("verify", bundle, "--sequences", "100").returncode == 0
 
 
 def test_a_dry_run_leaves_nothing(head_target: Path, prompts: Path, tmp_path: Path) -> None:
