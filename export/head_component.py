@@ -9,7 +9,7 @@ from specplug.bundle import Component, Dialect, Head, describe_file
 from specplug.engines.ort import OrtEngine
 from specplug.engines.ort_standard import OrtStandardEngine
 from specplug.export import graphs
-from specplug.export.head import Head as HeadModule
+from specplug.export.head import HeadShape
 from specplug.export.head_graph import build_head
 from specplug.export.head_parity import check_head
 from specplug.export.keeping import KeepMatching, keep_none
@@ -53,7 +53,7 @@ def write_head(
     work = stage / "work"
     graph = build_head(head, dialect)
     graphs.save(graph, work)
-    engine = _open(work, graph, head, dialect)
+    engine = open_head_graph(work, graph, head.shape, dialect)
     parity = check_head(engine, head)
     engine.close()
     shutil.rmtree(work)
@@ -98,8 +98,10 @@ def write_head(
     )
 
 
-def _open(folder: Path, graph: object, head: HeadModule, dialect: Dialect) -> Engine:
-    shape = head.shape
+def open_head_graph(
+    folder: Path, graph: object, shape: HeadShape, dialect: Dialect, max_batch: int = 1
+) -> Engine:
+    """An engine over a head's graph that was saved in a folder."""
     made = OrtStandardEngine if dialect == "standard" else OrtEngine
     return made(
         folder / graphs.GRAPH,
@@ -108,5 +110,5 @@ def _open(folder: Path, graph: object, head: HeadModule, dialect: Dialect) -> En
         max_length=shape.max_length,
         min_width=1,
         input_vocab_size=shape.input_vocab_size,
-        options=EngineOptions(),
+        options=EngineOptions(max_batch=max_batch),
     )

@@ -18,11 +18,10 @@ from specplug.bundle import Bundle
 from specplug.drafters import HeadSource, TreeDrafter
 from specplug.engines import load
 from specplug.engines.contract import EngineContract, Make, assert_close
-from specplug.engines.ort import OrtEngine
-from specplug.engines.ort_standard import OrtStandardEngine
 from specplug.engines.pytorch_head import PyTorchHeadEngine
 from specplug.export import export_bundle, graphs
 from specplug.export.head import Head
+from specplug.export.head_component import open_head_graph
 from specplug.export.head_graph import build_head
 from specplug.export.source import Source
 from specplug.export.speculators import open_head
@@ -42,16 +41,7 @@ def engine_of(head: Head, name: str, folder: Path, max_batch: int = 1) -> Any:
     graph = build_head(head, name)
     if not folder.exists():
         graphs.save(graph, folder)
-    made = OrtStandardEngine if name == "standard" else OrtEngine
-    return made(
-        folder / graphs.GRAPH,
-        cache=graphs.cache_layout(graph),
-        vocab_size=head.shape.vocab_size,
-        max_length=head.shape.max_length,
-        min_width=1,
-        input_vocab_size=head.shape.input_vocab_size,
-        options=EngineOptions(max_batch=max_batch),
-    )
+    return open_head_graph(folder, graph, head.shape, name, max_batch)
 
 
 class Fed:

@@ -45,23 +45,13 @@ def reference(name: str) -> dict[str, Any]:
 
 
 def graph_of(head: Head, dialect: str, folder: Path, precision: str = "fp32") -> Engine:
-    from specplug.engines.ort import OrtEngine
-    from specplug.engines.ort_standard import OrtStandardEngine
+    from specplug.export.head_component import open_head_graph
     from specplug.export.precision import apply_precision
 
     graph = build_head(head, dialect)
     apply_precision(graph, precision, dialect=dialect, same_at_any_width=False)
     graphs.save(graph, folder)
-    made = OrtStandardEngine if dialect == "standard" else OrtEngine
-    return made(
-        folder / graphs.GRAPH,
-        cache=graphs.cache_layout(graph),
-        vocab_size=head.shape.vocab_size,
-        max_length=head.shape.max_length,
-        min_width=1,
-        input_vocab_size=head.shape.input_vocab_size,
-        options=EngineOptions(),
-    )
+    return open_head_graph(folder, graph, head.shape, dialect)
 
 
 def run(engine: Engine, tokens: Any, past: int, **states: Any) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from specplug import ModelDrafter, SamplingParams, SpeculativeDecoder
 from specplug.engines.fake import FakeEngine
 from specplug.sampler import Sampler
 from specplug.sampling import distribution
+from tests_support import chi_squared
 
 VOCAB, TOKENS = 4, 2  # a sequence's outcomes are its two tokens together
 SEQUENCES, A_GENERATION = 200_000, 400
@@ -105,30 +106,16 @@ def statistic(acceptance: str, bug: str | None = None, sequences: int = SEQUENCE
         parts = [pool.submit(count, acceptance, bug, part, sequences) for part in range(PROCESSES)]
         counts = sum(part.result() for part in parts)
     assert counts.sum() == sequences
-    wanted = expected() * sequences
-    if counts[wanted == 0].any():
-        return float("inf")
-    possible = wanted > 0
-    return float(((counts - wanted)[possible] ** 2 / wanted[possible]).sum())
+    return chi_squared.statistic(counts, expected())
 
 
 def critical() -> float:
-    """What a right rule stays under in 9,999 of 10,000 runs."""
-    freedom = np.count_nonzero(expected()) - 1
-    draws = np.random.default_rng(0).chisquare(freedom, 1_000_000)
-    return float(np.quantile(draws, 0.9999))
+    return chi_squared.critical(expected())
 
 
 def test_power() -> None:
-    """An error of 2% in total variation is found in more than 99 of 100 runs.
-
-    Of all such errors the one hardest to find is spread as the distribution itself is: its sum
-    of squares over the expected is (2 * 0.02)**2 a sequence.
-    """
-    freedom = np.count_nonzero(expected()) - 1
-    random = np.random.default_rng(1)
-    found = random.noncentral_chisquare(freedom, SEQUENCES * (2 * 0.02) ** 2, 1_000_000)
-    assert (found > critical()).mean() > 0.99
+    """An error of 2% in total variation is found in more than 99 of 100 runs."""
+    assert chi_squared.power(expected(), SEQUENCES, 0.02) > 0.99
 
 
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection", "block"])

@@ -15,6 +15,7 @@ from specplug.engines.fake import FakeEngine
 from specplug.sampling import distribution
 from specplug.spelling import Spelling
 from specplug.translation import Translation
+from tests_support import chi_squared
 from tests_support.languages import language
 
 SEQUENCES, A_GENERATION, TOKENS = 24_000, 400, 2
@@ -75,26 +76,16 @@ def statistic(way: str, acceptance: Any) -> float:
         np.add.at(counts, tuple(np.array(found.token_ids).reshape(-1, TOKENS).T), 1)
         drafted, accepted = drafted + found.stats.drafted, accepted + found.stats.accepted
     assert 0 < accepted < drafted
-    wanted = expected() * SEQUENCES
-    if counts[wanted == 0].any():
-        return float("inf")
-    possible = wanted > 0
-    return float(((counts - wanted)[possible] ** 2 / wanted[possible]).sum())
+    return chi_squared.statistic(counts, expected())
 
 
 def critical() -> float:
-    """What a right rule stays under in 9,999 of 10,000 runs."""
-    freedom = np.count_nonzero(expected()) - 1
-    draws = np.random.default_rng(0).chisquare(freedom, 1_000_000)
-    return float(np.quantile(draws, 0.9999))
+    return chi_squared.critical(expected())
 
 
 def test_power() -> None:
     """An error of 5% in total variation is found in more than 99 of 100 runs."""
-    freedom = np.count_nonzero(expected()) - 1
-    random = np.random.default_rng(1)
-    found = random.noncentral_chisquare(freedom, SEQUENCES * (2 * 0.05) ** 2, 1_000_000)
-    assert (found > critical()).mean() > 0.99
+    assert chi_squared.power(expected(), SEQUENCES, 0.05) > 0.99
 
 
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection", "block"])
