@@ -70,7 +70,12 @@ def test_wheel_has_every_file_of_the_tree(wheel: Path) -> None:
 
 NEED_MORE = {
     "specplug/engines/contract.py",  # pytest
-    "specplug/engines/pytorch.py",  # the extra "torch"
+    *(
+        f"specplug/engines/{name}.py" for name in ("pytorch", "pytorch_head", "torch_slots")
+    ),  # torch
+    *(  # the extra "distill"
+        str(path.relative_to(ROOT)) for path in (ROOT / "specplug" / "distilling").rglob("*.py")
+    ),
     *(  # the extras "serve" and "ray"
         str(path.relative_to(ROOT))
         for path in (ROOT / "specplug" / "serving").rglob("*.py")
