@@ -13,8 +13,8 @@ from specplug.cli import app
 from specplug.export import export_bundle, plan_export
 from specplug.export.precision import Precision
 from specplug.types import ExportError
+from tests_support.made_tokenizers import words
 from tests_support.tiny import write_checkpoint
-from tests_support.tokenizers import words
 
 WIDE = {"hidden_size": 128, "intermediate_size": 288, "num_attention_heads": 8}
 

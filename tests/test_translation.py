@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from specplug import translation
 from specplug.spelling import Spelling, unfinished
 from specplug.translation import Reader, Translation
-from tests_support.tokenizers import (
+from tests_support.made_tokenizers import (
     END,
     TEXT,
     USER,

@@ -26,7 +26,7 @@ from specplug.sampling import distribution
 from specplug.spelling import Spelling
 from specplug.translation import Translation
 from tests_support.languages import language
-from tests_support.tokenizers import END, TEXT, byte_level, sentencepiece, spelling_of
+from tests_support.made_tokenizers import END, TEXT, byte_level, sentencepiece, spelling_of
 
 TARGETS = {
     "byte-level": byte_level(150),

@@ -22,8 +22,8 @@ from specplug.translation import Reader
 from specplug.verification import VerifyOptions, verify
 from test_tampering import tampered
 from tests_support.command import specplug
+from tests_support.made_tokenizers import byte_level, words
 from tests_support.tiny import SPECIAL_TOKENS, byte_tokenizer, write_checkpoint
-from tests_support.tokenizers import byte_level, words
 
 PROMPT = "one two three one two"
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=5)
