@@ -217,9 +217,8 @@ def expected(alone: Callable[..., str], outcome: Outcome, max_tokens: int) -> st
     )
 
 
-def test_a_killed_replica_loses_nothing_that_had_not_begun(
-    cluster: Cluster, client: openai.OpenAI, alone: Callable[..., str]
-) -> None:
+def hit_by_a_kill(cluster: Cluster, client: openai.OpenAI, alone: Callable[..., str]) -> int:
+    """Kill a replica under load; the number of requests that it had."""
     # A chunk of a stream costs this process and Ray's more than it costs a replica: whole answers,
     # and long ones, see to it that a replica always has something to lose.
     tokens = {False: 500, True: 100}
@@ -254,10 +253,19 @@ def test_a_killed_replica_loses_nothing_that_had_not_begun(
             assert "ask again" in outcome.error.message
     broken = sum(outcome.error is not None for outcome in outcomes)
     after = metrics(cluster)
-    retried = after["ingress_retries_total"] - before["ingress_retries_total"]
+    retried = round(after["ingress_retries_total"] - before["ingress_retries_total"])
     assert after["ingress_lost_total"] - before["ingress_lost_total"] == broken
-    assert 0 < retried + broken <= 8  # connections
+    assert retried + broken <= 8  # connections
+    wait_until(lambda: len(set(cluster.replicas) - {victim}) == 2)
     wait_until(lambda: metrics(cluster)["replicas"] == 2)
+    return retried + broken
+
+
+def test_a_killed_replica_loses_nothing_that_had_not_begun(
+    cluster: Cluster, client: openai.OpenAI, alone: Callable[..., str]
+) -> None:
+    # Between two requests of its own a replica has none for a moment, so one kill may hit nothing.
+    assert any(hit_by_a_kill(cluster, client, alone) for _ in range(5))
 
 
 def test_replicas_that_are_replaced_finish_what_they_have(
