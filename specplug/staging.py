@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,6 +90,20 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
     _sync(folder)
     part.replace(folder / MANIFEST)
     _sync(folder)
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its place, and put there once it is on the disk.
+
+    Args:
+        path: the file's.
+        write: writes it under another name with the same suffix.
+    """
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    write(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def _sync(folder: Path) -> None:

@@ -18,6 +18,7 @@ from specplug.bundle import Bundle, first_fault
 from specplug.controller import CallCosts, CostsByContext
 from specplug.costs import measure_costs
 from specplug.machine import cores, cpu_name
+from specplug.staging import replace_file
 from specplug.types import BundleError, Engine
 
 TUNING = "tuning.json"
@@ -112,10 +113,8 @@ def tune(
         contexts=measured,
     )
     others = [tuned for tuned in existing.tuned if _key_of(tuned) != _key_of(made)]
-    part = bundle.path / f".{TUNING}.part"
     text = json.dumps(Tuning(tuned=[*others, made]).model_dump(mode="json"), indent=1)
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(bundle.path / TUNING)
+    replace_file(bundle.path / TUNING, lambda part: part.write_text(text + "\n", encoding="utf-8"))
     return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from specplug.staging import replace_file
 from specplug.types import MissingExtraError
 
 
@@ -35,9 +36,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     _bars(bars, summary["texts"])
     machine = report["machine"]
     figure.suptitle(f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}", fontsize=9)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    figure.savefig(part, dpi=140)
-    part.replace(path)
+    replace_file(path, lambda part: figure.savefig(part, dpi=140))
 
 
 def label(row: dict[str, Any]) -> str:

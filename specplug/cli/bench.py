@@ -27,6 +27,7 @@ from specplug.drafters import DRAFTERS, OF_A_BUNDLE
 from specplug.engines import names
 from specplug.machine import describe_machine
 from specplug.opening import EngineOptions, check_draft
+from specplug.staging import replace_file
 from specplug.types import EngineError
 
 _STYLE: dict[str, Any] = {"title_justify": "left", "box": None, "pad_edge": False}
@@ -194,9 +195,8 @@ def bench(
                 engine.close()
     result = report.as_dict()
     if as_json:
-        part = as_json.with_name(f".{as_json.name}.part")
-        part.write_text(json.dumps(result, indent=1) + "\n")
-        part.replace(as_json)
+        text = json.dumps(result, indent=1) + "\n"
+        replace_file(as_json, lambda part: part.write_text(text))
     if plot:
         draw(result, plot)
     if explain:

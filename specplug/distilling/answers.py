@@ -16,11 +16,11 @@ import torch
 
 from specplug.batching import BatchDecoder
 from specplug.bench.workload import Item
-from specplug.distilling.heads import replace_file
 from specplug.distilling.shards import Record, Shards, ShardWriter
-from specplug.feeding import PREFILL_WIDTH
+from specplug.feeding import PREFILL_WIDTH, feed
 from specplug.generation import Generation
 from specplug.sampling import SamplingParams
+from specplug.staging import replace_file
 from specplug.text import Tokenizer
 from specplug.types import (
     HIDDEN_STATES,
@@ -32,7 +32,6 @@ from specplug.types import (
     Request,
     Scores,
     SpecplugError,
-    Step,
 )
 
 LIKELIEST = 32
@@ -196,15 +195,8 @@ def _read(decoder: BatchDecoder, item: Item) -> Recording | None:
         return None
     for past in range(0, last, PREFILL_WIDTH):
         piece = tokens[past : min(past + PREFILL_WIDTH, last)]
-        width = max(len(piece), target.spec.min_width)
         scored = min(len(piece), max(past + len(piece) - recording.begin + 1, 0))
-        scores = target.forward(
-            Step(
-                tokens=np.resize(piece, width)[None],
-                past=np.array([past], dtype=np.int64),
-                scores_from=len(piece) - max(scored, 1),
-            )
-        )
+        scores = feed(target, piece.tolist(), past=past, scored=max(scored, 1))
         recording.add(scores, len(piece), scored)
     return recording
 

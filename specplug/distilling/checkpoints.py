@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from specplug.distilling.acceptance import Acceptance
-from specplug.distilling.heads import replace_file
+from specplug.staging import replace_file
 from specplug.types import SpecplugError
 
 _FILE = "checkpoint.pt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from specplug.distilling.journal import JOURNAL, read_journal
+from specplug.staging import replace_file
 from specplug.types import MissingExtraError, SpecplugError
 
 
@@ -44,6 +45,4 @@ def draw_curve(folder: Path, path: Path) -> None:
         positions.legend(fontsize=8, title="drafted tokens")
     for axes in (losses, lengths, positions):
         axes.set(xlabel="step", xlim=(0, None))
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    figure.savefig(part, dpi=140)
-    part.replace(path)
+    replace_file(path, lambda part: figure.savefig(part, dpi=140))

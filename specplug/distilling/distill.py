@@ -23,18 +23,19 @@ from specplug.distilling.answers import (
     write_answers,
 )
 from specplug.distilling.curve import draw_curve
-from specplug.distilling.heads import head_shape, new_head, replace_file, save_head
+from specplug.distilling.heads import head_shape, new_head, save_head
 from specplug.distilling.options import Progress, TrainingOptions, TrainingResult
 from specplug.distilling.shards import Shards
 from specplug.distilling.training import train
 from specplug.distilling.vocabulary import Vocabulary, choose_vocabulary
 from specplug.export import export_bundle
 from specplug.export.attention import max_entries
+from specplug.export.head import HeadShape
 from specplug.export.precision import Precision
 from specplug.export.provenance import write_provenance
 from specplug.export.source import Source, open_source
 from specplug.opening import open_parts
-from specplug.staging import check_place, staged
+from specplug.staging import check_place, replace_file, staged
 from specplug.types import SpecplugError
 
 CURVE, KNOWN_BY = "training.png", "config.json"
@@ -123,20 +124,21 @@ def distill(
     check_place(output.absolute(), replace=force, known_by=KNOWN_BY)
     told.stage(f"reading {source.name}")
     opened = open_source(source)
-    layers = options.layers or default_layers(int(opened.config.num_hidden_layers))
-    size = min(options.vocabulary, int(opened.config.vocab_size))
-    shape = head_shape(opened.config, layers, size, max_entries(opened.config) - 1)
+    shape = shape_for(opened, options)
     work = work_folder(output)
-    plan = _plan(opened, prompts, options, layers)
+    plan = _plan(opened, prompts, options, shape.layers)
     _claim(work, plan)
-    records = _answer(source, prompts, work, layers, options, told)
+    records = _answer(source, prompts, work, shape.layers, options, told)
     tokenizer = Bundle.open(work / _TARGET).tokenizer()
     assert tokenizer is not None  # it has answered
     if save_to is not None:
         save_answers(records, prompts, tokenizer, save_to)
     told.stage("choosing the draft vocabulary")
     vocabulary = choose_vocabulary(
-        records.without_states(), size, shape.input_vocab_size, tokenizer.stop_token_ids
+        records.without_states(),
+        shape.vocab_size,
+        shape.input_vocab_size,
+        tokenizer.stop_token_ids,
     )
     head = new_head(shape, opened, vocabulary.ids, options.training.seed)
     told.stage("training the head")
@@ -152,6 +154,14 @@ def distill(
     if not keep_work:
         shutil.rmtree(work)
     return made
+
+
+def shape_for(source: Source, options: DistillOptions) -> HeadShape:
+    """The shape of a target's head."""
+    config = source.config
+    layers = options.layers or default_layers(int(config.num_hidden_layers))
+    size = min(options.vocabulary, int(config.vocab_size))
+    return head_shape(config, layers, size, max_entries(config) - 1)
 
 
 def default_layers(count: int) -> tuple[int, ...]:

@@ -10,12 +10,10 @@ from pathlib import Path
 
 from specplug.bench.workload import Item
 from specplug.distilling.answers import LIKELIEST, AnswerProgress, write_answers
-from specplug.distilling.distill import DistillOptions, default_layers, open_recorder
-from specplug.distilling.heads import head_shape
+from specplug.distilling.distill import DistillOptions, open_recorder, shape_for
 from specplug.distilling.planning import Counts, Plan, plan, time_step
 from specplug.distilling.shards import Shards
 from specplug.export import export_bundle
-from specplug.export.attention import max_entries
 from specplug.export.source import open_source
 
 _SECONDS = 20.0  # of answering
@@ -33,15 +31,11 @@ def forecast(source: Path, prompts: Sequence[Item], options: DistillOptions) -> 
         prompts: see there.
         options: see there.
     """
-    opened = open_source(source)
-    config = opened.config
-    layers = options.layers or default_layers(int(config.num_hidden_layers))
+    shape = shape_for(open_source(source), options)
     with tempfile.TemporaryDirectory(prefix="specplug-distill-") as folder:
         bundle = Path(folder) / "target.bundle"
-        export_bundle(source, bundle, precision=options.precision, hidden=layers)
+        export_bundle(source, bundle, precision=options.precision, hidden=shape.layers)
         counts, speed = _trial(bundle, source, prompts, options, Path(folder) / "answers")
-    size = min(options.vocabulary, int(config.vocab_size))
-    shape = head_shape(config, layers, size, max_entries(config) - 1)
     return plan(
         counts,
         shape,

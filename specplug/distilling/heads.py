@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from specplug.export.head import Head, HeadShape
 from specplug.export.lazy import LazyTensor
 from specplug.export.source import Source
 from specplug.export.speculators import EMBEDDINGS, read_shape
+from specplug.staging import replace_file
 from specplug.types import ExportError, Int32Array
 
 WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.json", "provenance.json"
@@ -130,15 +130,6 @@ def save_head(
             text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
             replace_file(folder / name, partial(Path.write_text, data=text))
     return folder
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place and put there once it is on the disk."""
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _config(

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from specplug.distilling.heads import replace_file
 from specplug.distilling.options import Progress
+from specplug.staging import replace_file
 
 JOURNAL = "training.jsonl"
 
