@@ -389,21 +389,23 @@ class Bundle:
     def tokenizer(self) -> Tokenizer | None:
         """The bundle's tokenizer with its chat template, if it has one."""
         part = self.manifest.tokenizer
-        return self._tokenizer(part) if part else None
+        return open_tokenizer(self.path, part) if part else None
 
     def draft_tokenizer(self) -> Tokenizer | None:
         """The draft's, where that is another."""
         draft = self.manifest.draft
         own = draft.own_tokenizer if draft else None
-        return self._tokenizer(own.tokenizer) if own else None
+        return open_tokenizer(self.path, own.tokenizer) if own else None
 
-    def _tokenizer(self, part: TokenizerPart) -> Tokenizer:
-        return Tokenizer(
-            self.path / part.file.path,
-            stop_token_ids=part.stop_token_ids,
-            chat_template=part.chat_template,
-            special_tokens=part.special_tokens,
-        )
+
+def open_tokenizer(folder: Path, part: TokenizerPart) -> Tokenizer:
+    """The tokenizer that a manifest describes."""
+    return Tokenizer(
+        folder / part.file.path,
+        stop_token_ids=part.stop_token_ids,
+        chat_template=part.chat_template,
+        special_tokens=part.special_tokens,
+    )
 
 
 def file_sha256(path: Path) -> str:

@@ -138,8 +138,10 @@ def test_what_is_learnt_is_what_the_target_thought() -> None:
         assert not batch.shares[step][~batch.counts[step]].any()
 
 
-@pytest.mark.parametrize("row", [600, 11])
-def test_texts_side_by_side_are_texts_one_by_one(row: int, head_source: Source) -> None:
+@pytest.mark.parametrize(("row", "abreast"), [(600, 1), (600, 64), (11, 1), (11, 3)])
+def test_texts_side_by_side_are_texts_one_by_one(
+    row: int, abreast: int, head_source: Source
+) -> None:
     """Loss and gradients, each text by its weight; pieces of long ones too."""
     records = random_records(5, seed=1)
     head = tiny_head(head_source, SOME)
@@ -152,7 +154,7 @@ def test_texts_side_by_side_are_texts_one_by_one(row: int, head_source: Source) 
         return mass, loss.item() * mass, [g * mass for g in torch.autograd.grad(loss, weights)]
 
     pieces = [p for n, r in enumerate(records) for p in pieces_of(n, len(r.tokens), r.begin, row)]
-    collate = Collator(records, SOME, 260, 3)
+    collate = Collator(records, SOME, 260, 3, abreast)
     together = losses(collate(pieces))
     alone = [losses(collate([piece])) for piece in pieces]
     assert len(alone) > 5 or row == 600

@@ -70,6 +70,7 @@ def distill(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Times that each answer is learnt from.")] = 4,
     learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
+    batch: Annotated[int, typer.Option(min=1, help="Tokens that a step learns from.")] = 2048,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers written at a time.")] = 32,
     disk_limit: Annotated[
         float, typer.Option(metavar="GB", help="For hidden states, 2 bytes a value.")
@@ -107,11 +108,8 @@ def distill(
     items = _merged([item for file in prompts for item in read_workload(file)])
     bundle = Bundle.open(model) if (model / MANIFEST).is_file() else None
     path, of_bundle = _source(bundle, source) if bundle else (model, {})
-    cuda = device.startswith("cuda")
     options = distilling.DistillOptions(
         precision=of_bundle.get("precision", precision.value),
-        engine="pytorch" if cuda else None,
-        device=device if cuda else None,
         layers=_layers(layers),
         vocabulary=vocabulary,
         max_batch=max_batch,
@@ -123,7 +121,7 @@ def distill(
             most_bytes=int(disk_limit * _GIGABYTE),
         ),
         training=TrainingOptions(
-            seed=seed, epochs=epochs, learning_rate=learning_rate, device=device
+            seed=seed, epochs=epochs, learning_rate=learning_rate, batch=batch, device=device
         ),
     )
     if dry_run:
@@ -150,12 +148,14 @@ def distill(
 
 
 def _merged(items: Sequence[Item]) -> list[Item]:
-    """Each prompt once, with its answer if one is known."""
-    found: dict[str, Item] = {}
+    """Each prompt once with each of its answers, or without one if none is known."""
+    found: dict[str, dict[str | None, Item]] = {}
     for item in items:
-        if item.prompt not in found or found[item.prompt].answer is None:
-            found[item.prompt] = item
-    return [*found.values()]
+        found.setdefault(item.prompt, {})[item.answer] = item
+    for answers in found.values():
+        if len(answers) > 1:
+            answers.pop(None, None)
+    return [item for answers in found.values() for item in answers.values()]
 
 
 def _layers(given: str | None) -> tuple[int, ...] | None:

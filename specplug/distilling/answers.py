@@ -181,15 +181,21 @@ def save_answers(
     replace_file(path, lambda part: part.write_bytes(content))
 
 
+def known_text(tokenizer: Tokenizer, item: Item) -> tuple[list[int], int]:
+    """The tokens of a prompt with its known answer, and where that begins."""
+    prompt = tokenizer.encode_prompt(item.prompt)
+    answer = tokenizer.encode(item.answer or "", special_tokens=False)
+    ends = tokenizer.stop_token_ids[:1] if item.ended else ()
+    return [*prompt, *answer, *ends], len(prompt)
+
+
 def _read(decoder: BatchDecoder, item: Item) -> Recording | None:
     """Run the target over a known answer."""
     target, tokenizer = decoder.target, decoder.tokenizer
-    assert item.answer is not None
     assert tokenizer is not None
-    prompt = decoder.encode(item.prompt)
-    ends = tokenizer.stop_token_ids[:1] if item.ended else ()
-    tokens = np.array([*prompt, *tokenizer.encode(item.answer), *ends], dtype=np.int64)
-    recording = Recording(len(prompt), tokens=tokens)
+    text, begin = known_text(tokenizer, item)
+    tokens = np.array(text, dtype=np.int64)
+    recording = Recording(begin, tokens=tokens)
     last = len(tokens) - 1
     if last > target.spec.context_limit:
         return None

@@ -14,7 +14,7 @@ import torch
 
 from specplug.batching import BatchDecoder
 from specplug.bench.workload import Item
-from specplug.bundle import Bundle
+from specplug.bundle import Bundle, open_tokenizer
 from specplug.distilling.answers import (
     AnswerOptions,
     AnswerProgress,
@@ -26,6 +26,8 @@ from specplug.distilling.curve import draw_curve
 from specplug.distilling.heads import head_shape, new_head, save_head
 from specplug.distilling.options import Progress, TrainingOptions, TrainingResult
 from specplug.distilling.shards import Shards
+from specplug.distilling.torch_target import TorchTarget
+from specplug.distilling.torch_target import write_answers as write_answers_with_torch
 from specplug.distilling.training import train
 from specplug.distilling.vocabulary import Vocabulary, choose_vocabulary
 from specplug.export import export_bundle
@@ -34,12 +36,15 @@ from specplug.export.head import HeadShape
 from specplug.export.precision import Precision
 from specplug.export.provenance import write_provenance
 from specplug.export.source import Source, open_source
+from specplug.export.tokenizers import write_tokenizer
 from specplug.opening import open_parts
 from specplug.staging import check_place, replace_file, staged
+from specplug.text import Tokenizer
 from specplug.types import SpecplugError
 
 CURVE, KNOWN_BY = "training.png", "config.json"
-_TARGET, _ANSWERS, _TRAINING, _PLAN = "target.bundle", "answers", "training", "distillation.json"
+ANSWERS = "answers"
+_TARGET, _TRAINING, _PLAN = "target.bundle", "training", "distillation.json"
 _TOOLS = ("specplug", "onnxruntime", "torch", "transformers")
 
 
@@ -49,15 +54,13 @@ class DistillOptions:
 
     precision: Literal["auto"] | Precision = "auto"
     """Of the target while it answers."""
-    engine: str | None = None
-    """That it answers on; None: ONNX Runtime."""
-    device: str | None = None
     layers: tuple[int, ...] | None = None
     """Of the target, whose inputs the head reads; None: a low, a middle and a high one."""
     vocabulary: int = 8192
     """Tokens that the head guesses."""
     max_batch: int = 32
-    """Answers that are written at the same time."""
+    """Answers that are written at the same time: by ONNX Runtime, or on a GPU, if it is trained on
+    one, by PyTorch."""
     threads: int | None = None
     answers: AnswerOptions = field(default_factory=AnswerOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
@@ -128,9 +131,8 @@ def distill(
     work = work_folder(output)
     plan = _plan(opened, prompts, options, shape.layers)
     _claim(work, plan)
-    records = _answer(source, prompts, work, shape.layers, options, told)
-    tokenizer = Bundle.open(work / _TARGET).tokenizer()
-    assert tokenizer is not None  # it has answered
+    tokenizer = tokenizer_of(opened, work)
+    records = answer(source, opened, tokenizer, prompts, work, options, told)
     if save_to is not None:
         save_answers(records, prompts, tokenizer, save_to)
     told.stage("choosing the draft vocabulary")
@@ -206,43 +208,57 @@ def _claim(work: Path, plan: dict[str, Any]) -> None:
     replace_file(path, lambda part: part.write_text(json.dumps(plan, indent=1) + "\n"))
 
 
-def _answer(
+def answer(
     source: Path,
+    opened: Source,
+    tokenizer: Tokenizer,
     prompts: Sequence[Item],
     work: Path,
-    layers: tuple[int, ...],
     options: DistillOptions,
     told: Told,
 ) -> Shards:
-    folder, bundle = work / _ANSWERS, work / _TARGET
+    """Have the target answer in a work folder, or go on with it, where the head is trained."""
+    folder, device = work / ANSWERS, options.training.device
+    layers = shape_for(opened, options).layers
     if (folder / "complete").exists():
         return Shards(folder)
-    if not bundle.exists():
-        told.stage("exporting the target with its hidden states")
-        export_bundle(source, bundle, precision=options.precision, hidden=layers, note=told.note)
-    told.stage("answering")
-    with open_recorder(bundle, source, options) as decoder:
-        records = write_answers(decoder, prompts, folder, options.answers, told.answers)
+    if device == "cpu":
+        bundle = work / _TARGET
+        if not bundle.exists():
+            told.stage("exporting the target with its hidden states")
+            export_bundle(
+                source, bundle, precision=options.precision, hidden=layers, note=told.note
+            )
+        told.stage("answering")
+        with _open_recorder(bundle, options) as decoder:
+            records = write_answers(decoder, prompts, folder, options.answers, told.answers)
+    else:
+        told.stage(f"answering on {device}")
+        target = TorchTarget(opened, layers, device)
+        records = write_answers_with_torch(
+            target, tokenizer, prompts, folder, options.answers, options.max_batch, told.answers
+        )
     (folder / "complete").touch()
     return records
 
 
-def open_recorder(bundle: Path, source: Path, options: DistillOptions) -> BatchDecoder:
-    """A decoder that records what the target of a bundle thinks."""
+def _open_recorder(bundle: Path, options: DistillOptions) -> BatchDecoder:
     parts = open_parts(
-        Bundle.open(bundle),
-        "none",
-        max_batch=options.max_batch,
-        threads=options.threads,
-        target_engine=options.engine,
-        target_device=options.device,
-        sources=(source,),
+        Bundle.open(bundle), "none", max_batch=options.max_batch, threads=options.threads
     )
-    if parts["tokenizer"] is None:
-        parts["target"].close()
-        raise SpecplugError(f"{source.name} has no tokenizer: prompts need one")
     recording = parts | {"drafter": Recorder()}
     return BatchDecoder(**recording, draft_tokens=0, prefix_cache_bytes=0)
+
+
+def tokenizer_of(source: Source, folder: Path) -> Tokenizer:
+    """A target's tokenizer, by way of a file in a folder.
+
+    Raises:
+        SpecplugError: it has none.
+    """
+    if source.tokenizer is None:
+        raise SpecplugError(f"{source.path.name} has no tokenizer: prompts need one")
+    return open_tokenizer(folder, write_tokenizer(source.tokenizer, folder))
 
 
 def _provenance(source: Source, plan: dict[str, Any], made: Distilled) -> dict[str, Any]:

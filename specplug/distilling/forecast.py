@@ -9,12 +9,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from specplug.bench.workload import Item
-from specplug.distilling.answers import LIKELIEST, AnswerProgress, write_answers
-from specplug.distilling.distill import DistillOptions, open_recorder, shape_for
+from specplug.distilling.answers import LIKELIEST, AnswerProgress
+from specplug.distilling.distill import (
+    ANSWERS,
+    DistillOptions,
+    Told,
+    answer,
+    shape_for,
+    tokenizer_of,
+)
 from specplug.distilling.planning import Counts, Plan, plan, time_step
 from specplug.distilling.shards import Shards
-from specplug.export import export_bundle
-from specplug.export.source import open_source
+from specplug.export.source import Source, open_source
 
 _SECONDS = 20.0  # of answering
 
@@ -31,11 +37,10 @@ def forecast(source: Path, prompts: Sequence[Item], options: DistillOptions) -> 
         prompts: see there.
         options: see there.
     """
-    shape = shape_for(open_source(source), options)
+    opened = open_source(source)
+    shape = shape_for(opened, options)
     with tempfile.TemporaryDirectory(prefix="specplug-distill-") as folder:
-        bundle = Path(folder) / "target.bundle"
-        export_bundle(source, bundle, precision=options.precision, hidden=shape.layers)
-        counts, speed = _trial(bundle, source, prompts, options, Path(folder) / "answers")
+        counts, speed = _trial(source, opened, prompts, options, Path(folder))
     return plan(
         counts,
         shape,
@@ -46,7 +51,7 @@ def forecast(source: Path, prompts: Sequence[Item], options: DistillOptions) -> 
 
 
 def _trial(
-    bundle: Path, source: Path, prompts: Sequence[Item], options: DistillOptions, folder: Path
+    source: Path, opened: Source, prompts: Sequence[Item], options: DistillOptions, work: Path
 ) -> tuple[Counts, float]:
     """How much text all prompts will give, and the answers' tokens a second."""
     started, speed = time.perf_counter(), 1.0
@@ -57,9 +62,11 @@ def _trial(
         if progress.prompts and time.perf_counter() - started > _SECONDS:
             raise _EnoughError
 
-    with open_recorder(bundle, source, options) as decoder, suppress(_EnoughError):
-        write_answers(decoder, prompts, folder, options.answers, stop)
-    found = Shards(folder)
+    with suppress(_EnoughError):
+        answer(
+            source, opened, tokenizer_of(opened, work), prompts, work, options, Told(answers=stop)
+        )
+    found = Shards(work / ANSWERS)
     answers, tokens = sum(found.answer_lengths), sum(found.lengths)
     share = len(prompts) / max(len(found), 1)
     counts = Counts(

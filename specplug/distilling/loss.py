@@ -60,9 +60,12 @@ class _SoftCrossEntropy(torch.autograd.Function):
             normalizer = scores.gather(1, places) - picked.float().clamp_min(tiny).log()
             loss += (wanted * (normalizer - scores)).sum()
             chances *= wanted.sum(-1, keepdim=True).to(dtype)
-            # Flat, since scatter_add_ is slow; places that repeat have shares of 0 all but once.
-            begins = torch.arange(len(inputs), device=ids.device)[:, None] * len(weight)
-            chances.put_(ids[rows] + begins, -wanted.to(dtype), accumulate=True)
+            # Places that repeat have shares of 0 all but once.
+            if chances.is_cuda:
+                chances.scatter_add_(1, ids[rows], -wanted.to(dtype))
+            else:  # flat, where scatter_add_ is slow
+                begins = torch.arange(len(inputs))[:, None] * len(weight)
+                chances.put_(ids[rows] + begins, -wanted.to(dtype), accumulate=True)
             hidden_gradient[rows] = chances @ made_weight
             # The large matrix as it lies in memory: chances.T @ inputs takes twice as long.
             weight_gradient += inputs.T.contiguous() @ chances

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from specplug.distilling.batches import Batch
+from specplug.distilling.batches import Batch, Rectangle
 from specplug.export.head import Cache, Head
 
 
@@ -33,7 +33,7 @@ def own_states(head: Head, batch: Batch) -> torch.Tensor:
             read, residual = head.layer.read(head.embed_tokens(tokens[None]), hidden)
             own.append(attention.entries(read, rotation))
         queries = attention.queries(read, rotation)
-        hidden = head.layer.add(residual, _attend(queries, context, own, batch.spans))
+        hidden = head.layer.add(residual, _attend(queries, context, own, batch.rectangles))
         normed = head.norm(hidden)
         found.append(normed)
         if head.shape.norm_output:
@@ -42,7 +42,10 @@ def own_states(head: Head, batch: Batch) -> torch.Tensor:
 
 
 def _attend(
-    queries: torch.Tensor, context: Cache, own: Sequence[Cache], spans: Sequence[tuple[int, int]]
+    queries: torch.Tensor,
+    context: Cache,
+    own: Sequence[Cache],
+    rectangles: Sequence[Rectangle],
 ) -> torch.Tensor:
     """What queries of the guessing entries find, f32[1, heads, A, size of a head].
 
@@ -50,30 +53,25 @@ def _attend(
         queries: f32[1, heads, A, size of a head].
         context: keys and values of all entries.
         own: of the guessing entries at each own step so far.
-        spans: the batch's.
+        rectangles: all of the batch.
     """
-    entries, guesses = map(list, zip(*spans, strict=True))
-    keys, values = (torch.split(part[0], entries, 1) for part in context)
-    dtype = context[1].dtype
-    grouped = queries[0].view(len(keys[0]), -1, *queries.shape[2:]) * queries.shape[-1] ** -0.5
+    keys, values = (part[0] for part in context)
+    grouped = queries[0].view(len(keys), -1, *queries.shape[2:]) * queries.shape[-1] ** -0.5
     scores = [(grouped * own_keys[0][:, None]).sum(-1) for own_keys, _ in own]
     own_scores = torch.stack(scores, -1) if own else grouped.new_empty(*grouped.shape[:-1], 0)
-    longest = max(entries)
-    later = torch.ones(longest, longest, dtype=torch.bool, device=queries.device).triu(1)
+    asking, own_scores = grouped.to(values.dtype), own_scores.to(values.dtype)
     found, own_shares = [], []
-    for asking, own_score, key, value in zip(
-        torch.split(grouped.to(dtype), guesses, 2),
-        torch.split(own_scores.to(dtype), guesses, 2),
-        keys,
-        values,
-        strict=True,
-    ):
-        seen, asked = key.shape[1], asking.shape[2]
-        scored = (asking.flatten(1, 2) @ key.mT).view(*asking.shape[:3], seen)
-        scored = scored.masked_fill(later[seen - asked : seen, :seen], -torch.inf)
+    for each in rectangles:
+        asked = asking[:, :, each.guesses].transpose(1, 2)  # [kv heads, P, group, a, ...]
+        key, value = keys[:, each.entries], values[:, each.entries]
+        scored = (asked.flatten(2, 3) @ key.mT).view(*asked.shape[:4], -1)
+        scored = scored.masked_fill(each.unseen, -torch.inf)
+        seen = scored.shape[-1]
+        own_score = own_scores[:, :, each.guesses].transpose(1, 2)
         shares = torch.cat([scored, own_score], -1).softmax(-1)
-        own_shares.append(shares[..., seen:])
-        found.append((shares[..., :seen].flatten(1, 2) @ value).view(asking.shape))
+        own_shares.append(each.flatten(shares[..., seen:]))
+        summed = (shares[..., :seen].flatten(2, 3) @ value).view(asked.shape)
+        found.append(each.flatten(summed))
     total = torch.cat(found, 2)
     for share, (_, own_values) in zip(torch.cat(own_shares, 2).unbind(-1), own, strict=True):
         total = total + share[..., None] * own_values[0][:, None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from specplug.distilling.batches import Collator, grouped, pieces_of
+from specplug.distilling.batches import ABREAST, Collator, grouped, pieces_of
 from specplug.distilling.options import TrainingOptions
 from specplug.distilling.shards import Record
 from specplug.distilling.training import optimizer_of, products, train_step
@@ -111,7 +111,8 @@ def time_step(
     record = _noise(shape, counts)
     pieces = pieces_of(0, len(record.tokens), record.begin, options.row)
     vocabulary = np.arange(shape.vocab_size, dtype=np.int32)
-    collate = Collator([record], vocabulary, shape.input_vocab_size, options.own_steps)
+    abreast = ABREAST[options.device]
+    collate = Collator([record], vocabulary, shape.input_vocab_size, options.own_steps, abreast)
     repeats = options.batch // sum(piece.entries for piece in pieces) + 1
     batch = collate(grouped(pieces * repeats, options.batch)[0]).to(options.device)
     optimizer = optimizer_of(head, options)

@@ -21,6 +21,7 @@ from torch import nn
 
 from specplug.distilling.acceptance import measure
 from specplug.distilling.batches import (
+    ABREAST,
     Batch,
     Collator,
     Piece,
@@ -87,7 +88,11 @@ class _Training:
         self._head = head.to(options.device).train()
         head.embed_tokens.requires_grad_(False)
         self._collate = Collator(
-            records, vocabulary, head.shape.input_vocab_size, options.own_steps
+            records,
+            vocabulary,
+            head.shape.input_vocab_size,
+            options.own_steps,
+            ABREAST[options.device],
         )
         lengths = zip(records.lengths, records.answer_lengths, strict=True)
         pieces = [
