@@ -85,7 +85,7 @@ def own_prompts(
         if len(found) >= count:
             break
         for made in target.write(
-            [begin] * rows, (end,), max_tokens=LONGEST, temperature=1.0, seed=seed + 1000 * batch
+            [begin] * rows, (end,), max_tokens=LONGEST, temperature=0.9, seed=seed + 1000 * batch
         ):
             text = tokenizer.decode(made[:-1]).strip()
             if made[-1] == end and text:

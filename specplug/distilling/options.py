@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from specplug.distilling.acceptance import Acceptance
 from specplug.types import SpecplugError
 
+_EVALUATIONS = 25  # and `patience` of them are a good part of the training
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingOptions:
@@ -41,7 +43,7 @@ class TrainingOptions:
     most_held_out: int = 256
     """Records."""
     evaluate_every: int = 200
-    """Steps."""
+    """Steps, at least; a long training measures 25 times in all."""
     patience: int = 6
     """Evaluations without a better one, after which training ends."""
     checkpoint_seconds: float = 180
@@ -51,6 +53,10 @@ class TrainingOptions:
     """Of products while training: bf16, fp32, or auto: bf16 where the processor multiplies it."""
     device: str = "cpu"
     """Or cuda."""
+
+    def evaluation_steps(self, steps: int) -> int:
+        """Steps from one evaluation to the next in a training of so many."""
+        return max(self.evaluate_every, steps // _EVALUATIONS)
 
     def __post_init__(self) -> None:
         least = {

@@ -66,7 +66,7 @@ def plan(
     held_out = min(options.held_out * counts.records, options.most_held_out)
     measured = tokens * held_out / max(counts.records, 1)
     steps = max(round((tokens - measured) * options.epochs / options.batch), 1)
-    evaluations = steps // options.evaluate_every + 1
+    evaluations = steps // options.evaluation_steps(steps) + 1
     trained = trained_weights(shape)
     size = shape.hidden_size
     # Of a guessing entry at an own step: what autograd keeps, attention's shares included.

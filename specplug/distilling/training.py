@@ -192,7 +192,7 @@ class _Training:
         state, options = self._state, self._options
         last = state.step == self._steps
         found = None
-        if last or state.step % options.evaluate_every == 0:
+        if last or state.step % options.evaluation_steps(self._steps) == 0:
             groups = grouped(self._measured, options.batch)
             batches = batches_of(self._collate, groups, options.device)
             found = measure(self._head, batches, self._dtype)
