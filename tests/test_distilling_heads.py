@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 
 from specplug import ExportError
 from specplug.distilling import loss as loss_module
-from specplug.distilling.batches import Collator, held_out, pieces_of, shuffled
+from specplug.distilling.batches import (
+    Collator,
+    batches_of,
+    grouped,
+    held_out,
+    pieces_of,
+    shuffled,
+)
 from specplug.distilling.heads import NORMS, head_shape, save_head
 from specplug.distilling.loss import soft_cross_entropy
 from specplug.distilling.own_steps import own_states
@@ -107,6 +114,22 @@ def test_own_steps_are_those_of_drafting(norms: dict[str, bool], head_source: So
             column += 1
     assert column == len(batch.guessing)
     assert compared == int(batch.counts.sum())
+
+
+def test_batches_that_other_processes_read_are_the_same_in_the_same_order() -> None:
+    """As for a GPU; a device by another name than cpu takes that way."""
+    records = random_records(9, seed=2)
+    pieces = [p for n, r in enumerate(records) for p in pieces_of(n, len(r.tokens), r.begin, 600)]
+    groups = grouped(pieces, 60)
+    assert len(groups) > 3
+    collate = Collator(records, SOME, 260, 3, 64)
+    expected = list(batches_of(collate, groups, "cpu"))
+    read = list(batches_of(collate, groups, "cpu:0"))
+    for ours, theirs in zip(read, expected, strict=True):
+        for name in ("tokens", "states", "guessing", "read", "wanted", "ids", "shares"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+        for one, other in zip(ours.rectangles, theirs.rectangles, strict=True):
+            assert torch.equal(one.unseen, other.unseen)
 
 
 def test_what_is_learnt_is_what_the_target_thought() -> None:
