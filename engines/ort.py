@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from specplug.engines.ort_session import (
     check_vocabulary,
     hidden_size,
     mapped_errors,
+    on_gpu,
     open_session,
 )
 from specplug.engines.trees import fill_mask, positions
@@ -39,6 +40,8 @@ class _Binding:
     io: Any
     inputs: dict[str, Array]
     """By name; those that the graph does not have are filled, and not read."""
+    read: dict[str, Array]
+    """Those that it has, and the cache."""
     logits: Float32Array  # [B, T', V]
     hidden: dict[str, Float32Array]  # [B, T, D], if the graph gives any
 
@@ -76,6 +79,7 @@ class OrtEngine:
         shared: tuple[KeyValues, Sequence[int]] | None = None,
     ) -> None:
         self._session = open_session(graph, options)
+        self._on_gpu = on_gpu(options)
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self._inputs = {*inputs}
         self._states = {name: int(inputs[name][-1]) for name in STATES if name in inputs}
@@ -88,10 +92,11 @@ class OrtEngine:
             max_batch=options.max_batch,
             min_width=1 if options.allow_narrow else min_width,
             supports_tree=self._takes_trees(),
-            exact_trees=exact_trees,
+            exact_trees=exact_trees and not self._on_gpu,
             shares_cache=shared is not None,
             hidden=(HIDDEN_STATES,) if self._hidden_size else (),
             input_vocab_size=input_vocab_size,
+            device=options.device or "cpu",
         )
         self._narrow = options.allow_narrow
         self.cache, self._layers = shared or (
@@ -120,6 +125,8 @@ class OrtEngine:
         binding.inputs["scores_from"][0] = step.scores_from
         self._fill(binding.inputs, step)
         try:
+            if self._on_gpu:  # inputs are copied there when they are bound, not when they are read
+                _bind(binding.io.bind_input, binding.read)
             self._session.run_with_iobinding(binding.io)
         except Exception as error:  # as in mapped_errors, without a context manager's cost per call
             raise EngineError(f"ONNX Runtime failed running the graph: {error}") from error
@@ -220,25 +227,21 @@ class OrtEngine:
             inputs[name] = np.zeros((batch, rows, size), dtype=np.float32)
         logits = self._room_for_logits(batch, scored)
         hidden = {}
+        read = {name: array for name, array in inputs.items() if name in self._inputs}
+        written: dict[str, Array] = {"logits": logits}
+        for layer, place in enumerate(self._layers):
+            pair = self.cache.entries[place, :, first : first + batch]
+            for kind, entries in zip(("key", "value"), pair, strict=True):
+                read[f"past_key_values.{layer}.{kind}"] = entries
+                written[f"present.{layer}.{kind}"] = entries
+        if self._hidden_size:
+            hidden[HIDDEN_STATES] = written[HIDDEN_STATES] = self._room_for_hidden(batch, width)
         io = self._session.io_binding()
-
-        def bind(binder: Any, name: str, array: Array) -> None:
-            binder(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
         with mapped_errors("binding the graph's inputs"):
-            for name, array in inputs.items():
-                if name in self._inputs:
-                    bind(io.bind_input, name, array)
-            for layer, place in enumerate(self._layers):
-                pair = self.cache.entries[place, :, first : first + batch]
-                for kind, entries in zip(("key", "value"), pair, strict=True):
-                    bind(io.bind_input, f"past_key_values.{layer}.{kind}", entries)
-                    bind(io.bind_output, f"present.{layer}.{kind}", entries)
-            bind(io.bind_output, "logits", logits)
-            if self._hidden_size:
-                hidden[HIDDEN_STATES] = self._room_for_hidden(batch, width)
-                bind(io.bind_output, HIDDEN_STATES, hidden[HIDDEN_STATES])
-        return _Binding(io, inputs, logits, hidden)
+            if not self._on_gpu:
+                _bind(io.bind_input, read)
+            _bind(io.bind_output, written)
+        return _Binding(io, inputs, read, logits, hidden)
 
     def _room_for_logits(self, batch: int, scored: int) -> Float32Array:
         """Of one memory for all shapes of call: scores are valid until the next call only."""
@@ -254,3 +257,8 @@ class OrtEngine:
         if self._hidden.size < size:
             self._hidden = np.empty(size, dtype=np.float32)
         return self._hidden[:size].reshape(batch, width, self._hidden_size)
+
+
+def _bind(binder: Callable[..., None], arrays: dict[str, Array]) -> None:
+    for name, array in arrays.items():
+        binder(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

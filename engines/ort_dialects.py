@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from specplug.engines.ort import OrtEngine
 from specplug.engines.ort_concat import OrtConcatEngine
+from specplug.engines.ort_session import on_gpu
 from specplug.engines.ort_standard import OrtStandardEngine
-from specplug.types import Engine, EngineError
+from specplug.engines.padded import PaddedEngine
+from specplug.types import Engine
 
 if TYPE_CHECKING:
     from specplug.bundle import Component, Dialect
@@ -23,17 +26,15 @@ DIALECTS: dict[Dialect, type[OrtEngine] | type[OrtConcatEngine]] = {
 
 def open_component(
     folder: Path, component: Component, options: EngineOptions
-) -> OrtEngine | OrtConcatEngine:
+) -> OrtEngine | OrtConcatEngine | PaddedEngine:
     """An engine over a component's graph.
 
     Raises:
-        EngineError: as :class:`OrtEngine` does, or a device is asked for.
+        EngineError: as :class:`OrtEngine` does, or, on a GPU, as :class:`PaddedEngine` does.
     """
-    if options.device not in (None, "cpu"):
-        raise EngineError(
-            f"device {options.device!r}: the onnxruntime engine runs on the CPU; for a GPU use "
-            "the engines tensorrt or pytorch"
-        )
+    padded = on_gpu(options) and not options.allow_narrow
+    if padded:  # min_width was measured on a CPU
+        options = replace(options, allow_narrow=True)
     more: dict[str, Any] = {}
     target = options.beside
     if (
@@ -44,7 +45,7 @@ def open_component(
         more["shared"] = (target.cache, component.layers)
     if component.head is not None:
         more["input_vocab_size"] = component.head.input_vocab_size
-    return DIALECTS[component.dialect](
+    engine = DIALECTS[component.dialect](
         folder / component.graph,
         cache=component.cache,
         vocab_size=component.vocab_size,
@@ -54,6 +55,7 @@ def open_component(
         options=options,
         **more,
     )
+    return PaddedEngine(engine) if padded and isinstance(engine, OrtEngine) else engine
 
 
 def _can_share(target: Engine | None, component: Component) -> TypeGuard[OrtEngine]:

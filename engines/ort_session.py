@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":  # for who imported it before specplug
     onnxruntime.disable_telemetry_events()
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 _pool_threads: int | None = None  # of ONNX Runtime's pool for the process, once we made one
 
@@ -35,9 +38,10 @@ def open_session(graph: Path | bytes, options: EngineOptions, *, pack_weights: b
         pack_weights: lay weights out for the kernels, which takes time and as much memory again.
 
     Raises:
-        EngineError: a provider is not in this build, the graph cannot be loaded, or the
-            process's pool has another number of threads.
+        EngineError: a provider is not in this build or cannot be used here, the graph cannot be
+            loaded, or the process's pool has another number of threads.
     """
+    providers = _cuda_provider(options.device) if on_gpu(options) else list(options.providers)
     available = onnxruntime.get_available_providers()
     for provider in options.providers:
         if provider not in available:
@@ -49,7 +53,7 @@ def open_session(graph: Path | bytes, options: EngineOptions, *, pack_weights: b
         _make_process_pool(threads)
 
     # Elsewhere a graph's own definitions run, on that device.
-    ops = native_ops() if options.providers == ("CPUExecutionProvider",) else None
+    ops = native_ops() if providers == [_CPU] else None
 
     def open_with(per_session: bool) -> Any:
         session_options = onnxruntime.SessionOptions()
@@ -65,19 +69,45 @@ def open_session(graph: Path | bytes, options: EngineOptions, *, pack_weights: b
         return onnxruntime.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph),
             session_options,
-            providers=list(options.providers),
+            providers=providers,
             enable_fallback=0,  # a provider that fails is an error, not a slower run
         )
 
     with mapped_errors("loading a graph" if isinstance(graph, bytes) else f"loading {graph.name}"):
-        if _pool_threads is not None:
-            return open_with(per_session=False)
         try:
-            return open_with(per_session=True)
+            session = open_with(per_session=_pool_threads is None)
         except RuntimeError as error:
             if "global thread pool" not in str(error):
                 raise
-            return open_with(per_session=False)  # the host program made the process's pool
+            session = open_with(per_session=False)  # the host program made the process's pool
+    if on_gpu(options) and _CUDA not in session.get_providers():  # it only warns of that
+        raise EngineError(
+            f"device {options.device!r}: ONNX Runtime cannot use CUDA here; its build needs a GPU, "
+            "NVIDIA's driver, and CUDA and cuDNN where the loader finds them: see docs/ENGINES.md"
+        )
+    return session
+
+
+def on_gpu(options: EngineOptions) -> bool:
+    """Whether another device than the CPU is asked for by name."""
+    return options.device not in (None, "cpu")
+
+
+def _cuda_provider(device: str | None) -> list[tuple[str, dict[str, str]]]:
+    """The CUDA provider on a device such as ``"cuda:1"``, its libraries loaded."""
+    kind, _, number = str(device).partition(":")
+    if kind != "cuda" or not (number or "0").isdecimal():
+        raise EngineError(f"device {device!r}: the onnxruntime engine runs on cpu, cuda, cuda:1, …")
+    available = onnxruntime.get_available_providers()
+    if _CUDA not in available:
+        raise EngineError(
+            f"device {device!r}: this ONNX Runtime has no CUDA provider, only {available}: "
+            "pip install 'specplug[gpu]', as docs/ENGINES.md says, or use the engine pytorch"
+        )
+    with redirect_stdout(io.StringIO()):  # prints what it does not find
+        onnxruntime.preload_dlls()
+    # fp32 is to be fp32: by default products there are of TF32, which has ten bits.
+    return [(_CUDA, {"device_id": number or "0", "use_tf32": "0"})]
 
 
 def check_vocabulary(session: Any, vocab_size: int) -> None:

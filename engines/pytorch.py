@@ -50,7 +50,8 @@ def open_component(
     """The model or head that a component was exported from, in the component's precision.
 
     Raises:
-        EngineError: the precision is one of quantized weights, or the source is not found.
+        EngineError: the precision is one of quantized weights, the device is not here, or the
+            source is not found.
     """
     if component.precision not in _DTYPES:
         raise EngineError(
@@ -59,6 +60,7 @@ def open_component(
         )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    _check_device(options.device)
     if component.head is not None:
         from specplug.engines.pytorch_head import open_head_component
 
@@ -77,6 +79,14 @@ def open_component(
         max_batch=options.max_batch,
         hidden=component.hidden.layers if component.hidden else (),
     )
+
+
+def _check_device(name: str | None) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch is without CUDA
+        first, *_ = str(error).splitlines()
+        raise EngineError(f"device {name!r}: PyTorch cannot use it here: {first}") from error
 
 
 def open_model(

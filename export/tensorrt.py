@@ -58,13 +58,13 @@ def resolve(target: Target) -> Target:
     """
     library = find_library()
     if not target.compute_capabilities:
-        return replace(target, compute_capabilities=(_own_capability(library),))
-    if not library.is_rtx:
+        target = replace(target, compute_capabilities=(_own_capability(library),))
+    elif not library.is_rtx:
         raise ExportError(
             f"{library.name} {library.version} builds for the GPU of its machine only: leave "
             "--compute-capability out, or install TensorRT-RTX (pip install 'specplug[tensorrt]')"
         )
-    known = _capabilities(library)
+    known = _capabilities(library) if library.is_rtx else {*target.compute_capabilities}
     for capability in target.compute_capabilities:
         if capability not in known:
             raise ExportError(

@@ -52,7 +52,7 @@ class EngineOptions:
     share_threads: bool = False
     """One pool for all engines of the process; so runs a target beside its draft."""
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    """ONNX Runtime execution providers, in order of preference."""
+    """ONNX Runtime execution providers, in order of preference; a ``device`` comes before them."""
     max_batch: int = 1
     """Rows a call can have; each has a cache of its own."""
     allow_narrow: bool = False

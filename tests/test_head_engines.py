@@ -26,8 +26,8 @@ from specplug.export.head_graph import build_head
 from specplug.export.source import Source
 from specplug.export.speculators import open_head
 from specplug.opening import open_draft, open_parts
-from specplug.types import HIDDEN_STATES, Engine, EngineSpec, Scores, Step
-from tests_support.heads import NAMES, WRITTEN, copy_head
+from specplug.types import HIDDEN_STATES, Engine, Step
+from tests_support.heads import NAMES, WRITTEN, Fed, copy_head
 
 PROMPT = list(b"the quick brown fox jumps over the lazy dog. ")
 ENGINES = ("ort", "standard", "pytorch")
@@ -42,37 +42,6 @@ def engine_of(head: Head, name: str, folder: Path, max_batch: int = 1) -> Any:
     if not folder.exists():
         graphs.save(graph, folder)
     return open_head_graph(folder, graph, head.shape, name, max_batch)
-
-
-class Fed:
-    """A head whose states follow from its tokens, so that it may be run as a model is."""
-
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self._table = np.random.default_rng(0).normal(size=(300, 192)).astype(np.float32)
-
-    @property
-    def spec(self) -> EngineSpec:
-        spec: EngineSpec = self._engine.spec
-        return spec
-
-    def forward(self, step: Step) -> Scores:
-        scores: Scores = self._engine.forward(
-            replace(step, states={"features": self._table[step.tokens]})
-        )
-        return scores
-
-    def save(self, row: int, start: int, stop: int) -> Any:
-        return self._engine.save(row, start, stop)
-
-    def load(self, row: int, start: int, entries: Any) -> None:
-        self._engine.load(row, start, entries)
-
-    def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
-        self._engine.keep(row, past, nodes)
-
-    def close(self) -> None:
-        self._engine.close()
 
 
 class TestHeads(EngineContract):

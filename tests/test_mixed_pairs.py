@@ -67,8 +67,27 @@ def test_a_precision_that_pytorch_has_not(tiny_source: Path, tmp_path: Path) -> 
         answers((bundle, [tiny_source]), target_engine="pytorch")
 
 
-def test_onnxruntime_has_no_other_device(pair: tuple[Path, list[Path]]) -> None:
-    with pytest.raises(
-        EngineError, match="device 'cuda:1': the onnxruntime engine runs on the CPU"
-    ):
-        answers(pair, target_device="cuda:1")
+@pytest.mark.parametrize(
+    ("engine", "device", "message"),
+    [
+        ("onnxruntime", "cuda:1", "has no CUDA provider, only .*pip install 'specplug.gpu.'"),
+        ("onnxruntime", "tpu", "runs on cpu, cuda, cuda:1"),
+        ("onnxruntime", "cuda:x", "runs on cpu, cuda, cuda:1"),
+        ("pytorch", "cuda:99", "PyTorch cannot use it here: "),
+        ("pytorch", "tpu", "PyTorch cannot use it here: "),
+    ],
+)
+def test_devices_that_are_not_there(
+    engine: str,
+    device: str,
+    message: str,
+    pair: tuple[Path, list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"], raising=True
+    )
+    for which in ("target", "draft"):
+        options = {f"{which}_engine": engine, f"{which}_device": device, "drafter": "draft"}
+        with pytest.raises(EngineError, match=f"device '{device}'.*{message}"):
+            answers(pair, **options)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime import OrtValue
 
 from specplug import EngineError, EngineOptions, Step
 from specplug.bundle import Bundle
@@ -129,3 +131,32 @@ def test_another_number_of_logits_than_described_is_refused(opened: Bundle) -> N
     component = opened.manifest.target.model_copy(update={"vocab_size": 300})
     with pytest.raises(EngineError, match="has 260 logits a token, its description 300"):
         load(opened.path, component, EngineOptions())
+
+
+@pytest.mark.parametrize("name", ["fp32", "standard-fp32"])
+def test_inputs_that_are_copied_when_they_are_bound(
+    tiny_bundles: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: every call binds anew, and scores are the same."""
+    tokens = np.random.default_rng(0).integers(0, 260, size=600)
+    found = []
+    for copied in (False, True):
+        monkeypatch.setattr("specplug.engines.ort.on_gpu", lambda options, copied=copied: copied)
+        engine = open_target(tiny_bundles[name])
+        if copied:
+            monkeypatch.setattr("specplug.engines.ort._bind", bind_copies)
+        pieces = [call(engine, tokens[i : i + 40], i) for i in range(0, 600, 40)]
+        found.append(np.concatenate([*pieces, call(engine, tokens[300:340], 300)]))
+        engine.close()
+    assert np.array_equal(*found)
+
+
+def bind_copies(binder: Callable[..., None], arrays: dict[str, np.ndarray]) -> None:
+    """Inputs by values of now, as a provider of another device takes them; outputs as they are."""
+    if binder.__name__ == "bind_input":
+        binding = binder.__self__  # type: ignore[attr-defined]
+        for name, array in arrays.items():
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array.copy()))
+        return
+    for name, array in arrays.items():
+        binder(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 
 from specplug.export.head import Head
+from specplug.types import EngineSpec, Scores, Step
 
 WRITTEN = Path(__file__).parents[1] / "data" / "speculators"
 NAMES = ("llama", "llama-normed", "qwen3")
@@ -63,3 +66,34 @@ def expected_logits(
             )
     found: np.ndarray[Any, Any] = logits[0, -1].numpy()
     return found
+
+
+class Fed:
+    """A head whose states follow from its tokens, so that it may be run as a model is."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._table = np.random.default_rng(0).normal(size=(300, 192)).astype(np.float32)
+
+    @property
+    def spec(self) -> EngineSpec:
+        spec: EngineSpec = self._engine.spec
+        return spec
+
+    def forward(self, step: Step) -> Scores:
+        scores: Scores = self._engine.forward(
+            replace(step, states={"features": self._table[step.tokens]})
+        )
+        return scores
+
+    def save(self, row: int, start: int, stop: int) -> Any:
+        return self._engine.save(row, start, stop)
+
+    def load(self, row: int, start: int, entries: Any) -> None:
+        self._engine.load(row, start, entries)
+
+    def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
+        self._engine.keep(row, past, nodes)
+
+    def close(self) -> None:
+        self._engine.close()
