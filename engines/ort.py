@@ -16,7 +16,7 @@ from specplug.engines.ort_session import (
     check_vocabulary,
     hidden_size,
     mapped_errors,
-    on_gpu,
+    off_cpu,
     open_session,
 )
 from specplug.engines.trees import fill_mask, positions
@@ -79,7 +79,7 @@ class OrtEngine:
         shared: tuple[KeyValues, Sequence[int]] | None = None,
     ) -> None:
         self._session = open_session(graph, options)
-        self._on_gpu = on_gpu(options)
+        self._off_cpu = off_cpu(options)
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self._inputs = {*inputs}
         self._states = {name: int(inputs[name][-1]) for name in STATES if name in inputs}
@@ -92,7 +92,7 @@ class OrtEngine:
             max_batch=options.max_batch,
             min_width=1 if options.allow_narrow else min_width,
             supports_tree=self._takes_trees(),
-            exact_trees=exact_trees and not self._on_gpu,
+            exact_trees=exact_trees and not self._off_cpu,
             shares_cache=shared is not None,
             hidden=(HIDDEN_STATES,) if self._hidden_size else (),
             input_vocab_size=input_vocab_size,
@@ -125,7 +125,7 @@ class OrtEngine:
         binding.inputs["scores_from"][0] = step.scores_from
         self._fill(binding.inputs, step)
         try:
-            if self._on_gpu:  # inputs are copied there when they are bound, not when they are read
+            if self._off_cpu:  # inputs are copied there when they are bound, not when they are read
                 _bind(binding.io.bind_input, binding.read)
             self._session.run_with_iobinding(binding.io)
         except Exception as error:  # as in mapped_errors, without a context manager's cost per call
@@ -238,7 +238,7 @@ class OrtEngine:
             hidden[HIDDEN_STATES] = written[HIDDEN_STATES] = self._room_for_hidden(batch, width)
         io = self._session.io_binding()
         with mapped_errors("binding the graph's inputs"):
-            if not self._on_gpu:
+            if not self._off_cpu:
                 _bind(io.bind_input, read)
             _bind(io.bind_output, written)
         return _Binding(io, inputs, read, logits, hidden)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specplug.engines.host import HostScores, check_step
-from specplug.engines.ort_session import check_vocabulary, mapped_errors, on_gpu, open_session
+from specplug.engines.ort_session import check_vocabulary, mapped_errors, off_cpu, open_session
 from specplug.types import EngineError, EngineSpec, Float32Array, Step
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class OrtConcatEngine:
     ) -> None:
         if options.max_batch != 1:
             raise EngineError(f"max_batch {options.max_batch}: appending graphs take one row here")
-        if on_gpu(options):
-            raise EngineError(f"device {options.device!r}: appending graphs run on the CPU here")
+        if off_cpu(options):
+            raise EngineError("appending graphs run on the CPU here: give no device or provider")
         self.spec = EngineSpec(
             name="onnxruntime",
             vocab_size=vocab_size,

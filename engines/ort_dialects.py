@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from specplug.engines.ort import OrtEngine
 from specplug.engines.ort_concat import OrtConcatEngine
-from specplug.engines.ort_session import on_gpu
+from specplug.engines.ort_session import off_cpu
 from specplug.engines.ort_standard import OrtStandardEngine
 from specplug.engines.padded import PaddedEngine
 from specplug.types import Engine
@@ -30,9 +30,9 @@ def open_component(
     """An engine over a component's graph.
 
     Raises:
-        EngineError: as :class:`OrtEngine` does, or, on a GPU, as :class:`PaddedEngine` does.
+        EngineError: as :class:`OrtEngine` does, or, off the CPU, as :class:`PaddedEngine` does.
     """
-    padded = on_gpu(options) and not options.allow_narrow
+    padded = off_cpu(options) and not options.allow_narrow
     if padded:  # min_width was measured on a CPU
         options = replace(options, allow_narrow=True)
     more: dict[str, Any] = {}

@@ -41,7 +41,8 @@ def open_session(graph: Path | bytes, options: EngineOptions, *, pack_weights: b
         EngineError: a provider is not in this build or cannot be used here, the graph cannot be
             loaded, or the process's pool has another number of threads.
     """
-    providers = _cuda_provider(options.device) if on_gpu(options) else list(options.providers)
+    on_cuda = _names_device(options)
+    providers = _cuda_provider(options.device) if on_cuda else list(options.providers)
     available = onnxruntime.get_available_providers()
     for provider in options.providers:
         if provider not in available:
@@ -80,7 +81,7 @@ def open_session(graph: Path | bytes, options: EngineOptions, *, pack_weights: b
             if "global thread pool" not in str(error):
                 raise
             session = open_with(per_session=False)  # the host program made the process's pool
-    if on_gpu(options) and _CUDA not in session.get_providers():  # it only warns of that
+    if on_cuda and _CUDA not in session.get_providers():  # it only warns of that
         raise EngineError(
             f"device {options.device!r}: ONNX Runtime cannot use CUDA here; its build needs a GPU, "
             "NVIDIA's driver, and CUDA and cuDNN where the loader finds them: see docs/ENGINES.md"
@@ -88,8 +89,12 @@ def open_session(graph: Path | bytes, options: EngineOptions, *, pack_weights: b
     return session
 
 
-def on_gpu(options: EngineOptions) -> bool:
-    """Whether another device than the CPU is asked for by name."""
+def off_cpu(options: EngineOptions) -> bool:
+    """Whether another provider than the CPU's is asked for."""
+    return _names_device(options) or options.providers != (_CPU,)
+
+
+def _names_device(options: EngineOptions) -> bool:
     return options.device not in (None, "cpu")
 
 

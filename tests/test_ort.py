@@ -141,7 +141,7 @@ def test_inputs_that_are_copied_when_they_are_bound(
     tokens = np.random.default_rng(0).integers(0, 260, size=600)
     found = []
     for copied in (False, True):
-        monkeypatch.setattr("specplug.engines.ort.on_gpu", lambda options, copied=copied: copied)
+        monkeypatch.setattr("specplug.engines.ort.off_cpu", lambda options, copied=copied: copied)
         engine = open_target(tiny_bundles[name])
         if copied:
             monkeypatch.setattr("specplug.engines.ort._bind", bind_copies)
@@ -160,3 +160,8 @@ def bind_copies(binder: Callable[..., None], arrays: dict[str, np.ndarray]) -> N
         return
     for name, array in arrays.items():
         binder(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def test_appending_graphs_stay_on_the_cpu(foreign_bundles: dict[str, Path]) -> None:
+    with pytest.raises(EngineError, match="appending graphs run on the CPU here"):
+        open_target(foreign_bundles["optimum"], device="cuda")

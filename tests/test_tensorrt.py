@@ -294,6 +294,13 @@ def test_tensorrt_alone_builds_for_its_own_gpu_only(monkeypatch: pytest.MonkeyPa
         tensorrt.resolve(Target(("8.9",)))
 
 
+def test_a_gpu_that_tensorrt_rtx_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as an H100, though it is this machine's own."""
+    monkeypatch.setattr(tensorrt, "_own_capability", lambda library: "9.0")
+    with pytest.raises(ExportError, match=r"builds for compute capabilities .*8\.9.*, not 9\.0"):
+        tensorrt.resolve(Target())
+
+
 def test_a_plan_of_plans(tiny_source: Path, tmp_path: Path) -> None:
     """``--plan`` names the files that the export writes, and comes close to their sizes."""
     what = {"precision": "int4", "dialect": "standard", "tensorrt": Target(("8.9",), capacity=64)}
