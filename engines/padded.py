@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from specplug.engines.host import check_step
+from specplug.engines.host import HostScores, check_step
 from specplug.types import (
     BatchEngine,
     EngineError,
@@ -30,19 +30,21 @@ class PaddedEngine:
 
     Libraries of matrix products choose a kernel by the shape, so a token's scores may differ in
     the last bits between calls of 3 and of 4 tokens, and be the same in those of 4, 8 and 12.
+    Where no multiples will do, as in fp32 on CUDA, every call is made of calls of one row and one
+    width.
 
     Args:
         engine: takes calls of every width; closed with this one.
 
     Raises:
-        EngineError: rows depend on the width of the call, whatever it is padded to.
+        EngineError: rows depend on what else is in the call.
     """
 
     def __init__(self, engine: _Engine) -> None:
         self._engine = engine
         # What padding may need stays free.
         self.spec = replace(engine.spec, max_length=engine.spec.max_length - (WIDEST - 1))
-        self._multiple = 1
+        self._multiple, self._cut = 1, False
         self._multiple = self._measure()
 
     def _measure(self) -> int:
@@ -63,14 +65,56 @@ class PaddedEngine:
             found = map(in_pieces, range(multiple, len(sample) + 1, multiple))
             if all(np.array_equal(rows[: len(expected)], expected[: len(rows)]) for rows in found):
                 return multiple
-        raise EngineError(
-            f"on {self.spec.device} rows of {self.spec.name} depend on the width of the call, even "
-            f"of {WIDEST} and {2 * WIDEST} tokens: text would change under speculation"
-        )
+        self._multiple, self._cut = WIDEST, True
+        whole = rows_of(self, sample, past)
+        for shift in (1, 3, WIDEST // 2):
+            if not np.array_equal(rows_of(self, sample[shift:], past + shift), whole[shift:]):
+                raise EngineError(
+                    f"on {self.spec.device} rows of {self.spec.name} depend on what else is in the "
+                    f"call, even at one width of {WIDEST} tokens: text would change under "
+                    "speculation"
+                )
+        return WIDEST
 
     def forward(self, step: Step) -> Scores:
         """Run tokens over the cache; see :class:`specplug.types.Engine`."""
         check_step(self.spec, step)
+        return self._in_calls(step) if self._cut else self._padded(step)
+
+    def _in_calls(self, step: Step) -> Scores:
+        """The step in calls of one row and the widest width each."""
+        batch, width = step.tokens.shape
+        if step.parents is not None and width > WIDEST:
+            raise EngineError(f"a tree of {width} tokens: {self.spec.name} takes {WIDEST} here")
+        logits, hidden = [], []
+        for row in range(batch):
+            for start in range(0, width, WIDEST):
+                piece = step.tokens[row : row + 1, start : start + WIDEST]
+                wanted = max(step.scores_from - start, 0)
+                scores = self._padded(
+                    replace(
+                        step,
+                        tokens=piece,
+                        past=step.past[row : row + 1] + start,
+                        first_row=step.first_row + row,
+                        scores_from=min(wanted, piece.shape[1] - 1),
+                        lengths=None,
+                    )
+                )
+                if wanted < piece.shape[1]:
+                    logits.append(scores.logits()[0].copy())
+                hidden.append({n: scores.hidden(n)[0].copy() for n in self.spec.hidden})
+        return HostScores(
+            np.concatenate(logits).reshape(batch, -1, logits[0].shape[-1]),
+            {
+                name: np.concatenate([part[name] for part in hidden]).reshape(
+                    batch, width, hidden[0][name].shape[-1]
+                )
+                for name in self.spec.hidden
+            },
+        )
+
+    def _padded(self, step: Step) -> Scores:
         width = step.tokens.shape[1]
         first = step.scores_from // self._multiple * self._multiple
         more = -width % self._multiple

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +15,12 @@ from specplug.bundle import Bundle
 from specplug.engines import load
 from specplug.engines.contract import EngineContract, Make, assert_close
 from specplug.engines.fake import FakeEngine
+from specplug.engines.host import HostScores
 from specplug.engines.padded import PaddedEngine
-from specplug.engines.pytorch import open_model
+from specplug.engines.pytorch import PyTorchEngine, open_model
 from specplug.engines.tensorrt import TensorRTEngine
 from specplug.export.source import open_source
-from specplug.types import Step
+from specplug.types import EngineError, Step
 from tests_support.languages import language
 from tests_support.tensorrt_double import HostDevice, library, write_plan
 
@@ -71,6 +74,48 @@ class TestPyTorch(EngineContract):
             return open_model(model, max_batch=max_batch, hidden=(0, 1))
 
         return make
+
+
+class Shifted:
+    """An engine whose logits move with something of the call."""
+
+    def __init__(self, engine: Any, by: Callable[[Step], float]) -> None:
+        self._engine, self._by = engine, by
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def forward(self, step: Step) -> HostScores:
+        scores = self._engine.forward(step)
+        hidden = {name: scores.hidden(name) for name in self._engine.spec.hidden}
+        return HostScores(scores.logits() + np.float32(1e-3 * self._by(step)), hidden)
+
+
+class TestOneWidth(EngineContract):
+    """Rows that depend on the shape of the call, as in fp32 on CUDA."""
+
+    @pytest.fixture
+    def make(self, tiny_source: Path) -> Make:
+        def make(max_batch: int = 1) -> Engine:
+            model = open_source(tiny_source).model(torch.float32, "cpu")
+            engine = PyTorchEngine(model, max_batch=max_batch, hidden=(0, 1))
+            return PaddedEngine(Shifted(engine, lambda step: step.tokens.size))
+
+        return make
+
+    def test_trees_wider_than_that_are_refused(self, make: Make) -> None:
+        tokens, parents = np.zeros((1, 17), np.int64), np.arange(-1, 16, dtype=np.int32)
+        engine = make()
+        with pytest.raises(EngineError, match=r"a tree of 17 tokens: pytorch takes 16 here"):
+            engine.forward(Step(tokens=tokens, past=np.array([0]), parents=parents))
+        engine.close()
+
+
+def test_rows_that_depend_on_other_tokens_are_refused(tiny_source: Path) -> None:
+    engine = PyTorchEngine(open_source(tiny_source).model(torch.float32, "cpu"))
+    with pytest.raises(EngineError, match=r"on cpu rows of pytorch depend on what else"):
+        PaddedEngine(Shifted(engine, lambda step: float(step.tokens.sum())))
+    engine.close()
 
 
 class TestTensorRT(EngineContract):
