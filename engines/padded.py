@@ -74,6 +74,7 @@ class PaddedEngine:
                     f"call, even at one width of {WIDEST} tokens: text would change under "
                     "speculation"
                 )
+        self.spec = replace(self.spec, supports_tree=False, exact_trees=False)  # they may be wider
         return WIDEST
 
     def forward(self, step: Step) -> Scores:
@@ -84,8 +85,6 @@ class PaddedEngine:
     def _in_calls(self, step: Step) -> Scores:
         """The step in calls of one row and the widest width each."""
         batch, width = step.tokens.shape
-        if step.parents is not None and width > WIDEST:
-            raise EngineError(f"a tree of {width} tokens: {self.spec.name} takes {WIDEST} here")
         logits, hidden = [], []
         for row in range(batch):
             for start in range(0, width, WIDEST):

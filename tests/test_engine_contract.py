@@ -103,13 +103,6 @@ class TestOneWidth(EngineContract):
 
         return make
 
-    def test_trees_wider_than_that_are_refused(self, make: Make) -> None:
-        tokens, parents = np.zeros((1, 17), np.int64), np.arange(-1, 16, dtype=np.int32)
-        engine = make()
-        with pytest.raises(EngineError, match=r"a tree of 17 tokens: pytorch takes 16 here"):
-            engine.forward(Step(tokens=tokens, past=np.array([0]), parents=parents))
-        engine.close()
-
 
 def test_rows_that_depend_on_other_tokens_are_refused(tiny_source: Path) -> None:
     engine = PyTorchEngine(open_source(tiny_source).model(torch.float32, "cpu"))
