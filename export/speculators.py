@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from specplug.bundle import HiddenOutput, file_sha256
 from specplug.export.attention import max_entries, read_attention
+from specplug.export.eight_bits import from_eight_bits
 from specplug.export.head import Head, HeadShape
 from specplug.export.lazy import LazyTensor
 from specplug.export.source import Source
@@ -133,7 +134,8 @@ def _stored(path: Path) -> tuple[list[Path], dict[str, torch.Tensor]]:
     shards = sorted(path.glob("*.safetensors"))
     if not shards:
         raise ExportError(f"the head {path} holds no .safetensors file")
-    return shards, {name: tensor for shard in shards for name, tensor in _tensors(shard).items()}
+    found = {name: tensor for shard in shards for name, tensor in _tensors(shard).items()}
+    return shards, from_eight_bits(found)
 
 
 def has_table_of(head: HeadSource, target: Source) -> bool:

@@ -101,7 +101,9 @@ def test_killed_at_any_time_it_ends_with_the_same_head(
 def test_a_bundle_gets_the_head(head_target: Path, prompts: Path, tmp_path: Path) -> None:
     bundle, folder = tmp_path / "target.bundle", tmp_path / "head"
     assert specplug("export", head_target, "-o", bundle, "--precision", "fp32").returncode == 0
-    done = distill(bundle, "--source", head_target, "--prompts", prompts, "-o", folder)
+    done = distill(
+        bundle, "--source", head_target, "--prompts", prompts, "-o", folder, "--eight-bits"
+    )
     assert done.returncode == 0, done.stderr
     manifest = Bundle.open(bundle).manifest
     assert manifest.draft is not None

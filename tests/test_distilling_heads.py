@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from specplug import ExportError
 from specplug.distilling import loss as loss_module
@@ -30,6 +31,7 @@ from specplug.distilling.own_steps import own_states
 from specplug.distilling.training import loss_of
 from specplug.distilling.vocabulary import choose_vocabulary
 from specplug.engines.contract import assert_close
+from specplug.export.passes.quantize_w8a8 import quantize_columns
 from specplug.export.source import Source, open_source
 from specplug.export.speculators import open_head
 from tests_support.distilling import (
@@ -297,6 +299,33 @@ def test_a_head_with_an_embedding_of_its_own_keeps_it(head_source: Source, tmp_p
     opened = open_head(save_head(tmp_path / "head", head, head_source, None), head_source)
     assert opened.vocabulary is None
     assert torch.equal(opened.head.embed_tokens.weight, head.embed_tokens.weight)
+
+
+def test_a_head_in_eight_bits_is_what_w8a8_rounds_it_to(
+    head_source: Source, tmp_path: Path
+) -> None:
+    head = tiny_head(head_source, SOME)
+    with torch.no_grad():
+        head.fc.weight[3] = 0
+    folder = save_head(tmp_path / "head", head, head_source, SOME, eight_bits=True)
+    stored = load_file(folder / "model.safetensors")
+    opened = open_head(folder, head_source).head.state_dict()
+    matrices = [name for name, tensor in stored.items() if tensor.dtype == torch.int8]
+    assert len(matrices) == 9  # fc, four of attention, three of the block, the output
+    for name, weight in head.state_dict().items():
+        if name not in matrices:
+            assert torch.equal(opened[name], weight), name
+            continue
+        integers, scales = quantize_columns(weight.detach().numpy().T)
+        assert np.array_equal(stored[name].numpy(), integers.T)
+        again, same_scales = quantize_columns(opened[name].numpy().T)
+        assert np.array_equal(again, integers)
+        np.testing.assert_allclose(same_scales, scales, rtol=1e-6)
+        assert (opened[name] - weight).abs().max() <= 0.51 * scales.max()
+    del stored[f"{matrices[0]}_scale"]
+    save_file(stored, folder / "model.safetensors")
+    with pytest.raises(ExportError, match=f"{matrices[0]} is in 8 bits and has no scale"):
+        open_head(folder, head_source)
 
 
 def test_heads_are_random_from_their_seed(head_source: Source) -> None:

@@ -80,6 +80,10 @@ def distill(
         str, typer.Option(help="To train on, and for cuda to answer on, too, with PyTorch.")
     ] = "cpu",
     threads: Threads = None,
+    eight_bits: Annotated[
+        bool,
+        typer.Option("--eight-bits", help="Write the head in 8 bits: a quarter of the size."),
+    ] = False,
     source: Sources = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes: time, disk, memory.")
@@ -114,6 +118,7 @@ def distill(
         vocabulary=vocabulary,
         max_batch=max_batch,
         threads=threads,
+        eight_bits=eight_bits,
         answers=AnswerOptions(
             max_tokens=max_tokens,
             temperatures=tuple(temperature or (0.0, 0.7)),

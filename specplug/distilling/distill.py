@@ -62,6 +62,8 @@ class DistillOptions:
     """Answers that are written at the same time: by ONNX Runtime, or on a GPU, if it is trained on
     one, by PyTorch."""
     threads: int | None = None
+    eight_bits: bool = False
+    """Write the head's matrices in 8 bits."""
     answers: AnswerOptions = field(default_factory=AnswerOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
@@ -152,7 +154,14 @@ def distill(
     made = Distilled(result, vocabulary, len(records), sum(records.answer_lengths))
     with staged(output, replace=force, known_by=KNOWN_BY) as stage:
         draw_curve(training, stage / CURVE)
-        save_head(stage, head, opened, vocabulary.ids, _provenance(opened, plan, made))
+        save_head(
+            stage,
+            head,
+            opened,
+            vocabulary.ids,
+            _provenance(opened, plan, made),
+            eight_bits=options.eight_bits,
+        )
     if not keep_work:
         shutil.rmtree(work)
     return made

@@ -14,6 +14,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from specplug.export.eight_bits import CONFIG as CONFIG_OF_EIGHT_BITS
+from specplug.export.eight_bits import to_eight_bits
 from specplug.export.head import Head, HeadShape
 from specplug.export.lazy import LazyTensor
 from specplug.export.source import Source
@@ -97,15 +99,18 @@ def save_head(
     source: Source,
     vocabulary: Int32Array | None,
     provenance: Mapping[str, Any] | None = None,
+    *,
+    eight_bits: bool = False,
 ) -> Path:
     """Write a head, whole or not at all, as :mod:`specplug.export.speculators` reads it.
 
     Args:
         folder: made if need be; files of these names in it are replaced.
-        head: what is written, in fp32; without its embedding where that is the target's.
+        head: what is written; without its embedding where that is the target's.
         source: the target.
         vocabulary: the target's ids that it guesses, ascending; None: they are all.
         provenance: where it comes from, kept as provenance.json.
+        eight_bits: its matrices as :mod:`specplug.export.eight_bits` has them; otherwise in fp32.
 
     Returns:
         The folder.
@@ -123,6 +128,8 @@ def save_head(
     config = _config(
         source.config, _called(source), shape.layers, shape.vocab_size, shape.max_length, norms
     )
+    if eight_bits:
+        tensors, config["quantization_config"] = to_eight_bits(tensors), CONFIG_OF_EIGHT_BITS
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / WEIGHTS, lambda part: save_file(tensors, part))
     for name, value in ((PROVENANCE, provenance), (CONFIG, config)):  # the one that is looked for
