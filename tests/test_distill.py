@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from specplug.bundle import Bundle
 from specplug.cli.distill import _time
@@ -70,6 +72,26 @@ def test_a_head_is_made_and_exported(
     ]
     assert texts[0]
     assert texts == texts[:1] * 3
+
+
+def test_a_head_is_trained_further(
+    head: tuple[Path, str], head_target: Path, prompts: Path, tmp_path: Path
+) -> None:
+    before, _ = head
+    folder = tmp_path / "further"
+    given = ("--prompts", prompts, "-o", folder, "--start-from", before)
+    refused = distill(head_target, *given, "--layers", "0,2")
+    assert refused.returncode == 1
+    assert f"layers are (0, 2), and the head {before} reads" in " ".join(refused.stderr.split())
+    done = distill(head_target, *given)
+    assert done.returncode == 0, done.stderr
+    old, new = (load_file(each / "model.safetensors") for each in (before, folder))
+    assert torch.equal(old["d2t"], new["d2t"])
+    assert not torch.equal(old["fc.weight"], new["fc.weight"])
+    told = [json.loads((each / "provenance.json").read_text()) for each in (before, folder)]
+    assert told[0]["start_from"] is None
+    assert set(told[1]["start_from"]) == {"config.json", "model.safetensors"}
+    assert told[1]["acceptance_length"] >= told[0]["acceptance_length"]
 
 
 def test_killed_at_any_time_it_ends_with_the_same_head(

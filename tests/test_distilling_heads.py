@@ -29,7 +29,7 @@ from specplug.distilling.heads import NORMS, head_shape, save_head
 from specplug.distilling.loss import soft_cross_entropy
 from specplug.distilling.own_steps import own_states
 from specplug.distilling.training import loss_of
-from specplug.distilling.vocabulary import choose_vocabulary
+from specplug.distilling.vocabulary import choose_vocabulary, describe_vocabulary
 from specplug.engines.contract import assert_close
 from specplug.export.passes.quantize_w8a8 import quantize_columns
 from specplug.export.source import Source, open_source
@@ -250,6 +250,8 @@ def test_a_draft_vocabulary_has_the_tokens_of_answers(size: int, seed: int) -> N
     assert found.answers == len(said)
     assert found.covered == sum(token in ids for token in said)
     assert 0 < found.mass <= 1 + 1e-9
+    again = describe_vocabulary(records, found.ids, 260)
+    assert (again.answers, again.covered, again.mass) == (found.answers, found.covered, found.mass)
 
 
 @pytest.mark.parametrize("size", [1, 261])

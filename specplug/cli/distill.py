@@ -60,6 +60,12 @@ def distill(
     vocabulary: Annotated[
         int, typer.Option(help="Tokens that the head guesses: the answers' most frequent ones.")
     ] = 8192,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="HEAD", help="Train this head of the target further; it keeps its vocabulary."
+        ),
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +120,7 @@ def distill(
     path, of_bundle = _source(bundle, source) if bundle else (model, {})
     options = distilling.DistillOptions(
         precision=of_bundle.get("precision", precision.value),
+        start_from=start_from,
         layers=_layers(layers),
         vocabulary=vocabulary,
         max_batch=max_batch,

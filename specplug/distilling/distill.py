@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from specplug.batching import BatchDecoder
@@ -23,26 +24,27 @@ from specplug.distilling.answers import (
     write_answers,
 )
 from specplug.distilling.curve import draw_curve
-from specplug.distilling.heads import head_shape, new_head, save_head
+from specplug.distilling.heads import CONFIG, head_shape, new_head, save_head
 from specplug.distilling.options import Progress, TrainingOptions, TrainingResult
 from specplug.distilling.shards import Shards
 from specplug.distilling.torch_target import TorchTarget
 from specplug.distilling.torch_target import write_answers as write_answers_with_torch
 from specplug.distilling.training import train
-from specplug.distilling.vocabulary import Vocabulary, choose_vocabulary
+from specplug.distilling.vocabulary import Vocabulary, choose_vocabulary, describe_vocabulary
 from specplug.export import export_bundle
 from specplug.export.attention import max_entries
-from specplug.export.head import HeadShape
+from specplug.export.head import Head, HeadShape
 from specplug.export.precision import Precision
 from specplug.export.provenance import write_provenance
 from specplug.export.source import Source, open_source
+from specplug.export.speculators import open_head
 from specplug.export.tokenizers import write_tokenizer
 from specplug.opening import open_parts
 from specplug.staging import check_place, replace_file, staged
 from specplug.text import Tokenizer
 from specplug.types import SpecplugError
 
-CURVE, KNOWN_BY = "training.png", "config.json"
+CURVE, KNOWN_BY = "training.png", CONFIG
 ANSWERS = "answers"
 _TARGET, _TRAINING, _PLAN = "target.bundle", "training", "distillation.json"
 _TOOLS = ("specplug", "onnxruntime", "torch", "transformers")
@@ -54,6 +56,8 @@ class DistillOptions:
 
     precision: Literal["auto"] | Precision = "auto"
     """Of the target while it answers."""
+    start_from: Path | None = None
+    """A head of the target to train on, whose layers and vocabulary stay; None: a new one."""
     layers: tuple[int, ...] | None = None
     """Of the target, whose inputs the head reads; None: a low, a middle and a high one."""
     vocabulary: int = 8192
@@ -138,13 +142,7 @@ def distill(
     if save_to is not None:
         save_answers(records, prompts, tokenizer, save_to)
     told.stage("choosing the draft vocabulary")
-    vocabulary = choose_vocabulary(
-        records.without_states(),
-        shape.vocab_size,
-        shape.input_vocab_size,
-        tokenizer.stop_token_ids,
-    )
-    head = new_head(shape, opened, vocabulary.ids, options.training.seed)
+    head, vocabulary = _head(shape, opened, records, tokenizer.stop_token_ids, options)
     told.stage("training the head")
     training = work / _TRAINING
     if options.threads:
@@ -167,8 +165,33 @@ def distill(
     return made
 
 
+def _head(
+    shape: HeadShape,
+    source: Source,
+    records: Shards,
+    ends: Sequence[int],
+    options: DistillOptions,
+) -> tuple[Head, Vocabulary]:
+    """What training begins with."""
+    texts, count = records.without_states(), shape.input_vocab_size
+    if options.start_from is None:
+        vocabulary = choose_vocabulary(texts, shape.vocab_size, count, ends)
+        return new_head(shape, source, vocabulary.ids, options.training.seed), vocabulary
+    start = open_head(options.start_from, source)
+    ids = np.arange(count, dtype=np.int32) if start.vocabulary is None else start.vocabulary
+    return start.head, describe_vocabulary(texts, ids, count)
+
+
 def shape_for(source: Source, options: DistillOptions) -> HeadShape:
     """The shape of a target's head."""
+    if options.start_from is not None:
+        shape = open_head(options.start_from, source).head.shape
+        if options.layers not in (None, shape.layers):
+            raise SpecplugError(
+                f"layers are {options.layers}, and the head {options.start_from} reads "
+                f"{shape.layers}: leave them out"
+            )
+        return shape
     config = source.config
     layers = options.layers or default_layers(int(config.num_hidden_layers))
     size = min(options.vocabulary, int(config.vocab_size))
@@ -186,13 +209,14 @@ def _plan(
     """What the result depends on."""
     texts = json.dumps([(item.prompt, item.answer, item.ended) for item in prompts])
     digest = hashlib.sha256(texts.encode()).hexdigest()
-    training = asdict(options.training)
+    start, training = options.start_from, asdict(options.training)
     for name in ("checkpoint_seconds", "report_every"):
         del training[name]
     return {
         "source": source.hashes(),
         "prompts": {"count": len(prompts), "sha256": digest},
         "precision": options.precision,
+        "start_from": start and open_head(start, source).hashes(),
         "layers": list(layers),
         "vocabulary": options.vocabulary,
         "answers": asdict(options.answers) | {"temperatures": [*options.answers.temperatures]},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specplug.distilling.shards import Record
-from specplug.types import Int32Array
+from specplug.types import Float64Array, Int32Array, Int64Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,20 @@ def choose_vocabulary(
             f"a draft vocabulary of {size}: give {max(len(keep), 1)} to {vocab_size}, which this "
             "target has"
         )
+    said, likely = _counts(records, vocab_size)
+    rank = said + likely
+    rank[list(keep)] = np.inf
+    ids = np.sort(np.argsort(-rank, kind="stable")[:size])
+    return _described(ids, said, likely)
+
+
+def describe_vocabulary(records: Iterable[Record], ids: Int32Array, vocab_size: int) -> Vocabulary:
+    """A draft vocabulary that is given, ascending, and how much of the answers it is."""
+    return _described(ids, *_counts(records, vocab_size))
+
+
+def _counts(records: Iterable[Record], vocab_size: int) -> tuple[Int64Array, Float64Array]:
+    """How often each token was said, and how often it was to be expected."""
     said = np.zeros(vocab_size, dtype=np.int64)
     likely = np.zeros(vocab_size)
     for record in records:
@@ -55,9 +69,10 @@ def choose_vocabulary(
         chances = np.exp(logits - logits.max(-1, keepdims=True))
         chances /= chances.sum(-1, keepdims=True)
         likely += np.bincount(record.ids.ravel(), chances.ravel(), vocab_size)
-    rank = said + likely
-    rank[list(keep)] = np.inf
-    ids = np.sort(np.argsort(-rank, kind="stable")[:size])
+    return said, likely
+
+
+def _described(ids: Int32Array | Int64Array, said: Int64Array, likely: Float64Array) -> Vocabulary:
     return Vocabulary(
         ids.astype(np.int32),
         int(said.sum()),
