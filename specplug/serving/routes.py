@@ -20,8 +20,6 @@ from specplug.serving.shapes import ChatShape, CompletionShape, Shape
 
 router = APIRouter()
 
-_STREAM = {"schema": {"type": "string"}}
-
 
 def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
     named: list[int | str] = [*statuses, "default"]
@@ -29,7 +27,7 @@ def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _ANSWERED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": _STREAM}, "description": "Whole, or streamed."},
+    200: {"content": {"text/event-stream": {}}, "description": "Whole, or streamed."},
     **_failures(400, 401, 404, 408, 413, 415, 429, 500, 503, 504),
 }
 
