@@ -53,6 +53,8 @@ def main() -> None:
         _end(1, str(error))
     except OSError as error:  # disk full, no permission, …
         _end(1, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+    except KeyboardInterrupt:  # while the commands are built, before typer would catch it
+        _end(1)
     except SystemExit as end:
         _end(end.code)
 
