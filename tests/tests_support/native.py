@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -42,9 +43,12 @@ def build(*kinds: str) -> None:
     Raises:
         MissingToolError: as its last line says.
     """
-    done = subprocess.run(
-        [ROOT / "scripts" / "native", *kinds], capture_output=True, text=True, check=False
-    )
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:  # tests may run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [ROOT / "scripts" / "native", *kinds], capture_output=True, text=True, check=False
+        )
     if done.returncode == _MISSING:
         raise MissingToolError(done.stderr.strip().rpartition("\n")[2])
     assert done.returncode == 0, done.stderr[-4000:]
