@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 
 from specplug.bundle import Bundle
 from specplug.distilling.shards import Shards
@@ -32,6 +33,9 @@ from tests_support import native
 from tests_support.distilling import learn, write_own_texts
 from tests_support.heads import LAYERS, WRITTEN
 from tests_support.tiny import write_checkpoint
+
+settings.register_profile("tests", deadline=None)  # how long anything takes proves nothing
+settings.load_profile("tests")
 
 Made = Callable[[str, Callable[[Path], object]], Path]
 

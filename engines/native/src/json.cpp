@@ -7,7 +7,7 @@
 namespace specplug::native {
 namespace {
 
-constexpr std::size_t kDeepest = 64;
+constexpr std::size_t kDeepestValue = 64;
 
 // Takes the parser's events, so that no tree of the library's own is built beside ours.
 class Builder : public nlohmann::json_sax<nlohmann::json> {
@@ -53,8 +53,8 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool open(Json::Value value) {
-    if (open_.size() == kDeepest) {
-      fault = text_of("nested more than ", kDeepest, " deep");
+    if (open_.size() == kDeepestValue) {
+      fault = text_of("nested more than ", kDeepestValue, " deep");
       return false;
     }
     // Pointers stay good: nothing is added to a container while one inside it is open.

@@ -8,7 +8,7 @@ namespace specplug::native {
 namespace {
 
 constexpr double kSure = 0.9;  // chance of a guess that makes asking further sources a waste
-constexpr std::int64_t kRoot = -1;
+constexpr std::int64_t kTreeRoot = -1;
 constexpr double kLong = 1.0 / 400;  // forgetting per guess: of all requests …
 constexpr double kShort = 1.0 / 24;  // … and of this one
 constexpr double kLongWeight = 8.0;  // guesses that the prior, and the long run, are worth
@@ -40,8 +40,8 @@ class Growing {
   Growing(TreeDrafter& drafter, const Budget& budget) : drafter_(drafter), budget_(budget) {}
 
   Proposal grow(const Tokens& context) {
-    for (const auto& source : drafter_.sources_) places_[kRoot].push_back(source->begin(context));
-    ask(kRoot, 1.0, 0);
+    for (const auto& source : drafter_.sources_) places_[kTreeRoot].push_back(source->begin(context));
+    ask(kTreeRoot, 1.0, 0);
     Proposal proposal;
     std::vector<double> reaches;
     while (!frontier_.empty()) {
@@ -154,7 +154,7 @@ double TreeDrafter::reading_seconds() const {
 
 // Learn from every guess at a node that was reached, drafted or not.
 void TreeDrafter::commit(const Outcome& outcome) {
-  std::int64_t node = kRoot;
+  std::int64_t node = kTreeRoot;
   for (std::size_t place = 0; place < outcome.tokens.size(); ++place) {
     if (place) node = outcome.verdict.path[place - 1];
     const auto asked = asked_.find(node);
