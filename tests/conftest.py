@@ -138,6 +138,12 @@ def head_source(head_target: Path) -> Source:
 
 
 @pytest.fixture(scope="session")
+def head_model(head_source: Source) -> Any:
+    """The target with its weights in memory: the exporter's own reads them at every call."""
+    return head_source.model(torch.float32, "cpu")
+
+
+@pytest.fixture(scope="session")
 def head_bundles(head_target: Path, made_once: Made) -> dict[str, Path]:
     heads = {"fp32-ort": "llama", "w8a8-ort": "qwen3", "fp16-standard": "llama"}
 
@@ -157,13 +163,13 @@ def head_bundles(head_target: Path, made_once: Made) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def learned_texts(head_source: Source, made_once: Made) -> tuple[Shards, list[list[int]]]:
+def learned_texts(head_model: Any, made_once: Made) -> tuple[Shards, list[list[int]]]:
     """A target's answers to some prompts, each twice, and the prompts."""
     random = np.random.default_rng(0)
     prompts = [random.integers(0, 256, size=12).tolist() for _ in range(6)]
     folder = made_once(
         "texts",
-        lambda folder: write_own_texts(folder, head_source.reference(), prompts, 60, repeats=2),
+        lambda folder: write_own_texts(folder, head_model, prompts, 60, repeats=2),
     )
     return Shards(folder), prompts
 

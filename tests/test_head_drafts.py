@@ -234,17 +234,16 @@ def test_target_on_pytorch(head_bundles: dict[str, Path], head_target: Path) -> 
 
 @pytest.mark.parametrize("trees", [False, True])
 def test_a_head_that_learnt_the_target_is_accepted(
-    trees: bool, learned: tuple[Path, list[list[int]]], head_source: Source
+    trees: bool, learned: tuple[Path, list[list[int]]], head_model: Any
 ) -> None:
     bundle, prompts = learned
-    model = head_source.reference()
     drafted = accepted = rounds = 0
     with SpeculativeDecoder.from_bundle(bundle, drafter="head", draft_tokens=3) as decoder:
         decoder.stop_token_ids = frozenset()
         decoder._trees = trees
         for prompt in prompts:
             result = decoder.generate(prompt, max_tokens=40)
-            assert [*prompt, *result.token_ids] == own_text(model, prompt, 40)
+            assert [*prompt, *result.token_ids] == own_text(head_model, prompt, 40)
             drafted += result.stats.drafted
             accepted += result.stats.accepted
             rounds += len(result.stats.drafted_per_round)

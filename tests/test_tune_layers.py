@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from specplug.cli import skipping as command
 from specplug.export import choosing, export_bundle, skipping
 from specplug.export.choosing import ChoiceOptions, choose_layers
 from specplug.types import ContextLimitError
-from tests_support.command import specplug
+from tests_support.command import Started, specplug
 from tests_support.layers import idle_checkpoint
 
 LAYERS, IDLE = 5, (1, 3)
@@ -182,15 +180,12 @@ def killed(bundle: Path) -> Iterator[int]:
     """Exit codes of runs that were killed, each a little later."""
     for pause in (0.0, 0.2, 0.8, 2.0):
         arguments = ["--skip-layers", "--max-tokens", "8", "--seconds", "1", "--force"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "specplug", "tune", str(bundle), *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = Started("tune", bundle, *arguments)
         while process.poll() is None and not [*bundle.rglob(".skipping-*")]:
             time.sleep(0.01)
         time.sleep(pause)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
         yield process.wait()
 
 
