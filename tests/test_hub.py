@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from specplug import Bundle
+from tests_support.command import specplug
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "team/tiny-llama"
@@ -118,20 +117,17 @@ def export(
     source: str, bundle: Path, hub: Hub | None, *options: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     endpoint = f"http://127.0.0.1:{hub.server_port}" if hub else "http://127.0.0.1:9"
-    return subprocess.run(
-        [sys.executable, "-m", "specplug", "export", source, "-o", str(bundle), *options],
-        capture_output=True,
-        text=True,
-        env=os.environ
-        | {
-            "HF_ENDPOINT": endpoint,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(bundle.parent / "cache"),
-            "COLUMNS": "300",
-            "NO_PROXY": "127.0.0.1",
-        }
-        | environment,
-    )
+    settings = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(bundle.parent / "cache"),
+        "COLUMNS": "300",
+        "NO_PROXY": "127.0.0.1",
+    }
+    return specplug(
+        "export", source, "-o", bundle, *options,
+        anew=("huggingface_hub", "specplug"), **(settings | environment),
+    )  # fmt: skip
 
 
 def test_a_snapshot_is_pinned_and_pickles_stay_there(hub: Hub, tmp_path: Path) -> None:

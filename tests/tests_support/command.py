@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 
 from tests_support import starter
 
@@ -21,16 +22,20 @@ _READ_LATE = {*_SHOWN, "TERM", "PYTEST_CURRENT_TEST"}
 
 
 def specplug(
-    *arguments: object, text: str | None = None, **environment: str
+    *arguments: object,
+    text: str | None = None,
+    anew: Sequence[str] = (),
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``specplug``, with ``text`` on its stdin.
 
-    Under an environment that may change what is imported, it imports it itself.
+    Under an environment that may change what is imported, it imports all itself; or only
+    packages that ``anew`` names, which are then those that read that environment.
     """
     own = {**os.environ, **_SHOWN, **environment}
-    if _imported_under(own) != _imported_under(_starter()[1]):
+    if not anew and _imported_under(own) != _imported_under(_starter()[1]):
         return run_anew(*arguments, text=text, **environment)
-    started = Started(*arguments, text=text, **environment)
+    started = Started(*arguments, text=text, anew=anew, **environment)
     out, err = started.communicate()
     return subprocess.CompletedProcess(arguments, started.wait(), out, err)
 
@@ -55,6 +60,7 @@ class Started:
         arguments: of the command.
         text: on its stdin.
         most_bytes: that a file of its may have; None: whatever the disk has room for.
+        anew: packages that it imports itself.
         environment: variables beside those of this process.
     """
 
@@ -63,6 +69,7 @@ class Started:
         *arguments: object,
         text: str | None = None,
         most_bytes: int | None = None,
+        anew: Sequence[str] = (),
         **environment: str,
     ) -> None:
         asked = {
@@ -70,6 +77,7 @@ class Started:
             "environment": os.environ | _SHOWN | environment,
             "folder": os.getcwd(),
             "most_bytes": most_bytes,
+            "anew": list(anew),
         }
         self._code: int | None = None
         self._told, told = socket.socketpair()

@@ -81,6 +81,9 @@ def _become(asked: dict[str, Any], streams: tuple[int, ...]) -> None:
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"])
+    for name in list(sys.modules):
+        if name.partition(".")[0] in asked["anew"]:
+            del sys.modules[name]
     sys.argv = ["specplug", *asked["arguments"]]
 
 
