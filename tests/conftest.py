@@ -249,7 +249,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:
             files = [nodeid.partition("::")[0] for nodeid in collection]
             files = [re.sub("test_native.*", "test_native", file) for file in files]
-            starts = [a != b for a, b in itertools.pairwise(["", *files])]
+            starts = [int(a != b) for a, b in itertools.pairwise(["", *files])]
             self._runs = dict(zip(collection, itertools.accumulate(starts), strict=True))
             super().add_node_collection(node, collection)
 

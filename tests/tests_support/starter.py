@@ -21,7 +21,8 @@ import threading
 from typing import Any
 
 PRELOADED = (
-    "specplug.cli",
+    "rich.progress",
+    "rich.table",
     "specplug.distilling.distill",
     "specplug.engines.ort",
     "specplug.engines.ort_concat",
@@ -31,7 +32,9 @@ PRELOADED = (
     "specplug.serving.app",
     "specplug.verification",
     "transformers.models.llama.modeling_llama",
+    "typer",
 )
+"""Not the command's own modules, which look at the terminal when they are imported."""
 MOST = 1 << 17
 """Bytes of a request, of which the environment is most."""
 
