@@ -70,7 +70,9 @@ def find_subjects(
                 dialect=target.dialect if runs_a_graph else "",
                 precision=target.precision,
                 bundle=bundle,
-                options=replace(options, engine=name),
+                options=replace(
+                    options, engine=name, share_threads=bundle.manifest.draft is not None
+                ),
             )
             found.setdefault(subject.label, subject)
     if not found:
