@@ -214,7 +214,7 @@ def test_it_ends_when_acceptance_no_longer_grows(
     shards: Shards, head_source: Source, tmp_path: Path
 ) -> None:
     """With the weights that did best, which are those of a training that ended there."""
-    options = replace(OPTIONS, epochs=40, patience=2, evaluate_every=3, learning_rate=1e-6)
+    options = replace(OPTIONS, epochs=12, patience=2, evaluate_every=3, learning_rate=1e-6)
     result, weights = trained(shards, head_source, tmp_path / "head", options)
     assert result.stopped_early
     assert result.steps == result.best_step + 6

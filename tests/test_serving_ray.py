@@ -153,7 +153,7 @@ def test_too_many_requests_are_told_to_come_later(client: openai.OpenAI) -> None
     def ask(number: int) -> openai.RateLimitError | None:
         try:
             client.completions.create(
-                model="tiny", prompt=f"a{number}", max_tokens=200, extra_body=ENDLESS
+                model="tiny", prompt=f"a{number}", max_tokens=1000, extra_body=ENDLESS
             )
         except openai.RateLimitError as error:
             return error
