@@ -51,6 +51,18 @@ class Device(Protocol):
         ...
 
 
+def cuda_number(device: str, runs_on: str) -> int:
+    """Which GPU a name such as ``"cuda"`` or ``"cuda:1"`` is of.
+
+    Raises:
+        EngineError: the name is of something else; says what the engine ``runs_on``.
+    """
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number or "0").isdecimal():
+        raise EngineError(f"device {device!r}: {runs_on}")
+    return int(number or "0")
+
+
 def open_device(name: str | None) -> Device:
     """A GPU by name, ``"cuda"`` or ``"cuda:1"``; None: the first.
 
@@ -58,16 +70,14 @@ def open_device(name: str | None) -> Device:
         EngineError: no such GPU here.
         MissingExtraError: no library to reach it with.
     """
-    kind, _, number = (name or "cuda:0").partition(":")
-    if kind != "cuda" or not (number or "0").isdecimal():
-        raise EngineError(f"device {name!r}: TensorRT runs on cuda, cuda:1, …")
+    number = cuda_number(name or "cuda", "TensorRT runs on cuda, cuda:1, …")
     try:
         from cuda.bindings import runtime
     except ImportError as error:
         raise MissingExtraError(
             "TensorRT needs cuda-bindings to reach a GPU: pip install 'specplug[tensorrt]'"
         ) from error
-    return CudaDevice(runtime, int(number or 0))
+    return CudaDevice(runtime, number)
 
 
 class CudaDevice:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
+from specplug.engines.cuda_memory import cuda_number
 from specplug.engines.native_ops import native_ops
 from specplug.types import HIDDEN_STATES, EngineError
 
@@ -100,9 +101,7 @@ def _names_device(options: EngineOptions) -> bool:
 
 def _cuda_provider(device: str | None) -> list[tuple[str, dict[str, str]]]:
     """The CUDA provider on a device such as ``"cuda:1"``, its libraries loaded."""
-    kind, _, number = str(device).partition(":")
-    if kind != "cuda" or not (number or "0").isdecimal():
-        raise EngineError(f"device {device!r}: the onnxruntime engine runs on cpu, cuda, cuda:1, …")
+    number = cuda_number(str(device), "the onnxruntime engine runs on cpu, cuda, cuda:1, …")
     available = onnxruntime.get_available_providers()
     if _CUDA not in available:
         raise EngineError(
@@ -112,7 +111,7 @@ def _cuda_provider(device: str | None) -> list[tuple[str, dict[str, str]]]:
     with redirect_stdout(io.StringIO()):  # prints what it does not find
         onnxruntime.preload_dlls()
     # fp32 is to be fp32: by default products there are of TF32, which has ten bits.
-    return [(_CUDA, {"device_id": number or "0", "use_tf32": "0"})]
+    return [(_CUDA, {"device_id": str(number), "use_tf32": "0"})]
 
 
 def check_vocabulary(session: Any, vocab_size: int) -> None:

@@ -60,10 +60,21 @@ def cuda_provider() -> None:
         pytest.skip("this ONNX Runtime has no CUDA provider")
 
 
-def needs_lengths(dialect: str) -> None:
+def on_onnxruntime(exported: Exported, name: str) -> Make:
+    """An engine over a bundle that is called ``DIALECT-PRECISION``."""
+    dialect, precision = name.split("-")
     version = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
     if dialect == "ort" and version < (1, 32):
         pytest.skip("GroupQueryAttention takes query_seqlens from ONNX Runtime 1.32 on")
+    return opened(exported(dialect, precision), "onnxruntime")
+
+
+def on_pytorch(source: Path, dtype: torch.dtype) -> Make:
+    def make(max_batch: int = 1) -> Engine:
+        model = open_source(source).model(dtype, GPU)
+        return open_model(model, max_batch=max_batch, hidden=(0, 1))
+
+    return make
 
 
 # --- the contract -----------------------------------------------------------------------------
@@ -72,11 +83,7 @@ def needs_lengths(dialect: str) -> None:
 class TestPyTorch(EngineContract):
     @pytest.fixture
     def make(self, tiny_source: Path) -> Make:
-        def make(max_batch: int = 1) -> Engine:
-            model = open_source(tiny_source).model(torch.float32, GPU)
-            return open_model(model, max_batch=max_batch, hidden=(0, 1))
-
-        return make
+        return on_pytorch(tiny_source, torch.float32)
 
 
 class TestPyTorchInHalf(EngineContract):
@@ -84,11 +91,7 @@ class TestPyTorchInHalf(EngineContract):
 
     @pytest.fixture(params=[torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
     def make(self, request: pytest.FixtureRequest, tiny_source: Path) -> Make:
-        def make(max_batch: int = 1) -> Engine:
-            model = open_source(tiny_source).model(request.param, GPU)
-            return open_model(model, max_batch=max_batch, hidden=(0, 1))
-
-        return make
+        return on_pytorch(tiny_source, request.param)
 
 
 class TestPyTorchHead(EngineContract):
@@ -105,9 +108,7 @@ class TestPyTorchHead(EngineContract):
 class TestOnnxRuntime(EngineContract):
     @pytest.fixture(params=["standard-fp32", "ort-fp32"])
     def make(self, request: pytest.FixtureRequest, exported: Exported, cuda_provider: None) -> Make:
-        dialect, precision = request.param.split("-")
-        needs_lengths(dialect)
-        return opened(exported(dialect, precision), "onnxruntime")
+        return on_onnxruntime(exported, request.param)
 
 
 class TestOnnxRuntimeInHalf(EngineContract):
@@ -117,9 +118,7 @@ class TestOnnxRuntimeInHalf(EngineContract):
 
     @pytest.fixture(params=["standard-fp16", "standard-int8", "standard-int4", "ort-int4"])
     def make(self, request: pytest.FixtureRequest, exported: Exported, cuda_provider: None) -> Make:
-        dialect, precision = request.param.split("-")
-        needs_lengths(dialect)
-        return opened(exported(dialect, precision), "onnxruntime")
+        return on_onnxruntime(exported, request.param)
 
 
 class TestTensorRT(EngineContract):

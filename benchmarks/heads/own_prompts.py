@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import random
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from specplug.bench.workload import Item, read_workload
+from specplug.distilling.answers import answer_line
 from specplug.distilling.distill import tokenizer_of
 from specplug.distilling.torch_target import TorchTarget
 from specplug.export.source import open_source
@@ -68,7 +67,7 @@ def main() -> None:
             answers += len(made)
             tokens += sum(map(len, made))
             for item, answer in zip(batch, made, strict=True):
-                file.write(json.dumps(line_of(tokenizer, item, answer)) + "\n")
+                file.write(answer_line(item, answer, tokenizer) + "\n")
             seconds = time.monotonic() - started
             print(f"{answers} answers, {tokens} tokens, {seconds:.0f} s", flush=True)
 
@@ -105,13 +104,6 @@ def in_batches(
     ]
     random.Random(seed).shuffle(batches)
     yield from batches
-
-
-def line_of(tokenizer: Tokenizer, item: Item, answer: list[int]) -> dict[str, Any]:
-    ended = answer[-1] in tokenizer.stop_token_ids
-    line = {"id": item.id, "category": item.category, "prompt": item.prompt}
-    line |= {"answer": tokenizer.decode(answer[:-1] if ended else answer)}
-    return line if ended else line | {"finish_reason": "length"}
 
 
 if __name__ == "__main__":

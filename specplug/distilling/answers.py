@@ -168,17 +168,22 @@ def save_answers(
         tokenizer: the target's.
         path: of the file, JSON lines; compressed if its name ends in ``.gz``.
     """
-    lines = []
-    for record in records.without_states():
-        item, answer = prompts[record.id], record.tokens[record.begin :].tolist()
-        ended = answer[-1] in tokenizer.stop_token_ids
-        line = {"id": item.id, "category": item.category, "prompt": item.prompt}
-        line |= {"answer": tokenizer.decode(answer[:-1] if ended else answer)}
-        lines.append(json.dumps(line if ended else line | {"finish_reason": "length"}))
+    lines = [
+        answer_line(prompts[record.id], record.tokens[record.begin :].tolist(), tokenizer)
+        for record in records.without_states()
+    ]
     content = "".join(f"{line}\n" for line in lines).encode()
     if path.suffix == ".gz":
         content = gzip.compress(content, mtime=0)
     replace_file(path, lambda part: part.write_bytes(content))
+
+
+def answer_line(item: Item, answer: Sequence[int], tokenizer: Tokenizer) -> str:
+    """A prompt and the tokens of its answer, as :func:`known_text` reads them again."""
+    ended = answer[-1] in tokenizer.stop_token_ids
+    line = {"id": item.id, "category": item.category, "prompt": item.prompt}
+    line |= {"answer": tokenizer.decode(answer[:-1] if ended else answer)}
+    return json.dumps(line if ended else line | {"finish_reason": "length"})
 
 
 def known_text(tokenizer: Tokenizer, item: Item) -> tuple[list[int], int]:

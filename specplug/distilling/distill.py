@@ -138,7 +138,7 @@ def distill(
     plan = _plan(opened, prompts, options, shape.layers)
     _claim(work, plan)
     tokenizer = tokenizer_of(opened, work)
-    records = answer(source, opened, tokenizer, prompts, work, options, told)
+    records = answer(source, opened, shape.layers, tokenizer, prompts, work, options, told)
     if save_to is not None:
         save_answers(records, prompts, tokenizer, save_to)
     told.stage("choosing the draft vocabulary")
@@ -244,6 +244,7 @@ def _claim(work: Path, plan: dict[str, Any]) -> None:
 def answer(
     source: Path,
     opened: Source,
+    layers: tuple[int, ...],
     tokenizer: Tokenizer,
     prompts: Sequence[Item],
     work: Path,
@@ -252,7 +253,6 @@ def answer(
 ) -> Shards:
     """Have the target answer in a work folder, or go on with it, where the head is trained."""
     folder, device = work / ANSWERS, options.training.device
-    layers = shape_for(opened, options).layers
     if (folder / "complete").exists():
         return Shards(folder)
     if device == "cpu":

@@ -40,7 +40,7 @@ def forecast(source: Path, prompts: Sequence[Item], options: DistillOptions) -> 
     opened = open_source(source)
     shape = shape_for(opened, options)
     with tempfile.TemporaryDirectory(prefix="specplug-distill-") as folder:
-        counts, speed = _trial(source, opened, prompts, options, Path(folder))
+        counts, speed = _trial(source, opened, shape.layers, prompts, options, Path(folder))
     return plan(
         counts,
         shape,
@@ -51,7 +51,12 @@ def forecast(source: Path, prompts: Sequence[Item], options: DistillOptions) -> 
 
 
 def _trial(
-    source: Path, opened: Source, prompts: Sequence[Item], options: DistillOptions, work: Path
+    source: Path,
+    opened: Source,
+    layers: tuple[int, ...],
+    prompts: Sequence[Item],
+    options: DistillOptions,
+    work: Path,
 ) -> tuple[Counts, float]:
     """How much text all prompts will give, and the answers' tokens a second."""
     started, speed = time.perf_counter(), 1.0
@@ -63,9 +68,8 @@ def _trial(
             raise _EnoughError
 
     with suppress(_EnoughError):
-        answer(
-            source, opened, tokenizer_of(opened, work), prompts, work, options, Told(answers=stop)
-        )
+        tokenizer, told = tokenizer_of(opened, work), Told(answers=stop)
+        answer(source, opened, layers, tokenizer, prompts, work, options, told)
     found = Shards(work / ANSWERS)
     answers, tokens = sum(found.answer_lengths), sum(found.lengths)
     share = len(prompts) / max(len(found), 1)

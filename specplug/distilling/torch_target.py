@@ -67,8 +67,8 @@ class TorchTarget:
         Returns:
             The new tokens of each, the one that ended it included.
         """
-        longest = max(map(len, prompts))
-        tokens = torch.full((len(prompts), longest), ends[0] if ends else 0, dtype=torch.int64)
+        longest, pad = max(map(len, prompts)), ends[0] if ends else 0
+        tokens = torch.full((len(prompts), longest), pad, dtype=torch.int64)
         seen = torch.zeros_like(tokens)
         for row, prompt in enumerate(prompts):
             tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
@@ -82,7 +82,7 @@ class TorchTarget:
             attention_mask=seen.to(self._device),
             max_new_tokens=min(max_tokens, self.context_limit - longest),
             eos_token_id=list(ends) or None,
-            pad_token_id=int(tokens[0, 0]) if not ends else ends[0],
+            pad_token_id=pad,
             **sampling,
         )
         return [_until(answer, ends) for answer in made[:, longest:].tolist()]
