@@ -153,6 +153,9 @@ def test_a_dry_run_leaves_nothing(head_target: Path, prompts: Path, tmp_path: Pa
         (["--temperature", "-1"], "-1.0"),
         (["--vocabulary", "0"], "vocab_size is 0"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--device", "cuda:99"], "device is 'cuda:99', which PyTorch does not have here"),
+        (["--device", "cuda:99", "--dry-run"], "give cpu"),
+        (["--start-from", "nowhere"], "the head nowhere cannot be read"),
     ],
 )
 def test_wrong_arguments_are_named(

@@ -29,7 +29,7 @@ from specplug.distilling.options import Progress, TrainingOptions, TrainingResul
 from specplug.distilling.shards import Shards
 from specplug.distilling.torch_target import TorchTarget
 from specplug.distilling.torch_target import write_answers as write_answers_with_torch
-from specplug.distilling.training import train
+from specplug.distilling.training import products, train
 from specplug.distilling.vocabulary import Vocabulary, choose_vocabulary, describe_vocabulary
 from specplug.export import export_bundle
 from specplug.export.attention import max_entries
@@ -131,6 +131,7 @@ def distill(
     """
     options, told = options or DistillOptions(), told or Told()
     check_place(output.absolute(), replace=force, known_by=KNOWN_BY)
+    products(options.training.precision, options.training.device)  # not to fail after the answers
     told.stage(f"reading {source.name}")
     opened = open_source(source)
     shape = shape_for(opened, options)

@@ -20,6 +20,7 @@ from specplug.distilling.distill import (
 )
 from specplug.distilling.planning import Counts, Plan, plan, time_step
 from specplug.distilling.shards import Shards
+from specplug.distilling.training import products
 from specplug.export.source import Source, open_source
 
 _SECONDS = 20.0  # of answering
@@ -37,6 +38,7 @@ def forecast(source: Path, prompts: Sequence[Item], options: DistillOptions) -> 
         prompts: see there.
         options: see there.
     """
+    products(options.training.precision, options.training.device)
     opened = open_source(source)
     shape = shape_for(opened, options)
     with tempfile.TemporaryDirectory(prefix="specplug-distill-") as folder:
