@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ from heads import prompts
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "benchmarks/heads/prompts.jsonl"
+CONVERSATIONS = ROOT / "benchmarks/heads/conversations.jsonl.gz"
 RUN = 8  # words in a row that a prompt may not share with an evaluation prompt
 
 EVALUATION = [
@@ -73,7 +75,9 @@ def test_none_is_an_evaluation_prompt_or_shares_a_run_of_its_words(rows):
     assert len(EVALUATION) > 100
     judged = {prompts.folded(prompt) for prompt in EVALUATION}
     judged_runs = set().union(*map(runs, EVALUATION))
-    for row in rows:
+    own = gzip.decompress(CONVERSATIONS.read_bytes()).decode("utf-8").splitlines()
+    assert len(own) > 3000
+    for row in [*rows, *map(json.loads, own)]:
         assert prompts.folded(row["prompt"]) not in judged
         assert not runs(row["prompt"]) & judged_runs, row
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from specplug.distilling.acceptance import Acceptance
+from specplug.distilling.optimizer import HeadOptimizer
 from specplug.staging import replace_file
 from specplug.types import SpecplugError
 
@@ -49,7 +50,7 @@ class Checkpoints:
         self._plan = hashlib.sha256(encoded).hexdigest()
 
     def save(
-        self, state: State, weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer
+        self, state: State, weights: Mapping[str, torch.Tensor], optimizer: HeadOptimizer
     ) -> None:
         """Replace the checkpoint."""
         best = state.best and (state.best.tried, state.best.accepted)
@@ -61,7 +62,7 @@ class Checkpoints:
         }
         replace_file(self._path, lambda part: torch.save(content, part))
 
-    def load(self, weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> State:
+    def load(self, weights: Mapping[str, torch.Tensor], optimizer: HeadOptimizer) -> State:
         """Put weights and optimizer where the checkpoint has them; the beginning if there is none.
 
         Raises:

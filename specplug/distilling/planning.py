@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from specplug.distilling.batches import ABREAST, Collator, grouped, pieces_of
+from specplug.distilling.optimizer import HeadOptimizer
 from specplug.distilling.options import TrainingOptions
 from specplug.distilling.shards import Record
-from specplug.distilling.training import optimizer_of, products, train_step
+from specplug.distilling.training import products, train_step
 from specplug.export.head import Head, HeadShape
 
 _TRIALS = 3  # steps; the first prepares what the others use
@@ -115,7 +116,7 @@ def time_step(
     collate = Collator([record], vocabulary, shape.input_vocab_size, options.own_steps, abreast)
     repeats = options.batch // sum(piece.entries for piece in pieces) + 1
     batch = collate(grouped(pieces * repeats, options.batch)[0]).to(options.device)
-    optimizer = optimizer_of(head, options)
+    optimizer = HeadOptimizer(head, options)
     taken = []
     for _ in range(trials):
         started = time.perf_counter()

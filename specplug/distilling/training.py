@@ -34,13 +34,13 @@ from specplug.distilling.batches import (
 from specplug.distilling.checkpoints import Checkpoints
 from specplug.distilling.journal import Journal
 from specplug.distilling.loss import soft_cross_entropy
+from specplug.distilling.optimizer import HeadOptimizer
 from specplug.distilling.options import Progress, TrainingOptions, TrainingResult
 from specplug.distilling.own_steps import own_states
 from specplug.distilling.shards import Shards
 from specplug.export.head import Head
 from specplug.types import Int32Array, SpecplugError
 
-_BETAS = (0.9, 0.95)
 _WITHOUT_EFFECT = ("checkpoint_seconds", "report_every", "precision")
 """Options that the weights do not depend on, or by what they come to."""
 _SMOOTHING = 0.1  # of the measured speed
@@ -115,7 +115,7 @@ class _Training:
         ]
         self._steps = sum(map(len, self._epochs))
         self._weights = {name: w for name, w in head.named_parameters() if w.requires_grad}
-        self._optimizer = optimizer_of(head, options)
+        self._optimizer = HeadOptimizer(head, options)
         folder.mkdir(parents=True, exist_ok=True)
         self._checkpoints = Checkpoints(folder, self._plan(pieces, vocabulary))
         self._state = self._checkpoints.load(self._weights, self._optimizer)
@@ -236,32 +236,20 @@ class _Training:
         )
 
 
-def optimizer_of(head: Head, options: TrainingOptions) -> torch.optim.Optimizer:
-    """AdamW over all but the embedding; norms do not decay."""
-    weights = [weight for weight in head.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [w for w in weights if w.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [w for w in weights if w.ndim == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=_BETAS, fused=True)
-
-
 def train_step(
     head: Head,
     batch: Batch,
-    optimizer: torch.optim.Optimizer,
+    optimizer: HeadOptimizer,
     rate: float,
     options: TrainingOptions,
     dtype: torch.dtype,
 ) -> float:
     """Learn from one batch; the loss before, in nats a token."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     optimizer.zero_grad()
     loss = loss_of(head, batch, options.decay, dtype)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(head.parameters(), options.clip)
-    optimizer.step()
+    optimizer.step(rate)
     return loss.item()
 
 
