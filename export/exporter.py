@@ -170,10 +170,9 @@ def _export_part(part: Part, stage: Path, how: _How) -> dict[str, Component]:
 
 
 def _export_head(source: HeadSource, target: Component, stage: Path, how: _How) -> Component:
-    """Write a head, in the precision of its target."""
-    precision = head_precision(target.precision)
+    precision = head_precision(source, target.precision, how.dialect)
     how.report(f"writing the head in {precision}")
-    return write_head(source, precision, how.dialect, how.keep_fp32, stage, _TOOLS)
+    return write_head(source, target.precision, how.dialect, how.keep_fp32, stage, _TOOLS)
 
 
 def _build(source: Source, work: Path, how: _How, hidden: tuple[int, ...]) -> _Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from specplug.export import graphs
 from specplug.export.head import HeadShape
 from specplug.export.head_graph import build_head
 from specplug.export.head_parity import check_head
-from specplug.export.keeping import KeepMatching, keep_none
+from specplug.export.keeping import Keep, KeepMatching, keep_none
 from specplug.export.precision import Precision, apply_precision
 from specplug.export.provenance import write_provenance
 from specplug.export.sharing import DRAFT_DATA, DRAFT_GRAPH, share_table
@@ -23,14 +24,30 @@ from specplug.types import Engine
 FOLDER, TARGET, VOCABULARY = "draft", "target", "vocabulary.i32"
 
 
-def head_precision(target: Precision) -> Precision:
-    """A head's, by its target's: a file's own blocks are not the head's."""
+_WIDE = ("fp32", "fp16", "bf16")
+
+
+def head_precision(source: HeadSource, target: Precision, dialect: Dialect) -> Precision:
+    """A head's, by its target's: a file's own blocks are not the head's, and what is stored in
+    8 bits is no better in more of them, only slower."""
+    if source.eight_bits and dialect == "ort" and target in _WIDE:
+        return "w8a8"
     return "int4" if target == "gguf" else target
+
+
+def head_keep(source: HeadSource, target: Precision, dialect: Dialect, pattern: str | None) -> Keep:
+    """Which of a head's layers stay in fp32: those asked for, and a table to share with a target
+    that has more bits than the head."""
+    asked = KeepMatching(pattern) if pattern else keep_none
+    if target != "fp32" or head_precision(source, target, dialect) == target:
+        return asked
+    table = KeepMatching(f"^{re.escape(source.table)}$")
+    return lambda layer: asked(layer) or table(layer)
 
 
 def write_head(
     source: HeadSource,
-    precision: Precision,
+    target: Precision,
     dialect: Dialect,
     keep_fp32: str | None,
     stage: Path,
@@ -40,7 +57,7 @@ def write_head(
 
     Args:
         source: the head.
-        precision: of its graph.
+        target: the precision of the target.
         dialect: of its graph.
         keep_fp32: regular expression over its weights' names: layers that stay in fp32.
         stage: the bundle's folder, where the target is already.
@@ -58,7 +75,8 @@ def write_head(
     engine.close()
     shutil.rmtree(work)
     graph = build_head(head, dialect, source.table)
-    keep = KeepMatching(keep_fp32) if keep_fp32 else keep_none
+    precision = head_precision(source, target, dialect)
+    keep = head_keep(source, target, dialect, keep_fp32)
     apply_precision(graph, precision, dialect=dialect, keep=keep, same_at_any_width=False)
     layout = graphs.cache_layout(graph)
     if share_table(graph, stage / TARGET, source.table):

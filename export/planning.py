@@ -21,7 +21,7 @@ from specplug.export import graphs, piecewise
 from specplug.export.attention import max_entries
 from specplug.export.blocks import BLOCK_SIZE
 from specplug.export.carried import carried_bytes_a_weight
-from specplug.export.head_component import FOLDER, TARGET, VOCABULARY, head_precision
+from specplug.export.head_component import FOLDER, TARGET, VOCABULARY, head_keep, head_precision
 from specplug.export.head_graph import build_head
 from specplug.export.keeping import Keep, KeepMatching, keep_none
 from specplug.export.pairing import TOKENIZER
@@ -187,10 +187,10 @@ def _plan_head(
     """A head's files with their sizes."""
     target = part.components["target"]
     graph = build_head(source.head, request.dialect, source.table).graph
-    precision = head_precision(target)
-    keep = KeepMatching(request.keep_fp32) if request.keep_fp32 else keep_none
+    precision = head_precision(source, target, request.dialect)
+    keep = head_keep(source, target, request.dialect, request.keep_fp32)
     folder, names = FOLDER, (graphs.GRAPH, graphs.DATA)
-    if precision == target and has_table_of(source, part.source):
+    if (precision == target or target == "fp32") and has_table_of(source, part.source):
         folder, names = TARGET, (DRAFT_GRAPH, DRAFT_DATA)
         for name, value in graph.initializers.items():
             if name == source.table or _is_in(target_graph, value):

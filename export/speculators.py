@@ -47,6 +47,8 @@ class HeadSource:
     files: tuple[Path, ...]
     table: str
     """What the target calls its embedding."""
+    eight_bits: bool = False
+    """Whether its matrices are stored in 8 bits."""
     licence: str | None = None
 
     def parameters(self) -> int:
@@ -89,7 +91,7 @@ def open_head(path: Path, target: Source) -> HeadSource:
         _check_kind(path, config)
         _check_verifier(path, config, target)
         shape = read_shape(config, target.config)
-        shards, stored = _stored(path)
+        shards, stored, eight_bits = _stored(path)
     table = _table(target)
     return HeadSource(
         path,
@@ -97,6 +99,7 @@ def open_head(path: Path, target: Source) -> HeadSource:
         _vocabulary(path, stored, shape),
         (path / _CONFIG, *shards),
         table,
+        eight_bits,
     )
 
 
@@ -114,7 +117,7 @@ def reopen_head(path: Path, hidden: HiddenOutput, target: Callable[[], Source]) 
     with _readable(path):
         config = json.loads((path / _CONFIG).read_bytes())
         shape = _shape(config, tuple(hidden.layers), hidden.size // len(hidden.layers))
-        _, stored = _stored(path)
+        _, stored, _ = _stored(path)
     embedding = None
     if _EMBEDDING not in stored:
         source = target()
@@ -130,12 +133,14 @@ def _readable(path: Path) -> Iterator[None]:
         raise ExportError(f"the head {path} cannot be read: {error!r}") from error
 
 
-def _stored(path: Path) -> tuple[list[Path], dict[str, torch.Tensor]]:
+def _stored(path: Path) -> tuple[list[Path], dict[str, torch.Tensor], bool]:
+    """The files, their tensors, and whether there were any in 8 bits."""
     shards = sorted(path.glob("*.safetensors"))
     if not shards:
         raise ExportError(f"the head {path} holds no .safetensors file")
     found = {name: tensor for shard in shards for name, tensor in _tensors(shard).items()}
-    return shards, from_eight_bits(found)
+    eight_bits = any(tensor.dtype == torch.int8 for tensor in found.values())
+    return shards, from_eight_bits(found), eight_bits
 
 
 def has_table_of(head: HeadSource, target: Source) -> bool:

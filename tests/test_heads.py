@@ -234,6 +234,46 @@ def test_an_embedding_that_is_the_targets_is_stored_once(
     assert made["its own"] - made["shared"] > 0.9 * saved
 
 
+@pytest.mark.parametrize(
+    ("precision", "dialect", "expected"),
+    [
+        ("fp32", "ort", "w8a8"),
+        ("fp16", "ort", "w8a8"),
+        ("int4", "ort", "int4"),
+        ("fp32", "standard", "fp32"),
+    ],
+)
+def test_a_head_stored_in_8_bits_stays_in_them(
+    precision: Any,
+    dialect: Any,
+    expected: str,
+    head_target: Path,
+    head_source: Source,
+    tmp_path: Path,
+) -> None:
+    head = open_head(WRITTEN / "llama-normed", head_source).head
+    table = head_source.weights["model.embed_tokens.weight"].values()
+    head.embed_tokens.weight.data = table.clone()
+    folder = save_head(tmp_path / "head", head, head_source, None, eight_bits=True)
+    bundle, how = tmp_path / "bundle", {"precision": precision, "dialect": dialect}
+    plan = plan_export(head_target, bundle, draft=folder, **how)
+    manifest = export_bundle(head_target, bundle, draft=folder, **how)
+    assert manifest.draft is not None
+    assert manifest.draft.precision == expected
+    assert manifest.draft.graph.startswith("draft/" if precision == "fp16" else "target/")
+    for file in manifest.all_files():
+        if not file.path.endswith(".onnx"):
+            expected_size = pytest.approx(file.bytes, rel=0.03, abs=5_000)
+            assert plan.files[file.path] == expected_size, file.path
+    texts = []
+    for drafter in ("none", "head"):
+        with SpeculativeDecoder.from_bundle(bundle, drafter=drafter, draft_tokens=3) as decoder:
+            made = decoder.generate(PROMPT, max_tokens=20)
+        texts.append(made.token_ids)
+    assert made.stats.drafted
+    assert texts[0] == texts[1]
+
+
 def test_a_head_without_an_embedding_takes_the_targets(
     head_target: Path, head_source: Source, tmp_path: Path
 ) -> None:
