@@ -71,7 +71,7 @@ def learn(folder: Path, source: Source, shards: Shards) -> Path:
     head = tiny_head(source, vocabulary)
     options = TrainingOptions(
         epochs=30, batch=256, row=128, own_steps=3, held_out=0.15, evaluate_every=40,
-        learning_rate=4e-3, precision="fp32",
+        learning_rate=1.5e-2, precision="fp32",
     )  # fmt: skip
     train(shards, head, vocabulary, folder.with_name("training"), options)
     return save_head(folder, head, source, None)
