@@ -29,6 +29,9 @@ _MOST_GUESSES = 3  # at a node
 _LEAST_SHARE = 1 / 16  # of a guess after the first
 _MOST_STEPS = 2  # to catch up with tokens that others drafted
 _SMOOTHING = 0.2  # of the measured seconds
+_LONGEST = 256
+"""Entries that a head begins with, the last ones of a context. To read all of a long prompt takes a
+twentieth of the target's time for it, and told no more: the target's hidden states know the rest."""
 
 Place = tuple[int, ...]
 """The drafted tokens since the context."""
@@ -42,9 +45,9 @@ class HeadSource(Source):
     one that the head's own last call gave. So the entries of drafted tokens are made anew once
     these are text, and a path of a tree is a run of entries that the next path overwrites.
 
-    Context is read when a guess is asked for, hidden states are kept until then. Where the first
-    of them are missing, since nobody kept them of a prompt that was known, the head's context
-    begins after them.
+    Context is read when a guess is asked for, hidden states are kept until then. The head's context
+    begins with the last 256 of them, or, where earlier ones are missing, since nobody kept them of
+    a prompt that was known, after these.
 
     Args:
         engine: the head; reads ``features`` and ``fed_back``, gives its own hidden states.
@@ -136,7 +139,8 @@ class HeadSource(Source):
         """Make the entries of what became text since the last time."""
         end = len(self._context) - 1
         if self._read == self._first:  # the first time: there may be hidden states missing
-            self._first = self._read = _first_of_run(self._waiting, end)
+            self._first = self._read = max(_first_of_run(self._waiting, end), end - _LONGEST)
+            self._waiting = {at: self._waiting[at] for at in range(self._first, end)}
         started = time.perf_counter()
         width = end - self._read
         while self._read < end:
