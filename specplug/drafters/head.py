@@ -30,8 +30,8 @@ _LEAST_SHARE = 1 / 16  # of a guess after the first
 _MOST_STEPS = 2  # to catch up with tokens that others drafted
 _SMOOTHING = 0.2  # of the measured seconds
 _LONGEST = 256
-"""Entries that a head begins with, the last ones of a context. To read all of a long prompt takes a
-twentieth of the target's time for it, and told no more: the target's hidden states know the rest."""
+"""Entries that a head begins with, the last ones of a context. To read all of a long prompt takes
+a twentieth of the target's time, and tells no more: the target's hidden states know the rest."""
 
 Place = tuple[int, ...]
 """The drafted tokens since the context."""
