@@ -35,11 +35,16 @@ def head_precision(source: HeadSource, target: Precision, dialect: Dialect) -> P
     return "int4" if target == "gguf" else target
 
 
+def has_the_targets_table(source: HeadSource, target: Precision, dialect: Dialect) -> bool:
+    """Whether a target's embedding, if it is the head's, has the same bytes in both graphs: it is
+    rounded alike, or stays in fp32 in the head as in the target."""
+    return target in ("fp32", head_precision(source, target, dialect))
+
+
 def head_keep(source: HeadSource, target: Precision, dialect: Dialect, pattern: str | None) -> Keep:
-    """Which of a head's layers stay in fp32: those asked for, and a table to share with a target
-    that has more bits than the head."""
+    """Which of a head's layers stay in fp32: those asked for, and the table where the target's."""
     asked = KeepMatching(pattern) if pattern else keep_none
-    if target != "fp32" or head_precision(source, target, dialect) == target:
+    if target != "fp32":
         return asked
     table = KeepMatching(f"^{re.escape(source.table)}$")
     return lambda layer: asked(layer) or table(layer)

@@ -21,7 +21,14 @@ from specplug.export import graphs, piecewise
 from specplug.export.attention import max_entries
 from specplug.export.blocks import BLOCK_SIZE
 from specplug.export.carried import carried_bytes_a_weight
-from specplug.export.head_component import FOLDER, TARGET, VOCABULARY, head_keep, head_precision
+from specplug.export.head_component import (
+    FOLDER,
+    TARGET,
+    VOCABULARY,
+    has_the_targets_table,
+    head_keep,
+    head_precision,
+)
 from specplug.export.head_graph import build_head
 from specplug.export.keeping import Keep, KeepMatching, keep_none
 from specplug.export.pairing import TOKENIZER
@@ -190,7 +197,8 @@ def _plan_head(
     precision = head_precision(source, target, request.dialect)
     keep = head_keep(source, target, request.dialect, request.keep_fp32)
     folder, names = FOLDER, (graphs.GRAPH, graphs.DATA)
-    if (precision == target or target == "fp32") and has_table_of(source, part.source):
+    table_is_theirs = has_the_targets_table(source, target, request.dialect)
+    if table_is_theirs and has_table_of(source, part.source):
         folder, names = TARGET, (DRAFT_GRAPH, DRAFT_DATA)
         for name, value in graph.initializers.items():
             if name == source.table or _is_in(target_graph, value):

@@ -71,18 +71,20 @@ class Conversation:
     """Tokens that come next, whatever the target says."""
     answer: int | None = None
     """Where the answer begins, once it is the answer's turn."""
-    whole: bool = False
-    """Whether the answer has ended by itself."""
     states: list[torch.Tensor] = field(default_factory=list)
     likeliest: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer has ended by itself."""
+        said = self.tokens[self.answer :] if self.answer is not None else []
+        return bool(said) and said[-1] in self.template.ends
 
     def take(self, token: int) -> bool:
         """Add the next token; whether there is more to say."""
         asked = len(self.tokens) - len(self.template.begin)
         self.tokens.append(self.forced.pop(0) if self.forced else token)
         if self.answer is not None:
-            if len(self.tokens) > self.answer:
-                self.whole = token in self.template.ends
             return not self.whole and len(self.tokens) - self.answer < LONGEST_ANSWER
         return self._asking(token, asked)
 
