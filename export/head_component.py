@@ -42,7 +42,7 @@ def has_the_targets_table(source: HeadSource, target: Precision, dialect: Dialec
 
 
 def head_keep(source: HeadSource, target: Precision, dialect: Dialect, pattern: str | None) -> Keep:
-    """Which of a head's layers stay in fp32: those asked for, and the table where the target's."""
+    """Which of a head's layers stay in fp32: those asked for, and the table if the target's is."""
     asked = KeepMatching(pattern) if pattern else keep_none
     if target != "fp32":
         return asked
