@@ -36,7 +36,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def distill(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    return specplug("distill", *arguments, *SMALL)
+    return specplug("distill", *SMALL, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,8 @@ def test_a_head_is_trained_further(
     refused = distill(head_target, *given, "--layers", "0,2")
     assert refused.returncode == 1
     assert f"layers are (0, 2), and the head {before} reads" in " ".join(refused.stderr.split())
-    done = distill(head_target, *given)
+    place = SMALL.index("--vocabulary")
+    done = specplug("distill", head_target, *SMALL[:place], *SMALL[place + 2 :], *given)
     assert done.returncode == 0, done.stderr
     old, new = (load_file(each / "model.safetensors") for each in (before, folder))
     assert torch.equal(old["d2t"], new["d2t"])
@@ -92,6 +93,19 @@ def test_a_head_is_trained_further(
     assert told[0]["start_from"] is None
     assert set(told[1]["start_from"]) == {"config.json", "model.safetensors"}
     assert told[1]["acceptance_length"] >= told[0]["acceptance_length"]
+
+
+def test_a_head_is_trained_further_with_another_vocabulary(
+    head: tuple[Path, str], head_target: Path, prompts: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "further"
+    given = ("--prompts", prompts, "-o", folder, "--start-from", head[0])
+    done = distill(head_target, *given, "--vocabulary", "150")  # the last one counts
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "config.json").read_text())["draft_vocab_size"] == 150
+    told = [json.loads((each / "provenance.json").read_text()) for each in (head[0], folder)]
+    assert [each["draft_vocabulary"]["tokens"] for each in told] == [200, 150]
+    assert told[1]["acceptance_length"] >= told[0]["acceptance_length"] - 0.1
 
 
 def test_killed_at_any_time_it_ends_with_the_same_head(
@@ -151,7 +165,7 @@ def test_a_dry_run_leaves_nothing(head_target: Path, prompts: Path, tmp_path: Pa
         (["--layers", "0,9"], "layers"),
         (["--epochs", "0"], "epochs is 0"),
         (["--temperature", "-1"], "-1.0"),
-        (["--vocabulary", "0"], "vocab_size is 0"),
+        (["--vocabulary", "0"], "vocabulary is 0: give 1 or more"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--device", "cuda:99"], "device is 'cuda:99', which PyTorch does not have here"),
         (["--device", "cuda:99", "--dry-run"], "give cpu"),

@@ -86,3 +86,13 @@ def test_the_command_writes_what_a_distillation_reads(tiny_source: Path, tmp_pat
         text, begin = known_text(tokenizer, item)
         assert begin > 0
         assert tokenizer.decode(text[begin:]) == tokenizer.decode(record.tokens[record.begin :])
+
+
+def test_a_question_that_is_no_text_is_left_out(tiny_source: Path, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(open_source(tiny_source), tmp_path)
+    mark, word = tokenizer.stop_token_ids[0], tokenizer.encode("so", special_tokens=False)
+    template = Template([mark], [mark, *word], frozenset([mark]))
+    for question, told in ([mark, mark], False), (word, True):
+        talk = Conversation(template, 0.0, [mark, *question, *template.turn, *word])
+        talk.answer = len(talk.tokens) - len(word)
+        assert (talk.line(7, tokenizer) is not None) is told

@@ -108,12 +108,12 @@ class Conversation:
             np.stack([logits for _, logits in told]),
         )
 
-    def line(self, number: int, tokenizer: Tokenizer) -> str:
-        """The text, as a workload has it."""
+    def line(self, number: int, tokenizer: Tokenizer) -> str | None:
+        """The text, as a workload has it; None if the question is of marks that are no text."""
         begin, turn, answer = self.template.begin, self.template.turn, self.answer
         question = tokenizer.decode(self.tokens[len(begin) : (answer or 0) - len(turn)])
         item = Item(f"own-{number}", "own", question)
-        return answer_line(item, self.tokens[answer:], tokenizer)
+        return answer_line(item, self.tokens[answer:], tokenizer) if question else None
 
 
 class Reserved(DynamicLayer):
@@ -263,9 +263,12 @@ def main() -> None:
                     break
                 for talk in converse(model, layers, template, given.rows, wave * parts + part):
                     number = (1 + part) * 1_000_000 + made  # no number of a file of prompts
+                    line = talk.line(number, tokenizer)
+                    if line is None:
+                        continue
                     if given.records:
                         writer.add(talk.record(number))
-                    file.write(talk.line(number, tokenizer) + "\n")
+                    file.write(line + "\n")
                     made, tokens = made + 1, tokens + len(talk.tokens) - (talk.answer or 0)
                 seconds = time.monotonic() - started
                 print(f"{made} answers, {tokens} tokens, {seconds:.0f} s", flush=True)

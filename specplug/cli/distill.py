@@ -58,12 +58,16 @@ def distill(
         ),
     ] = None,
     vocabulary: Annotated[
-        int, typer.Option(help="Tokens that the head guesses: the answers' most frequent ones.")
-    ] = 8192,
+        int | None,
+        typer.Option(
+            help="Tokens that the head guesses: those that most texts have.",
+            show_default="8192, or those of the head that it starts from",
+        ),
+    ] = None,
     start_from: Annotated[
         Path | None,
         typer.Option(
-            metavar="HEAD", help="Train this head of the target further; it keeps its vocabulary."
+            metavar="HEAD", help="Train this head further; --vocabulary chooses its words anew."
         ),
     ] = None,
     layers: Annotated[

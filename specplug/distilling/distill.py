@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from specplug.distilling.answers import (
     write_answers,
 )
 from specplug.distilling.curve import draw_curve
-from specplug.distilling.heads import CONFIG, head_shape, new_head, save_head
+from specplug.distilling.heads import CONFIG, head_shape, new_head, save_head, with_vocabulary
 from specplug.distilling.options import Progress, TrainingOptions, TrainingResult
 from specplug.distilling.shards import Shards
 from specplug.distilling.torch_target import TorchTarget
@@ -47,6 +47,7 @@ from specplug.types import SpecplugError
 CURVE, KNOWN_BY = "training.png", CONFIG
 ANSWERS = "answers"
 _TARGET, _TRAINING, _PLAN = "target.bundle", "training", "distillation.json"
+_VOCABULARY = 8192  # tokens, of a new head
 _TOOLS = ("specplug", "onnxruntime", "torch", "transformers")
 
 
@@ -57,11 +58,12 @@ class DistillOptions:
     precision: Literal["auto"] | Precision = "auto"
     """Of the target while it answers."""
     start_from: Path | None = None
-    """A head of the target to train on, whose layers and vocabulary stay; None: a new one."""
+    """A head of the target to train on, whose layers stay; None: a new one."""
     layers: tuple[int, ...] | None = None
     """Of the target, whose inputs the head reads; None: a low, a middle and a high one."""
-    vocabulary: int = 8192
-    """Tokens that the head guesses."""
+    vocabulary: int | None = None
+    """Tokens that the head guesses, chosen anew; None: those of the head it starts from, or 8,192
+    tokens."""
     max_batch: int = 32
     """Answers that are written at the same time: by ONNX Runtime, or on a GPU, if it is trained on
     one, by PyTorch."""
@@ -70,6 +72,10 @@ class DistillOptions:
     """Write the head's matrices in 8 bits."""
     answers: AnswerOptions = field(default_factory=AnswerOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
+
+    def __post_init__(self) -> None:
+        if self.vocabulary is not None and self.vocabulary < 1:
+            raise SpecplugError(f"vocabulary is {self.vocabulary}: give 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,28 +181,30 @@ def _head(
 ) -> tuple[Head, Vocabulary]:
     """What training begins with."""
     texts, count = records.without_states(), shape.input_vocab_size
-    if options.start_from is None:
-        vocabulary = choose_vocabulary(texts, shape.vocab_size, count, ends)
-        return new_head(shape, source, vocabulary.ids, options.training.seed), vocabulary
-    start = open_head(options.start_from, source)
-    ids = np.arange(count, dtype=np.int32) if start.vocabulary is None else start.vocabulary
-    return start.head, describe_vocabulary(texts, ids, count)
+    start = options.start_from and open_head(options.start_from, source)
+    if start and options.vocabulary is None:
+        ids = np.arange(count, dtype=np.int32) if start.vocabulary is None else start.vocabulary
+        return start.head, describe_vocabulary(texts, ids, count)
+    vocabulary = choose_vocabulary(texts, shape.vocab_size, count, ends)
+    if start:
+        return with_vocabulary(start, source, vocabulary.ids), vocabulary
+    return new_head(shape, source, vocabulary.ids, options.training.seed), vocabulary
 
 
 def shape_for(source: Source, options: DistillOptions) -> HeadShape:
     """The shape of a target's head."""
-    if options.start_from is not None:
-        shape = open_head(options.start_from, source).head.shape
-        if options.layers not in (None, shape.layers):
-            raise SpecplugError(
-                f"layers are {options.layers}, and the head {options.start_from} reads "
-                f"{shape.layers}: leave them out"
-            )
-        return shape
     config = source.config
-    layers = options.layers or default_layers(int(config.num_hidden_layers))
-    size = min(options.vocabulary, int(config.vocab_size))
-    return head_shape(config, layers, size, max_entries(config) - 1)
+    size = min(options.vocabulary or _VOCABULARY, int(config.vocab_size))
+    if options.start_from is None:
+        layers = options.layers or default_layers(int(config.num_hidden_layers))
+        return head_shape(config, layers, size, max_entries(config) - 1)
+    shape = open_head(options.start_from, source).head.shape
+    if options.layers not in (None, shape.layers):
+        raise SpecplugError(
+            f"layers are {options.layers}, and the head {options.start_from} reads "
+            f"{shape.layers}: leave them out"
+        )
+    return shape if options.vocabulary is None else replace(shape, vocab_size=size)
 
 
 def default_layers(count: int) -> tuple[int, ...]:

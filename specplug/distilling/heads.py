@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from specplug.export.eight_bits import to_eight_bits
 from specplug.export.head import Head, HeadShape
 from specplug.export.lazy import LazyTensor
 from specplug.export.source import Source
-from specplug.export.speculators import EMBEDDINGS, read_shape
+from specplug.export.speculators import EMBEDDINGS, HeadSource, read_shape
 from specplug.staging import replace_file
 from specplug.types import ExportError, Int32Array
 
@@ -81,15 +82,41 @@ def new_head(shape: HeadShape, source: Source, vocabulary: Int32Array, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Head(shape)
-    table = _embedding(source)
-    rows = source.weights.get("lm_head.weight")
-    output = table if rows is None else _values(rows)
     norm = source.weights.get("model.norm.weight")
     with torch.no_grad():
-        head.embed_tokens.weight.copy_(table)
-        head.lm_head.weight.copy_(output[torch.from_numpy(vocabulary.astype(np.int64))])
+        head.embed_tokens.weight.copy_(_embedding(source))
+        head.lm_head.weight.copy_(_output_rows(source)[_long(vocabulary)])
         if norm is not None:
             head.norm.weight.copy_(_values(norm))
+    return head
+
+
+def with_vocabulary(start: HeadSource, source: Source, vocabulary: Int32Array) -> Head:
+    """A trained head that guesses other tokens.
+
+    Output rows of tokens that it knew stay. Training has moved all of them much alike, and rows
+    left where it began would be far louder: so a new token's row is the target's, put through the
+    affine map that brings the target's rows nearest to the trained ones.
+
+    Args:
+        start: the head; stays as it is.
+        source: its target.
+        vocabulary: the target's ids that it is to guess, ascending.
+    """
+    trained = start.head.lm_head.weight.detach()
+    ids = torch.arange(len(trained)) if start.vocabulary is None else _long(start.vocabulary)
+    wanted = _long(vocabulary)
+    target = _output_rows(source)
+    moved = torch.linalg.lstsq(_with_one(target[ids]), trained, driver="gelsd").solution
+    known = torch.full((start.head.shape.input_vocab_size,), -1)
+    known[ids] = torch.arange(len(ids))
+    places = known[wanted]
+    head = Head(replace(start.head.shape, vocab_size=len(vocabulary)))
+    weights = dict(start.head.state_dict())
+    weights["lm_head.weight"] = torch.where(
+        places[:, None] < 0, _with_one(target[wanted]) @ moved, trained[places]
+    )
+    head.load_state_dict(weights)
     return head
 
 
@@ -120,7 +147,7 @@ def save_head(
     if torch.equal(tensors["embed_tokens.weight"], _embedding(source)):
         del tensors["embed_tokens.weight"]
     if vocabulary is not None:
-        ids = torch.from_numpy(vocabulary.astype(np.int64))
+        ids = _long(vocabulary)
         tensors["d2t"] = ids - torch.arange(len(ids))
         tensors["t2d"] = torch.zeros(shape.input_vocab_size, dtype=torch.bool)
         tensors["t2d"][ids] = True
@@ -215,6 +242,19 @@ def _called(source: Source) -> str:
 
 def _embedding(source: Source) -> torch.Tensor:
     return _values(next(source.weights[name] for name in EMBEDDINGS if name in source.weights))
+
+
+def _output_rows(source: Source) -> torch.Tensor:
+    rows = source.weights.get("lm_head.weight")
+    return _embedding(source) if rows is None else _values(rows)
+
+
+def _with_one(rows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([rows, torch.ones(len(rows), 1)], 1)
+
+
+def _long(ids: Int32Array) -> torch.Tensor:
+    return torch.from_numpy(ids.astype(np.int64))
 
 
 def _values(weight: Any) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,13 +28,13 @@ class Vocabulary:
 def choose_vocabulary(
     records: Iterable[Record], size: int, vocab_size: int, keep: Collection[int]
 ) -> Vocabulary:
-    """The tokens that answers have most, both those said and those that might have been.
+    """The tokens that most texts have, prompts as well: answers say their words again.
 
-    A token counts once wherever it was said, and by its probability wherever it was likely, since
-    at other draws it is what the target says. Equal ones go by their id.
+    A token counts once a text, since a text's own subject says little about the next one's. Among
+    equal ones those go first that the target thought likelier in answers, then the lower ids.
 
     Args:
-        records: whose answers are read.
+        records: the texts.
         size: of the draft vocabulary.
         vocab_size: of the target.
         keep: tokens that are in it in any case, those that end an answer above all.
@@ -47,16 +47,23 @@ def choose_vocabulary(
             f"a draft vocabulary of {size}: give {max(len(keep), 1)} to {vocab_size}, which this "
             "target has"
         )
-    said, likely = _counts(records, vocab_size)
-    rank = said + likely
-    rank[list(keep)] = np.inf
-    ids = np.sort(np.argsort(-rank, kind="stable")[:size])
+    texts: Int64Array = np.zeros(vocab_size, dtype=np.int64)
+    said, likely = _counts(_counted(records, texts), vocab_size)
+    texts[list(keep)] = np.iinfo(np.int64).max
+    ids = np.sort(np.lexsort((-likely, -texts))[:size])
     return _described(ids, said, likely)
 
 
 def describe_vocabulary(records: Iterable[Record], ids: Int32Array, vocab_size: int) -> Vocabulary:
     """A draft vocabulary that is given, ascending, and how much of the answers it is."""
     return _described(ids, *_counts(records, vocab_size))
+
+
+def _counted(records: Iterable[Record], texts: Int64Array) -> Iterator[Record]:
+    """The records, while it is counted in how many of them each token is."""
+    for record in records:
+        texts[np.unique(record.tokens)] += 1
+        yield record
 
 
 def _counts(records: Iterable[Record], vocab_size: int) -> tuple[Int64Array, Float64Array]:
