@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from itertools import chain
@@ -76,11 +77,22 @@ def test_batches_of_an_epoch_hold_every_piece_once() -> None:
 
 
 def test_records_held_out_stay_so_when_there_are_more() -> None:
-    few, many = held_out(range(500), 0.1, 1000), held_out(range(5000), 0.1, 1000)
+    prompts = [hashlib.blake2b(bytes([n // 250, n % 250])).digest() for n in range(5000)]
+    few, many = held_out(prompts[:500], 0.1, 1000), held_out(prompts, 0.1, 1000)
     assert few == {place for place in many if place < 500}
     assert 400 < len(many) < 600
-    assert len(held_out(range(5000), 0.1, 7)) == 7
-    assert held_out([7 * n for n in range(500)], 0.1, 1000) != few  # by number, not by place
+    assert len(held_out(prompts, 0.1, 7)) == 7
+    assert held_out(prompts[::-1], 0.1, 1000) == {4999 - place for place in many}
+
+
+def test_a_prompt_is_held_out_with_all_its_answers() -> None:
+    prompts = [hashlib.blake2b(bytes([n % 9])).digest() for n in range(90)]
+    for share in 1e-9, 0.3, 0.9:  # one prompt in any case
+        for most in 1, 15, 90:
+            chosen = held_out(prompts, share, most)
+            assert chosen
+            assert {(place + 9) % 90 for place in chosen} == chosen
+            assert len(chosen) - 10 < most
 
 
 # --- own steps --------------------------------------------------------------------------------

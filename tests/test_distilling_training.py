@@ -276,8 +276,9 @@ def test_options_that_cannot_be_are_refused(changed: dict[str, Any], message: st
 def test_trainings_that_cannot_be_are_refused(
     shards: Shards, head_source: Source, tmp_path: Path
 ) -> None:
-    with pytest.raises(SpecplugError, match="24 records, 0 of them held out: give more"):
-        trained(shards, head_source, tmp_path / "a", replace(OPTIONS, held_out=1e-9))
+    one = write_records(tmp_path / "one", [replace(shards[0], id=number) for number in range(5)])
+    with pytest.raises(SpecplugError, match="5 records, 5 of them held out: give more prompts"):
+        trained(one, head_source, tmp_path / "a", OPTIONS)
     with pytest.raises(SpecplugError, match="device is 'tpu'"):
         products("auto", "tpu")
     with pytest.raises(SpecplugError, match=r"the loss is nan at step \d+: give a lower"):

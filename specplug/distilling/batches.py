@@ -7,7 +7,6 @@ for its first token, which no draft is of; the entries before are there to be lo
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -49,24 +48,20 @@ def pieces_of(place: int, tokens: int, begin: int, row: int) -> list[Piece]:
     return made
 
 
-def held_out(ids: Sequence[int], share: float, most: int) -> frozenset[int]:
+def held_out(prompts: Sequence[bytes], share: float, most: int) -> frozenset[int]:
     """Of a sequence of records the places of those not to learn from.
 
-    Which ones depends on their numbers alone, so more records do not move any of them over.
+    Which ones depends on their prompts alone, so more records do not move any of them over, and no
+    prompt has one answer that is learnt from and another that is measured on.
 
     Args:
-        ids: the records' numbers.
-        share: of all records.
-        most: records; the same ones whatever the share.
+        prompts: digests of the records' prompts.
+        share: of all prompts; at least one.
+        most: records, but for further ones of the last prompt; the same ones whatever the share.
     """
-    drawn = [_uniform(number) for number in ids]
-    chosen = sorted((value, place) for place, value in enumerate(drawn) if value < share)
-    return frozenset(place for _, place in chosen[:most])
-
-
-def _uniform(number: int) -> float:
-    digest = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
+    drawn = [int.from_bytes(digest, "little") / 2 ** (8 * len(digest)) for digest in prompts]
+    chosen = sorted(value for value in drawn if value < share)[:most] or sorted(drawn)[:1]
+    return frozenset(place for place, value in enumerate(drawn) if value <= chosen[-1])
 
 
 def grouped(pieces: Sequence[Piece], entries: int) -> list[list[Piece]]:

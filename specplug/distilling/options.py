@@ -39,7 +39,7 @@ class TrainingOptions:
     decay: float = 0.8
     """Weight of each own step, relative to the one before."""
     held_out: float = 0.04
-    """Share of the records that acceptance is measured on."""
+    """Share of the prompts whose records acceptance is measured on."""
     most_held_out: int = 256
     """Records."""
     evaluate_every: int = 200

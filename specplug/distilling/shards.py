@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, overload
 
@@ -101,6 +102,8 @@ class _Place:
     token: int
     state: int
     answer: int
+    prompt: bytes
+    """Its digest."""
 
 
 class Shards(Sequence[Record]):
@@ -122,6 +125,11 @@ class Shards(Sequence[Record]):
     def lengths(self) -> list[int]:
         """Tokens of each record, prompt included."""
         return [place.length for place in self._places.values()]
+
+    @property
+    def prompts(self) -> list[bytes]:
+        """Of each record, what tells its prompt from others."""
+        return [place.prompt for place in self._places.values()]
 
     @property
     def answer_lengths(self) -> list[int]:
@@ -170,7 +178,9 @@ def _open(file: Path) -> Any:
 def _places(file: Path) -> Iterator[tuple[int, _Place]]:
     with safe_open(file, framework="pt") as opened:
         columns = [opened.get_tensor(name).tolist() for name in ("id", "begin", "length")]
+        tokens = opened.get_tensor("tokens").numpy()
     token = state = answer = 0
     for number, begin, length in zip(*columns, strict=True):
-        yield number, _Place(file, begin, length, token, state, answer)
+        prompt = blake2b(tokens[token : token + begin].tobytes(), digest_size=8).digest()
+        yield number, _Place(file, begin, length, token, state, answer, prompt)
         token, state, answer = token + length, state + length - 1, answer + length - begin

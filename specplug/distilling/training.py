@@ -100,15 +100,15 @@ class _Training:
             for place, (tokens, answer) in enumerate(lengths)
             for piece in pieces_of(place, tokens, tokens - answer, options.row)
         ]
-        self._kept_back = held_out(records.ids, options.held_out, options.most_held_out)
+        self._kept_back = held_out(records.prompts, options.held_out, options.most_held_out)
         learnt, self._measured = (
             [p for p in pieces if (p.record in self._kept_back) is wanted]
             for wanted in (False, True)
         )
         if not learnt or not self._measured:
             raise SpecplugError(
-                f"{len(records)} records, {len(self._kept_back)} of them held out: give more, so "
-                "that there are answers both to learn from and to measure on"
+                f"{len(records)} records, {len(self._kept_back)} of them held out: give more "
+                "prompts, so that there are answers both to learn from and to measure on"
             )
         self._epochs = [
             shuffled(learnt, options.batch, options.seed, epoch) for epoch in range(options.epochs)
