@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -203,6 +204,19 @@ def test_what_is_written(head_bundles: dict[str, Path], head_target: Path) -> No
     shown = specplug("inspect", head_bundles["w8a8-ort"])
     assert "gives what its layers 0, 1, 2 read" in shown.stdout
     assert "a head that guesses 96 of 260 tokens" in shown.stdout
+
+
+@pytest.mark.parametrize(("bundle", "kept"), [("w8a8-ort", True), ("fp16-standard", False)])
+def test_beside_8_bits_the_targets_hidden_states_are_read_in_fp32(
+    bundle: str, kept: bool, head_bundles: dict[str, Path]
+) -> None:
+    manifest = Bundle.open(head_bundles[bundle]).manifest
+    assert manifest.draft is not None
+    graph = onnx.load(head_bundles[bundle] / manifest.draft.graph, load_external_data=False).graph
+    types = {each.name: each.data_type for each in graph.initializer}
+    floats = {name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT}
+    read = [node.input[1] for node in graph.node if node.op_type == "MatMul"]
+    assert [name for name in read if name in floats] == ["fc.weight_t"] * kept
 
 
 @pytest.mark.parametrize("precision", ["fp32", "w8a8", "int4"])
