@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +47,7 @@ def choose_vocabulary(
             f"a draft vocabulary of {size}: give {max(len(keep), 1)} to {vocab_size}, which this "
             "target has"
         )
-    texts: Int64Array = np.zeros(vocab_size, dtype=np.int64)
-    said, likely = _counts(_counted(records, texts), vocab_size)
+    said, likely, texts = _counts(records, vocab_size)
     texts[list(keep)] = np.iinfo(np.int64).max
     ids = np.sort(np.lexsort((-likely, -texts))[:size])
     return _described(ids, said, likely)
@@ -56,27 +55,24 @@ def choose_vocabulary(
 
 def describe_vocabulary(records: Iterable[Record], ids: Int32Array, vocab_size: int) -> Vocabulary:
     """A draft vocabulary that is given, ascending, and how much of the answers it is."""
-    return _described(ids, *_counts(records, vocab_size))
+    said, likely, _ = _counts(records, vocab_size)
+    return _described(ids, said, likely)
 
 
-def _counted(records: Iterable[Record], texts: Int64Array) -> Iterator[Record]:
-    """The records, while it is counted in how many of them each token is."""
-    for record in records:
-        texts[np.unique(record.tokens)] += 1
-        yield record
-
-
-def _counts(records: Iterable[Record], vocab_size: int) -> tuple[Int64Array, Float64Array]:
-    """How often each token was said, and how often it was to be expected."""
-    said = np.zeros(vocab_size, dtype=np.int64)
+def _counts(
+    records: Iterable[Record], vocab_size: int
+) -> tuple[Int64Array, Float64Array, Int64Array]:
+    """How often answers have each token, how often it was to be expected, and how many texts do."""
+    said, texts = np.zeros((2, vocab_size), dtype=np.int64)
     likely = np.zeros(vocab_size)
     for record in records:
+        texts[np.unique(record.tokens)] += 1
         said += np.bincount(record.tokens[record.begin :], minlength=vocab_size)
         logits = np.asarray(record.logits, dtype=np.float64)
         chances = np.exp(logits - logits.max(-1, keepdims=True))
         chances /= chances.sum(-1, keepdims=True)
         likely += np.bincount(record.ids.ravel(), chances.ravel(), vocab_size)
-    return said, likely
+    return said, likely, texts
 
 
 def _described(ids: Int32Array | Int64Array, said: Int64Array, likely: Float64Array) -> Vocabulary:
