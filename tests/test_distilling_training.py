@@ -298,7 +298,8 @@ def test_a_plan_is_what_it_comes_to(shards: Shards, head_source: Source, tmp_pat
         likeliest=LIKELIEST,
     )
     shape = tiny_head(head_source, SOME).shape
-    found = plan(counts, shape, OPTIONS, answer_speed=50, entry_seconds=0.001)
+    drawn = replace(OPTIONS, held_out=result.held_out / len(shards))  # of so few, by chance
+    found = plan(counts, shape, drawn, answer_speed=50, entry_seconds=0.001)
     written = sum(file.stat().st_size for file in (tmp_path / "records").iterdir())
     assert found.answer_bytes == pytest.approx(written, rel=0.1)
     assert found.steps == pytest.approx(result.steps, rel=0.3)
