@@ -53,9 +53,13 @@ def write_records(folder: Path, records: Sequence[Record]) -> Shards:
 def write_own_texts(
     folder: Path, model: Any, prompts: Sequence[list[int]], count: int, repeats: int = 1
 ) -> Shards:
-    """What a model says greedily after prompts, each so often."""
+    """What a model says greedily after prompts, each so often.
+
+    Each time the prompt ends a token later: answers to the same one are held out together, and
+    these texts are to be learnt by heart, the ones to measure on as well.
+    """
     texts = [own_text(model, prompt, count) for prompt in prompts] * repeats
-    begins = [len(prompt) for prompt in prompts] * repeats
+    begins = [len(prompt) + time for time in range(repeats) for prompt in prompts]
     return write_records(
         folder,
         [
