@@ -28,6 +28,7 @@ from specplug.engines.ort import OrtEngine
 from specplug.export import graphs
 from specplug.export.attention import Rotary
 from specplug.export.head import Head, HeadShape
+from specplug.export.head_component import keep_outliers
 from specplug.export.head_graph import build_head
 from specplug.export.precision import apply_precision
 from specplug.sampler import Sampler
@@ -87,7 +88,7 @@ class Subject:
 
     def __init__(self, head: Head, precision: Any, folder: Path) -> None:
         graph = build_head(head)
-        apply_precision(graph, precision, same_at_any_width=False)
+        apply_precision(graph, precision, keep=keep_outliers(precision), same_at_any_width=False)
         graphs.save(graph, folder)
         self.nodes = len(list(graph.graph))
         self.features = head.shape.features

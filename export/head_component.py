@@ -13,7 +13,7 @@ from specplug.export import graphs
 from specplug.export.head import HeadShape
 from specplug.export.head_graph import build_head
 from specplug.export.head_parity import check_head
-from specplug.export.keeping import Keep, KeepMatching
+from specplug.export.keeping import Keep, KeepMatching, keep_none
 from specplug.export.precision import Precision, apply_precision
 from specplug.export.provenance import write_provenance
 from specplug.export.sharing import DRAFT_DATA, DRAFT_GRAPH, share_table
@@ -24,7 +24,6 @@ from specplug.types import Engine
 FOLDER, TARGET, VOCABULARY = "draft", "target", "vocabulary.i32"
 
 _WIDE = ("fp32", "fp16", "bf16")
-_READS_THE_TARGET = r"^fc\."
 
 
 def head_precision(source: HeadSource, target: Precision, dialect: Dialect) -> Precision:
@@ -41,16 +40,20 @@ def has_the_targets_table(source: HeadSource, target: Precision, dialect: Dialec
     return target in ("fp32", head_precision(source, target, dialect))
 
 
+def keep_outliers(precision: Precision) -> Keep:
+    """Beside 8 bits the layer stays in fp32 that reads the target's hidden states, whose outliers
+    leave too few of these to the rest (arXiv:2402.17762). It is called once a round."""
+    return KeepMatching(r"^fc\.") if precision == "w8a8" else keep_none
+
+
 def head_keep(source: HeadSource, target: Precision, dialect: Dialect, pattern: str | None) -> Keep:
     """Which of a head's layers stay in fp32: those asked for, the table if the target's is, and
-    beside 8 bits the one that reads the target's hidden states, whose outliers leave too few of
-    these to the rest (arXiv:2402.17762). It is called once a round."""
-    patterns = [pattern] if pattern else []
+    the one with outliers."""
+    kept = [keep_outliers(head_precision(source, target, dialect))]
+    if pattern:
+        kept.append(KeepMatching(pattern))
     if target == "fp32":
-        patterns.append(f"^{re.escape(source.table)}$")
-    if head_precision(source, target, dialect) == "w8a8":
-        patterns.append(_READS_THE_TARGET)
-    kept = [KeepMatching(each) for each in patterns]
+        kept.append(KeepMatching(f"^{re.escape(source.table)}$"))
     return lambda layer: any(keep(layer) for keep in kept)
 
 

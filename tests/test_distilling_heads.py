@@ -321,8 +321,10 @@ def test_a_head_with_another_vocabulary_thinks_the_same_of_the_words_it_knew(
 ) -> None:
     trained = tiny_head(head_source, SOME)
     rows = trained.lm_head.weight
-    turn = 0.9 * torch.linalg.qr(torch.randn(rows.shape[1], rows.shape[1])).Q
-    shift = torch.randn(rows.shape[1])
+    draws = torch.randn(
+        rows.shape[1] + 1, rows.shape[1], generator=torch.Generator().manual_seed(0)
+    )
+    turn, shift = 0.9 * torch.linalg.qr(draws[1:]).Q, draws[0]
     with torch.no_grad():  # all moved alike, as training does
         rows.copy_(rows @ turn + shift)
         trained.fc.weight.mul_(1.1)

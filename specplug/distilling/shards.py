@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, overload
@@ -102,8 +102,6 @@ class _Place:
     token: int
     state: int
     answer: int
-    prompt: bytes
-    """Its digest."""
 
 
 class Shards(Sequence[Record]):
@@ -127,11 +125,6 @@ class Shards(Sequence[Record]):
         return [place.length for place in self._places.values()]
 
     @property
-    def prompts(self) -> list[bytes]:
-        """Of each record, what tells its prompt from others."""
-        return [place.prompt for place in self._places.values()]
-
-    @property
     def answer_lengths(self) -> list[int]:
         """Tokens of each record's answer."""
         return [place.length - place.begin for place in self._places.values()]
@@ -152,14 +145,18 @@ class Shards(Sequence[Record]):
         for number in self.ids:
             yield self._read(number, states=False)
 
+    def prompt_digests(self) -> list[bytes]:
+        """Of each record, what tells its prompt from others."""
+        return [
+            blake2b(
+                self._part(place, "tokens", place.token, place.begin).numpy().tobytes()
+            ).digest()
+            for place in self._places.values()
+        ]
+
     def _read(self, number: int, *, states: bool) -> Record:
         place = self._places[number]
-        file = self._open(place.file)
-
-        def part(name: str, start: int, count: int) -> torch.Tensor:
-            found: torch.Tensor = file.get_slice(name)[start : start + count]
-            return found
-
+        part = partial(self._part, place)
         answer = place.length - place.begin
         return Record(
             id=number,
@@ -170,6 +167,10 @@ class Shards(Sequence[Record]):
             logits=part("logits", place.answer, answer).numpy(),
         )
 
+    def _part(self, place: _Place, name: str, start: int, count: int) -> torch.Tensor:
+        found: torch.Tensor = self._open(place.file).get_slice(name)[start : start + count]
+        return found
+
 
 def _open(file: Path) -> Any:
     return safe_open(file, framework="pt")
@@ -178,9 +179,7 @@ def _open(file: Path) -> Any:
 def _places(file: Path) -> Iterator[tuple[int, _Place]]:
     with safe_open(file, framework="pt") as opened:
         columns = [opened.get_tensor(name).tolist() for name in ("id", "begin", "length")]
-        tokens = opened.get_tensor("tokens").numpy()
     token = state = answer = 0
     for number, begin, length in zip(*columns, strict=True):
-        prompt = blake2b(tokens[token : token + begin].tobytes(), digest_size=8).digest()
-        yield number, _Place(file, begin, length, token, state, answer, prompt)
+        yield number, _Place(file, begin, length, token, state, answer)
         token, state, answer = token + length, state + length - 1, answer + length - begin

@@ -100,7 +100,9 @@ class _Training:
             for place, (tokens, answer) in enumerate(lengths)
             for piece in pieces_of(place, tokens, tokens - answer, options.row)
         ]
-        self._kept_back = held_out(records.prompts, options.held_out, options.most_held_out)
+        self._kept_back = held_out(
+            records.prompt_digests(), options.held_out, options.most_held_out
+        )
         learnt, self._measured = (
             [p for p in pieces if (p.record in self._kept_back) is wanted]
             for wanted in (False, True)
