@@ -14,6 +14,7 @@ from specplug.processes import running
 from specplug.types import ExportError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # numpy's own errors have no number
+_OLD = "-old"  # how the name of a folder ends that is being replaced
 
 
 def check_place(final: Path, *, replace: bool, known_by: str = MANIFEST) -> None:
@@ -36,7 +37,8 @@ def staged(final: Path, *, replace: bool, known_by: str = MANIFEST) -> Iterator[
     """Give a folder to write into, and rename it to ``final`` when the block ends well.
 
     On any error nothing is left. After a kill a hidden folder without a name may be left beside
-    ``final``; the next export to the same place removes it.
+    ``final``; the next call for the same place removes it, or gives it its name back if it is what
+    was being replaced.
 
     Args:
         final: where the result is to be.
@@ -48,14 +50,14 @@ def staged(final: Path, *, replace: bool, known_by: str = MANIFEST) -> Iterator[
             the disk is full.
     """
     final = final.absolute()
+    _clear_abandoned(final)
     check_place(final, replace=replace, known_by=known_by)
-    _remove_abandoned(final)
     stage = final.parent / f".{final.name}.partial-{os.getpid()}"
+    old = stage.with_name(f"{stage.name}{_OLD}")
     stage.mkdir()
     try:
         yield stage
         _sync(stage)
-        old = final.parent / f".{final.name}.partial-{os.getpid()}-old"
         if final.exists():
             final.rename(old)
         stage.rename(final)
@@ -69,15 +71,23 @@ def staged(final: Path, *, replace: bool, known_by: str = MANIFEST) -> Iterator[
             "of it: make room, or choose another disk (--plan says what is needed)"
         ) from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        _clear(final, stage, old)
 
 
-def _remove_abandoned(final: Path) -> None:
+def _clear_abandoned(final: Path) -> None:
     prefix = f".{final.name}.partial-"
     for folder in final.parent.glob(f"{prefix}*"):
-        pid = folder.name.removeprefix(prefix).partition("-")[0]
+        pid = folder.name.removeprefix(prefix).removesuffix(_OLD)
         if pid.isdigit() and not running(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+            _clear(final, folder)
+
+
+def _clear(final: Path, *folders: Path) -> None:
+    """Remove folders, but one that was moved away for a successor that did not come moves back."""
+    for folder in folders:
+        if folder.name.endswith(_OLD) and folder.exists() and not final.exists():
+            folder.rename(final)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_manifest(folder: Path, manifest: Manifest) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from specplug import Bundle
-from specplug.types import BundleError
+from specplug.staging import staged
+from specplug.types import ExportError
 from tests_support.command import Started
 
 PAUSES = (0.0, 0.1, 0.3, 0.8)  # seconds after the first file is made
@@ -21,32 +25,63 @@ def export(source: Path, bundle: Path, *options: str, most_bytes: int | None = N
 
 
 def signalled(source: Path, bundle: Path, number: int) -> Iterator[tuple[int, str]]:
-    """Exit code and stderr of exports that a signal ended, each a little later."""
+    """Exit code and stderr of exports that a signal ended, each a little later.
+
+    One that had its bundle in place by then leaves it whole; it is removed.
+    """
     for pause in PAUSES:
+        before = {*bundle.parent.iterdir()}  # what killed ones left
         process = export(source, bundle, "--precision", "w8a8", "--self-draft", "int4", "--force")
-        while process.poll() is None and not list(bundle.parent.glob(".*.partial-*")):
+        while process.poll() is None and not {*bundle.parent.iterdir()} - before:
             time.sleep(0.01)
         time.sleep(pause)
         process.send_signal(number)
         told = process.communicate()[1]
-        if code := process.wait():
+        if bundle.exists():
+            Bundle.open(bundle)
+            shutil.rmtree(bundle)
+        elif code := process.wait():
             yield code, told
 
 
 def test_killed(tiny_source: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "killed.bundle"
-    kills = 0
-    for code, _ in signalled(tiny_source, bundle, signal.SIGKILL):
-        assert code == -signal.SIGKILL
-        kills += 1
-        with pytest.raises(BundleError):
-            Bundle.open(bundle)
-    assert kills
+    codes = [code for code, _ in signalled(tiny_source, bundle, signal.SIGKILL)]
+    assert codes
+    assert set(codes) == {-signal.SIGKILL}
     again = export(tiny_source, bundle, "--force")
     again.communicate()
     assert again.wait() == 0
     Bundle.open(bundle)
     assert [path.name for path in tmp_path.iterdir()] == ["killed.bundle"]
+
+
+REPLACING = """
+import os, signal, sys
+from pathlib import Path
+from specplug.staging import staged
+
+with staged(Path(sys.argv[1]), replace=True, known_by="known") as stage:
+    (stage / "known").write_text("new")
+    rename, Path.rename = Path.rename, lambda path, to: (
+        os.kill(os.getpid(), int(sys.argv[2])) if path == stage else rename(path, to)
+    )
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_ended_between_two_names(number: int, tmp_path: Path) -> None:
+    """The old one is not at its place and the new one not yet: the old one stays what is there."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "known").write_text("old")
+    command = [sys.executable, "-c", REPLACING, place, str(int(number))]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -number
+    assert place.exists() == (number == signal.SIGINT)
+    with pytest.raises(ExportError, match="exists"), staged(place, replace=False):
+        pytest.fail("the place is taken")
+    assert (place / "known").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [place]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
