@@ -37,7 +37,7 @@ from specplug.export.head import Head, HeadShape
 from specplug.export.precision import Precision
 from specplug.export.provenance import write_provenance
 from specplug.export.source import Source, open_source
-from specplug.export.speculators import open_head
+from specplug.export.speculators import HeadSource, open_head
 from specplug.export.tokenizers import write_tokenizer
 from specplug.opening import open_parts
 from specplug.staging import check_place, replace_file, staged
@@ -140,16 +140,19 @@ def distill(
     products(options.training.precision, options.training.device)  # not to fail after the answers
     told.stage(f"reading {source.name}")
     opened = open_source(source)
-    shape = shape_for(opened, options)
+    start = open_start(opened, options)
+    shape = shape_for(opened, start, options)
     work = work_folder(output)
-    plan = _plan(opened, prompts, options, shape.layers)
+    plan = _plan(opened, start, prompts, options, shape.layers)
     _claim(work, plan)
     tokenizer = tokenizer_of(opened, work)
     records = answer(source, opened, shape.layers, tokenizer, prompts, work, options, told)
     if save_to is not None:
         save_answers(records, prompts, tokenizer, save_to)
     told.stage("choosing the draft vocabulary")
-    head, vocabulary = _head(shape, opened, records, tokenizer.stop_token_ids, options)
+    head, vocabulary = _head(
+        shape, opened, start, records, tokenizer.stop_token_ids, options
+    )
     told.stage("training the head")
     training = work / _TRAINING
     if options.threads:
@@ -175,13 +178,13 @@ def distill(
 def _head(
     shape: HeadShape,
     source: Source,
+    start: HeadSource | None,
     records: Shards,
     ends: Sequence[int],
     options: DistillOptions,
 ) -> tuple[Head, Vocabulary]:
     """What training begins with."""
     texts, count = records.without_states(), shape.input_vocab_size
-    start = options.start_from and open_head(options.start_from, source)
     if start and options.vocabulary is None:
         ids = np.arange(count, dtype=np.int32) if start.vocabulary is None else start.vocabulary
         return start.head, describe_vocabulary(texts, ids, count)
@@ -191,17 +194,22 @@ def _head(
     return new_head(shape, source, vocabulary.ids, options.training.seed), vocabulary
 
 
-def shape_for(source: Source, options: DistillOptions) -> HeadShape:
-    """The shape of a target's head."""
+def open_start(source: Source, options: DistillOptions) -> HeadSource | None:
+    """The head that a target's begins as, if it is one."""
+    return open_head(options.start_from, source) if options.start_from else None
+
+
+def shape_for(source: Source, start: HeadSource | None, options: DistillOptions) -> HeadShape:
+    """The shape of a target's head, which begins as another or anew."""
     config = source.config
     size = min(options.vocabulary or _VOCABULARY, int(config.vocab_size))
-    if options.start_from is None:
+    if start is None:
         layers = options.layers or default_layers(int(config.num_hidden_layers))
         return head_shape(config, layers, size, max_entries(config) - 1)
-    shape = open_head(options.start_from, source).head.shape
+    shape = start.head.shape
     if options.layers not in (None, shape.layers):
         raise SpecplugError(
-            f"layers are {options.layers}, and the head {options.start_from} reads "
+            f"layers are {options.layers}, and the head {start.path} reads "
             f"{shape.layers}: leave them out"
         )
     return shape if options.vocabulary is None else replace(shape, vocab_size=size)
@@ -213,19 +221,23 @@ def default_layers(count: int) -> tuple[int, ...]:
 
 
 def _plan(
-    source: Source, prompts: Sequence[Item], options: DistillOptions, layers: tuple[int, ...]
+    source: Source,
+    start: HeadSource | None,
+    prompts: Sequence[Item],
+    options: DistillOptions,
+    layers: tuple[int, ...],
 ) -> dict[str, Any]:
     """What the result depends on."""
     texts = json.dumps([(item.prompt, item.answer, item.ended) for item in prompts])
     digest = hashlib.sha256(texts.encode()).hexdigest()
-    start, training = options.start_from, asdict(options.training)
+    training = asdict(options.training)
     for name in ("checkpoint_seconds", "report_every"):
         del training[name]
     return {
         "source": source.hashes(),
         "prompts": {"count": len(prompts), "sha256": digest},
         "precision": options.precision,
-        "start_from": start and open_head(start, source).hashes(),
+        "start_from": start and start.hashes(),
         "layers": list(layers),
         "vocabulary": options.vocabulary,
         "answers": asdict(options.answers) | {"temperatures": [*options.answers.temperatures]},

@@ -15,6 +15,7 @@ from specplug.distilling.distill import (
     DistillOptions,
     Told,
     answer,
+    open_start,
     shape_for,
     tokenizer_of,
 )
@@ -40,7 +41,7 @@ def forecast(source: Path, prompts: Sequence[Item], options: DistillOptions) -> 
     """
     products(options.training.precision, options.training.device)
     opened = open_source(source)
-    shape = shape_for(opened, options)
+    shape = shape_for(opened, open_start(opened, options), options)
     with tempfile.TemporaryDirectory(prefix="specplug-distill-") as folder:
         counts, speed = _trial(source, opened, shape.layers, prompts, options, Path(folder))
     return plan(
