@@ -70,6 +70,11 @@ def check_step(spec: EngineSpec, step: Step) -> None:
         )
     if step.parents is not None and not spec.supports_tree:
         raise EngineError(f"{spec.name} has no token trees here: draft chains")
+    if step.block and not (spec.supports_block and step.block <= width and step.parents is None):
+        raise EngineError(
+            f"a block of {step.block} in a call of {width} tokens: {spec.name} takes "
+            f"{'one inside a chain' if spec.supports_block else 'none here'}"
+        )
     if step.lengths is not None:
         lengths = step.lengths.tolist()
         if len(lengths) != batch or min(lengths) < spec.min_width or max(lengths) > width:

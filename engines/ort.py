@@ -93,6 +93,7 @@ class OrtEngine:
             min_width=1 if options.allow_narrow else min_width,
             supports_tree=self._takes_trees(),
             exact_trees=exact_trees and not self._off_cpu,
+            supports_block=self._takes_blocks(),
             shares_cache=shared is not None,
             hidden=(HIDDEN_STATES,) if self._hidden_size else (),
             input_vocab_size=input_vocab_size,
@@ -155,6 +156,9 @@ class OrtEngine:
 
     def _takes_trees(self) -> bool:
         return _BIAS in self._inputs
+
+    def _takes_blocks(self) -> bool:
+        return False  # its attention is causal within a call
 
     def _new_inputs(self, batch: int, width: int, tree: bool) -> dict[str, Array]:
         """Arrays of the dialect's own inputs for a shape of call."""

@@ -15,6 +15,9 @@ class OrtStandardEngine(OrtEngine):
     def _takes_trees(self) -> bool:
         return True
 
+    def _takes_blocks(self) -> bool:
+        return True
+
     def _new_inputs(self, batch: int, width: int, tree: bool) -> dict[str, Array]:
         shape = (batch, 1, width, self.cache.entries.shape[4])
         return {

@@ -26,7 +26,7 @@ from specplug.widths import WIDEST
 
 if TYPE_CHECKING:
     from specplug.bundle import Component
-    from specplug.engines.pytorch_head import PyTorchHeadEngine
+    from specplug.engines.pytorch_head import HeadEngine
     from specplug.opening import EngineOptions
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars; before it imports tqdm
@@ -46,7 +46,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def open_component(
     folder: Path, component: Component, options: EngineOptions
-) -> PaddedEngine | PyTorchHeadEngine:
+) -> PaddedEngine | HeadEngine:
     """The model or head that a component was exported from, in the component's precision.
 
     Raises:

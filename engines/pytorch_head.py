@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from specplug.bundle import read_manifest
 from specplug.engines.head_states import STATES, given_states
@@ -20,13 +23,14 @@ from specplug.types import HIDDEN_STATES, EngineError, EngineSpec, Step
 
 if TYPE_CHECKING:
     from specplug.bundle import Component
-    from specplug.export.head import Head
+    from specplug.export.block_head import BlockHead
+    from specplug.export.head import Cache, Head
     from specplug.opening import EngineOptions
 
 
 def open_head_component(
     folder: Path, component: Component, options: EngineOptions, dtype: torch.dtype
-) -> PyTorchHeadEngine:
+) -> HeadEngine:
     """The head that a component was exported from.
 
     Raises:
@@ -42,12 +46,21 @@ def open_head_component(
         target.hidden,
         lambda: open_source(find_source(target.provenance, options.sources)),
     )
-    return PyTorchHeadEngine(
+    return open_head_module(
         head.to(device=options.device or "cpu", dtype=dtype), max_batch=options.max_batch
     )
 
 
-class PyTorchHeadEngine:
+def open_head_module(head: Head | BlockHead, *, max_batch: int = 1) -> HeadEngine:
+    """An engine over a head of either kind, on the device it is on."""
+    from specplug.export.block_head import BlockHead
+
+    if isinstance(head, BlockHead):
+        return PyTorchBlockHeadEngine(head, max_batch=max_batch)
+    return PyTorchHeadEngine(head, max_batch=max_batch)
+
+
+class HeadEngine(ABC):
     """A head, whose calls may be of any width: what it guesses changes no text.
 
     Args:
@@ -55,18 +68,17 @@ class PyTorchHeadEngine:
         max_batch: rows a call can have.
     """
 
-    def __init__(self, head: Head, *, max_batch: int = 1) -> None:
+    def __init__(self, head: Head | BlockHead, *, max_batch: int = 1) -> None:
         weight = head.lm_head.weight
-        self._head: Head | None = head.eval()
+        self._head: nn.Module | None = head.eval()
         self._device, self._dtype = weight.device, weight.dtype
-        self._sizes = dict(zip(STATES, (head.shape.features, head.shape.hidden_size), strict=True))
+        self._sizes = {STATES[0]: head.shape.features}
         self._slots = Slots(max_batch, FIRST_CAPACITY)
         self.spec = EngineSpec(
             name="pytorch",
             vocab_size=head.shape.vocab_size,
             max_length=head.shape.max_length,
             max_batch=max_batch,
-            hidden=(HIDDEN_STATES,),
             input_vocab_size=head.shape.input_vocab_size,
             device=str(self._device),
         )
@@ -76,38 +88,43 @@ class PyTorchHeadEngine:
         if self._head is None:
             raise EngineError("the engine is closed: load it again")
         check_step(self.spec, step)
-        states = given_states(step, self._sizes)
-        with _mapped_errors():
-            features, fed_back = (
+        given = given_states(step, self._sizes)
+        with _mapped_errors(), torch.inference_mode():
+            states = [
                 torch.tensor(rows, device=self._device, dtype=self._dtype)
-                for rows in states.values()
+                for rows in given.values()
+            ]
+            batch, width = step.tokens.shape
+            longest = int(step.past.max())
+            rows = slice(step.first_row, step.first_row + batch)
+            slots = torch.tensor(step.past[:, None] + np.arange(width), device=self._device)
+            tokens = torch.tensor(step.tokens, device=self._device)
+            past = [self._slots.before(layer, rows, longest) for layer in range(self._layers)]
+            mask = self._mask(step, longest)
+            scores, held = self._run(
+                self._head, step.scores_from, tokens, states, slots, mask, past
             )
-            return self._run(self._head, step, features, fed_back)
+            self._slots.make_room(longest + width)
+            self._slots.first_row, self._slots.slots = step.first_row, slots
+            for layer, (keys, values) in enumerate(held):
+                self._slots.update(keys[:, :, longest:], values[:, :, longest:], layer)
+            return scores
 
-    @torch.inference_mode()
+    _layers = 1
+    """Of the cache."""
+
+    @abstractmethod
     def _run(
-        self, head: Head, step: Step, features: torch.Tensor, fed_back: torch.Tensor
-    ) -> TorchScores:
-        batch, width = step.tokens.shape
-        longest = int(step.past.max())
-        rows = slice(step.first_row, step.first_row + batch)
-        tokens = torch.tensor(step.tokens, device=self._device)
-        slots = torch.tensor(step.past[:, None] + np.arange(width), device=self._device)
-        hidden = fed_back
-        if features.shape[1]:
-            hidden = torch.cat([head.fuse(features), fed_back], dim=1)
-        logits, own, (keys, values) = head(
-            tokens,
-            hidden,
-            slots,
-            self._mask(step, longest),
-            self._slots.before(0, rows, longest),
-            step.scores_from,
-        )
-        self._slots.make_room(longest + width)
-        self._slots.first_row, self._slots.slots = step.first_row, slots
-        self._slots.update(keys[:, :, longest:], values[:, :, longest:], 0)
-        return TorchScores(logits, own)
+        self,
+        head: Any,
+        scores_from: int,
+        tokens: torch.Tensor,
+        states: list[torch.Tensor],
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        past: list[Cache | None],
+    ) -> tuple[TorchScores, list[Cache]]:
+        """Scores, and by layer all entries."""
 
     def _mask(self, step: Step, longest: int) -> torch.Tensor | None:
         """Hides what rows with a smaller past do not have; None: there is nothing to hide."""
@@ -135,6 +152,59 @@ class PyTorchHeadEngine:
         """Release head and cache."""
         self._head = None
         self._slots = Slots(0, 0)
+
+
+class PyTorchHeadEngine(HeadEngine):
+    """A head that guesses a token at a call."""
+
+    def __init__(self, head: Head, *, max_batch: int = 1) -> None:
+        super().__init__(head, max_batch=max_batch)
+        self._sizes[STATES[1]] = head.shape.hidden_size
+        self.spec = replace(self.spec, hidden=(HIDDEN_STATES,))
+
+    def _run(
+        self,
+        head: Any,
+        scores_from: int,
+        tokens: torch.Tensor,
+        states: list[torch.Tensor],
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        past: list[Cache | None],
+    ) -> tuple[TorchScores, list[Cache]]:
+        features, hidden = states
+        if features.shape[1]:
+            hidden = torch.cat([head.fuse(features), hidden], dim=1)
+        logits, own, held = head(tokens, hidden, positions, mask, past[0], scores_from)
+        return TorchScores(logits, own), [held]
+
+
+class PyTorchBlockHeadEngine(HeadEngine):
+    """A head that guesses a block of tokens at a call."""
+
+    def __init__(self, head: BlockHead, *, max_batch: int = 1) -> None:
+        super().__init__(head, max_batch=max_batch)
+        self._layers = head.shape.depth
+        self.spec = replace(self.spec, supports_block=True)
+
+    def _run(
+        self,
+        head: Any,
+        scores_from: int,
+        tokens: torch.Tensor,
+        states: list[torch.Tensor],
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        past: list[Cache | None],
+    ) -> tuple[TorchScores, list[Cache]]:
+        (features,) = states
+        first = features.shape[1]
+        if mask is not None:  # a block sees all of itself
+            mask = mask[:, :, first:].clone()
+            mask[..., mask.shape[-1] - tokens.shape[1] :] = 0
+        logits, held = head(features, tokens[:, first:], positions, mask, past)
+        unasked = logits.new_zeros(logits.shape[0], first, logits.shape[2])
+        return TorchScores(torch.cat([unasked, logits], dim=1)[:, scores_from:]), held
 
 
 @contextmanager

@@ -38,9 +38,9 @@ def positions(step: Step) -> Int64Array:
 def fill_mask(mask: np.ndarray[Any, Any], step: Step, window: int | None = None) -> None:
     """Write what is added to the products of a step's queries with the cache's keys.
 
-    A token sees the entries before the call, its ancestors and itself; with a window, those
-    fewer than ``window`` positions before its own. Padding sees itself at least, so that no
-    row is without an entry.
+    A token sees the entries before the call, its ancestors and itself, and in a block those after
+    it, too; with a window, those fewer than ``window`` positions before its own. Padding sees
+    itself at least, so that no row is without an entry.
 
     Args:
         mask: f32[B, 1, T, capacity], overwritten.
@@ -52,6 +52,8 @@ def fill_mask(mask: np.ndarray[Any, Any], step: Step, window: int | None = None)
     depth = depths(step)
     for row, past in enumerate(step.past.tolist()):
         seen = entries <= past + np.arange(width)[:, None]
+        if step.block:
+            seen[width - step.block :, past : past + width] = True
         key_positions = entries
         if step.parents is not None:
             seen[:, past : past + width] = _ancestry(step.parents.tolist())

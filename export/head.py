@@ -81,7 +81,7 @@ class Head(nn.Module):
         size = shape.hidden_size
 
         def norm(width: int) -> nn.RMSNorm:
-            return _Norm(width, eps=shape.epsilon)
+            return Norm(width, eps=shape.epsilon)
 
         self.embed_tokens = nn.Embedding(shape.input_vocab_size, size)
         self.fc = nn.Linear(shape.features, size, bias=False)
@@ -165,10 +165,11 @@ def _causal(read: torch.Tensor, entries: int) -> torch.Tensor:
     return mask.masked_fill_(~seen.tril(entries - width), -torch.inf)
 
 
-class _Norm(nn.RMSNorm):
+class Norm(nn.RMSNorm):
     """In the type of its weights, also where autocast makes the values bf16."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of the same shape."""
         return super().forward(values.to(self.weight.dtype))
 
 
@@ -183,11 +184,11 @@ class Layer(nn.Module):
         super().__init__()
         size = shape.hidden_size
         self._norm_before_residual = shape.norm_before_residual
-        self.input_layernorm = _Norm(size, eps=shape.epsilon)
-        self.hidden_norm = _Norm(size, eps=shape.epsilon)
-        self.self_attn = Attention(shape)
-        self.post_attention_layernorm = _Norm(size, eps=shape.epsilon)
-        self.mlp = _Mlp(size, shape.intermediate_size)
+        self.input_layernorm = Norm(size, eps=shape.epsilon)
+        self.hidden_norm = Norm(size, eps=shape.epsilon)
+        self.self_attn = Attention(shape, 2 * size)
+        self.post_attention_layernorm = Norm(size, eps=shape.epsilon)
+        self.mlp = Mlp(size, shape.intermediate_size)
 
     def read(self, embeds: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What attention reads, f32[B, T, 2 D], and what the layer adds to, f32[B, T, D]."""
@@ -203,19 +204,24 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries, keys and values of entries; who sees whom is the caller's."""
+    """Queries, keys and values of entries; who sees whom is the caller's.
 
-    def __init__(self, shape: HeadShape) -> None:
+    Args:
+        shape: of the head.
+        width: values of what it reads.
+    """
+
+    def __init__(self, shape: HeadShape, width: int) -> None:
         super().__init__()
-        width, size = 2 * shape.hidden_size, shape.head_size
+        size = shape.head_size
         self._size = size
         self.q_proj = nn.Linear(width, shape.heads * size, bias=False)
         self.k_proj = nn.Linear(width, shape.key_heads * size, bias=False)
         self.v_proj = nn.Linear(width, shape.key_heads * size, bias=False)
         self.o_proj = nn.Linear(shape.heads * size, shape.hidden_size, bias=False)
         normed = shape.query_key_norm
-        self.q_norm = _Norm(size, eps=shape.epsilon) if normed else nn.Identity()
-        self.k_norm = _Norm(size, eps=shape.epsilon) if normed else nn.Identity()
+        self.q_norm = Norm(size, eps=shape.epsilon) if normed else nn.Identity()
+        self.k_norm = Norm(size, eps=shape.epsilon) if normed else nn.Identity()
 
     def queries(self, read: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """f32[B, heads, T, size of a head], rotated."""
@@ -237,10 +243,13 @@ class Attention(nn.Module):
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
     def _by_head(self, values: torch.Tensor) -> torch.Tensor:
-        return values.view(*values.shape[:-1], -1, self._size).transpose(1, 2)
+        heads = values.shape[-1] // self._size  # not -1, which is nothing's size where T is 0
+        return values.view(*values.shape[:-1], heads, self._size).transpose(1, 2)
 
 
-class _Mlp(nn.Module):
+class Mlp(nn.Module):
+    """A gated one."""
+
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(size, inner, bias=False)
@@ -248,6 +257,7 @@ class _Mlp(nn.Module):
         self.down_proj = nn.Linear(inner, size, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Values of the same shape."""
         made: torch.Tensor = self.down_proj(
             functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden)
         )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any, Literal
 
-from specplug.bundle import Component, Dialect, Head, describe_file
+from specplug.bundle import Block, Component, Dialect, Head, describe_file
 from specplug.engines.ort import OrtEngine
 from specplug.engines.ort_standard import OrtStandardEngine
 from specplug.export import graphs
+from specplug.export.block_graph import build_block_head
+from specplug.export.block_head import BlockHead, BlockShape
+from specplug.export.head import Head as HeadModule
 from specplug.export.head import HeadShape
 from specplug.export.head_graph import build_head
-from specplug.export.head_parity import check_head
+from specplug.export.head_parity import check_block_head, check_head
 from specplug.export.keeping import Keep, KeepMatching, keep_none
 from specplug.export.precision import Precision, apply_precision
 from specplug.export.provenance import write_provenance
@@ -24,11 +28,27 @@ from specplug.types import Engine
 FOLDER, TARGET, VOCABULARY = "draft", "target", "vocabulary.i32"
 
 _WIDE = ("fp32", "fp16", "bf16")
+_IN_STANDARD: dict[Precision, Precision] = {"w8a8": "int8", "gguf": "int4"}
+"""What stands in the standard dialect for precisions of the others."""
+
+
+def head_dialect(source: HeadSource, target: Dialect) -> Dialect:
+    """A head's, by its target's: where tokens see later ones, attention takes a mask."""
+    return "standard" if isinstance(source.head, BlockHead) else target
+
+
+def head_graph(head: HeadModule | BlockHead, dialect: Dialect, table: str) -> Any:
+    """The graph of a head of either kind; see :func:`build_head`."""
+    if isinstance(head, BlockHead):
+        return build_block_head(head, table)
+    return build_head(head, dialect, table)
 
 
 def head_precision(source: HeadSource, target: Precision, dialect: Dialect) -> Precision:
     """A head's, by its target's: a file's own blocks are not the head's, and what is stored in
     8 bits is no better in more of them, only slower."""
+    if head_dialect(source, dialect) != dialect:
+        return _IN_STANDARD.get(target, target)
     if source.eight_bits and dialect == "ort" and target in _WIDE:
         return "w8a8"
     return "int4" if target == "gguf" else target
@@ -37,7 +57,8 @@ def head_precision(source: HeadSource, target: Precision, dialect: Dialect) -> P
 def has_the_targets_table(source: HeadSource, target: Precision, dialect: Dialect) -> bool:
     """Whether a target's embedding, if it is the head's, has the same bytes in both graphs: it is
     rounded alike, or stays in fp32 in the head as in the target."""
-    return target in ("fp32", head_precision(source, target, dialect))
+    alike = head_dialect(source, dialect) == dialect
+    return target == "fp32" or (alike and target == head_precision(source, target, dialect))
 
 
 def keep_outliers(precision: Precision) -> Keep:
@@ -80,15 +101,19 @@ def write_head(
     """
     head, shape = source.head, source.head.shape
     work = stage / "work"
-    graph = build_head(head, dialect)
-    graphs.save(graph, work)
-    engine = open_head_graph(work, graph, head.shape, dialect)
-    parity = check_head(engine, head)
-    engine.close()
-    shutil.rmtree(work)
-    graph = build_head(head, dialect, source.table)
     precision = head_precision(source, target, dialect)
     keep = head_keep(source, target, dialect, keep_fp32)
+    dialect = head_dialect(source, dialect)
+    graph = head_graph(head, dialect, source.table)
+    graphs.save(graph, work)
+    engine = open_head_graph(work, graph, head.shape, dialect)
+    if isinstance(head, BlockHead):
+        parity = check_block_head(engine, head)
+    else:
+        parity = check_head(engine, head)
+    engine.close()
+    shutil.rmtree(work)
+    graph = head_graph(head, dialect, source.table)
     apply_precision(graph, precision, dialect=dialect, keep=keep, same_at_any_width=False)
     layout = graphs.cache_layout(graph)
     if share_table(graph, stage / TARGET, source.table):
@@ -96,6 +121,11 @@ def write_head(
     else:
         graphs.save(graph, stage / FOLDER)
         files = [f"{FOLDER}/{name}" for name in (graphs.GRAPH, graphs.DATA)]
+    kind: Literal["eagle3", "dflash"] = "eagle3"
+    block = None
+    if isinstance(shape, BlockShape):
+        kind, size = "dflash", shape.block
+        block = Block(size=size, mask_token=shape.mask_token, first_guess=shape.first_guess)
     vocabulary = None
     if source.vocabulary is not None:
         vocabulary = f"{files[0].partition('/')[0]}/{VOCABULARY}"
@@ -103,7 +133,7 @@ def write_head(
         files.append(vocabulary)
     return Component(
         dialect=dialect,
-        architecture="eagle3",
+        architecture=kind,
         precision=precision,
         keep_fp32=keep_fp32 if precision != "fp32" else None,
         parameters=source.parameters(),
@@ -113,11 +143,12 @@ def write_head(
         max_length=shape.max_length,
         min_width=1,
         head=Head(
-            kind="eagle3",
+            kind=kind,
             features=shape.features,
             hidden_size=shape.hidden_size,
             input_vocab_size=shape.input_vocab_size,
             vocabulary=vocabulary,
+            block=block,
         ),
         cache=layout,
         parity=parity,

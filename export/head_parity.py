@@ -6,6 +6,8 @@ import numpy as np
 import torch
 
 from specplug.bundle import Parity
+from specplug.engines.head_states import STATES
+from specplug.export.block_head import BlockHead
 from specplug.export.head import Cache, Head
 from specplug.export.measuring import PARITY_TOLERANCE
 from specplug.types import HIDDEN_STATES, Engine, Float32Array, Int64Array, ParityError, Step
@@ -36,12 +38,68 @@ def check_head(engine: Engine, head: Head) -> Parity:
         pair.read(tokens[half:_CONTEXT], features[half:_CONTEXT], half),
         *(pair.step(tokens[at], at) for at in range(_CONTEXT, len(tokens))),
     )
-    parity = Parity(prefill=prefill, verification=verification, rollback=rollback)
+    return _checked(
+        Parity(prefill=prefill, verification=verification, rollback=rollback), pair.scale
+    )
+
+
+def check_block_head(engine: Engine, head: BlockHead) -> Parity:
+    """Compare a block head's fp32 graph with its module: a block after context, after more of it
+    some tokens at a time, and after context that takes the place of other.
+
+    Args:
+        engine: over the graph.
+        head: the module.
+
+    Raises:
+        ParityError: as of :func:`check_head`.
+    """
+    random = np.random.default_rng(0)
+    shape, end, half = head.shape, _CONTEXT + _STEPS, _CONTEXT // 2
+    features = random.normal(size=(end, shape.features)).astype(np.float32)
+    block = np.full(shape.block, shape.mask_token)
+    past: list[Cache] | None = None
+    scale = 0.0
+
+    def guessed(states: Float32Array, begin: int) -> float:
+        """The largest difference after states from an entry on, the first tokens drawn."""
+        nonlocal past, scale
+        block[0] = random.integers(0, shape.input_vocab_size)
+        tokens = np.concatenate([np.zeros(len(states), dtype=np.int64), block])
+        step = Step(
+            tokens=tokens[None],
+            past=np.array([begin]),
+            scores_from=len(states),
+            states={STATES[0]: states[None]},
+            block=shape.block,
+        )
+        found = engine.forward(step).logits()
+        before = past and [(keys[:, :, :begin], values[:, :, :begin]) for keys, values in past]
+        with torch.no_grad():
+            logits, past = head(
+                torch.from_numpy(states)[None],
+                torch.from_numpy(block)[None],
+                torch.arange(begin, begin + len(tokens))[None],
+                past=before,
+            )
+        scale = max(scale, float(logits.abs().max()))
+        return float(np.abs(found - logits.numpy()).max())
+
+    def grown() -> float:
+        return max(guessed(features[at : at + 2], at) for at in range(_CONTEXT, end, 2))
+
+    prefill, verification = guessed(features[:_CONTEXT], 0), grown()
+    guessed(features[:half], half)
+    rollback = max(guessed(features[half:_CONTEXT], half), grown())
+    return _checked(Parity(prefill=prefill, verification=verification, rollback=rollback), scale)
+
+
+def _checked(parity: Parity, scale: float) -> Parity:
     for name, found in parity.model_dump().items():
-        if not found <= PARITY_TOLERANCE * pair.scale:  # also when it is NaN
+        if not found <= PARITY_TOLERANCE * scale:  # also when it is NaN
             raise ParityError(
                 f"the head's graph differs from its module by {found:.3g} in {name} (largest "
-                f"logit {pair.scale:.3g}): this head cannot be exported correctly yet"
+                f"logit {scale:.3g}): this head cannot be exported correctly yet"
             )
     return parity
 

@@ -26,10 +26,11 @@ from specplug.export.head_component import (
     TARGET,
     VOCABULARY,
     has_the_targets_table,
+    head_dialect,
+    head_graph,
     head_keep,
     head_precision,
 )
-from specplug.export.head_graph import build_head
 from specplug.export.keeping import Keep, KeepMatching, keep_none
 from specplug.export.pairing import TOKENIZER
 from specplug.export.passes.editing import linear_layers
@@ -193,7 +194,8 @@ def _plan_head(
 ) -> dict[str, int]:
     """A head's files with their sizes."""
     target = part.components["target"]
-    graph = build_head(source.head, request.dialect, source.table).graph
+    dialect = head_dialect(source, request.dialect)
+    graph = head_graph(source.head, dialect, source.table).graph
     precision = head_precision(source, target, request.dialect)
     keep = head_keep(source, target, request.dialect, request.keep_fp32)
     folder, names = FOLDER, (graphs.GRAPH, graphs.DATA)
@@ -203,7 +205,7 @@ def _plan_head(
         for name, value in graph.initializers.items():
             if name == source.table or _is_in(target_graph, value):
                 value.const_value = ir.tensor(value.const_value.numpy()[:1])  # next to nothing
-    sizes = _GRAPH_BYTES_A_LAYER, _weight_bytes(graph, precision, request.dialect, keep, None)
+    sizes = _GRAPH_BYTES_A_LAYER, _weight_bytes(graph, precision, dialect, keep, None)
     files = {f"{folder}/{name}": size for name, size in zip(names, sizes, strict=True)}
     if source.vocabulary is not None:
         files[f"{folder}/{VOCABULARY}"] = source.vocabulary.nbytes

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from specplug.bundle import file_sha256
@@ -150,7 +151,7 @@ def _read_folder(folder: Path, stored: Mapping[str, LazyTensor]) -> Source:
         generation = folder / "generation_config.json"
         settings = json.loads(generation.read_bytes()) if generation.is_file() else {}
         eos = settings.get("eos_token_id", config.eos_token_id)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise ExportError(f"transformers cannot load {folder}: {error}") from error
     return Source(
         path=folder,

@@ -1,5 +1,7 @@
 """Draft heads that the ``speculators`` library trained: a folder with config.json and safetensors.
 
+Two kinds: ``eagle3`` guesses a token at a call, ``dflash`` a block of them.
+
 Read without the library: the format is names and tensors.
 """
 
@@ -16,10 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from specplug.bundle import HiddenOutput, file_sha256
 from specplug.export.attention import max_entries, read_attention
+from specplug.export.block_head import BlockHead, BlockShape
 from specplug.export.eight_bits import from_eight_bits
 from specplug.export.head import Head, HeadShape
 from specplug.export.lazy import LazyTensor
@@ -27,11 +31,17 @@ from specplug.export.source import Source
 from specplug.types import ExportError, Int32Array
 
 _CONFIG = "config.json"
-_LAYERS = ("llama", "qwen3")
-"""Kinds of decoder layers that the library builds heads of."""
+_KINDS = {"eagle3": ("llama", "qwen3"), "dflash": ("qwen3",)}
+"""Kinds of heads, and of decoder layers that the library builds them of."""
+_WHY_NOT = {
+    "mtp": ". MTP heads are built for targets with recurrent layers or sparse attention, whose "
+    "caches cannot be rolled back by length"
+}
 EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
 """What targets call theirs."""
-_EMBEDDING = "embed_tokens.weight"
+_EMBEDDING, _LM_HEAD = "embed_tokens.weight", "lm_head.weight"
+_UNREADABLE = (OSError, SafetensorError, StrictDataclassError, KeyError, TypeError, ValueError)
+_LARGEST_BLOCK = 64  # tokens
 _NOT_OURS = ("t2d", "d2t", "verifier_norm.weight", "verifier_lm_head.weight")
 
 
@@ -40,7 +50,7 @@ class HeadSource:
     """A head, read."""
 
     path: Path
-    head: Head
+    head: Head | BlockHead
     vocabulary: Int32Array | None
     """Of each token that it guesses the target's id, i32[vocab_size]; None: they are the target's.
     """
@@ -95,7 +105,7 @@ def open_head(path: Path, target: Source) -> HeadSource:
     table = _table(target)
     return HeadSource(
         path,
-        _module(path, shape, stored, target.weights.get(table)),
+        _module(path, shape, stored, target),
         _vocabulary(path, stored, shape),
         (path / _CONFIG, *shards),
         table,
@@ -103,13 +113,14 @@ def open_head(path: Path, target: Source) -> HeadSource:
     )
 
 
-def reopen_head(path: Path, hidden: HiddenOutput, target: Callable[[], Source]) -> Head:
+def reopen_head(path: Path, hidden: HiddenOutput, target: Callable[[], Source]) -> Head | BlockHead:
     """The module of a head that was exported before, for engines that run it as it is.
 
     Args:
         path: the head's folder.
         hidden: what its target gives it.
-        target: opens that target, whose embedding is the head's where that has none of its own.
+        target: opens that target, whose embedding and LM head are the head's where that has none
+            of its own.
 
     Raises:
         ExportError: it cannot be read, or its weights do not fit its configuration.
@@ -118,18 +129,15 @@ def reopen_head(path: Path, hidden: HiddenOutput, target: Callable[[], Source]) 
         config = json.loads((path / _CONFIG).read_bytes())
         shape = _shape(config, tuple(hidden.layers), hidden.size // len(hidden.layers))
         _, stored, _ = _stored(path)
-    embedding = None
-    if _EMBEDDING not in stored:
-        source = target()
-        embedding = source.weights.get(_table(source))
-    return _module(path, shape, stored, embedding)
+    complete = stored.keys() >= {_EMBEDDING, _LM_HEAD}
+    return _module(path, shape, stored, None if complete else target())
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ExportError(f"the head {path} cannot be read: {error!r}") from error
 
 
@@ -162,23 +170,24 @@ def _table(target: Source) -> str:
 
 def _check_kind(path: Path, config: dict[str, Any]) -> None:
     kind = _kind(config)
-    if kind != "eagle3":
+    if kind not in _KINDS:
         raise ExportError(
-            f"{path.name} is a head of kind {kind!r}: only eagle3 is supported, in the format of "
-            "the speculators library (which converts heads in EAGLE's own)"
+            f"{path.name} is a head of kind {kind!r}: {' and '.join(_KINDS)} are supported, in the "
+            "format of the speculators library (which converts heads in others)"
+            + _WHY_NOT.get(kind or "", "")
         )
     layer = config["transformer_layer_config"]
     wrong = {
-        "layers of kind": (layer["model_type"], _LAYERS),
-        "num_hidden_layers": (layer.get("num_hidden_layers", 1), (1,)),
+        "layers of kind": (layer["model_type"], _KINDS[kind]),
         "hidden_act": (layer.get("hidden_act", "silu"), ("silu",)),
         "attention_bias": (layer.get("attention_bias", False), (False,)),
         "mlp_bias": (layer.get("mlp_bias", False), (False,)),
-        "layer_types": (
-            tuple(layer.get("layer_types") or ("full_attention",)),
-            (("full_attention",),),
-        ),
     }
+    for each in layer.get("layer_types") or ():
+        if each != "full_attention":
+            wrong["layers of type"] = each, ("full_attention",)
+    if kind == "eagle3":
+        wrong["num_hidden_layers"] = layer.get("num_hidden_layers", 1), (1,)
     for name, (found, allowed) in wrong.items():
         if found not in allowed:
             raise ExportError(
@@ -224,7 +233,7 @@ def _is_called(target: Source, name: str) -> bool:
     )
 
 
-def read_shape(config: dict[str, Any], target: Any) -> HeadShape:
+def read_shape(config: dict[str, Any], target: Any) -> HeadShape | BlockShape:
     """What a head is, by its configuration and that of its target, a transformers one.
 
     Raises:
@@ -236,7 +245,8 @@ def read_shape(config: dict[str, Any], target: Any) -> HeadShape:
 def _layers(config: dict[str, Any], target: Any) -> tuple[int, ...]:
     """The target's layers whose inputs the head reads."""
     count = int(target.num_hidden_layers)
-    layers = config.get("eagle_aux_hidden_state_layer_ids") or [2, count // 2, count - 3]
+    given = config.get("aux_hidden_state_layer_ids", config.get("eagle_aux_hidden_state_layer_ids"))
+    layers = given or [2, count // 2, count - 3]
     if not all(isinstance(each, int) and 0 <= each < count for each in layers):
         raise ExportError(
             f"the head reads what the target's layers {layers} read, and the target has {count}: "
@@ -245,31 +255,55 @@ def _layers(config: dict[str, Any], target: Any) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def _shape(config: dict[str, Any], layers: tuple[int, ...], target_size: int) -> HeadShape:
+def _shape(
+    config: dict[str, Any], layers: tuple[int, ...], target_size: int
+) -> HeadShape | BlockShape:
     layer = transformers.AutoConfig.for_model(**config["transformer_layer_config"])
     attention = read_attention(layer)[0]
     head_size = int(layer.head_dim)
     if attention.rotary is None or 2 * attention.rotary.cos.shape[1] != head_size:
         raise ExportError("the head rotates some values of its heads only: this is not supported")
+    shared: dict[str, Any] = {
+        "input_vocab_size": int(layer.vocab_size),
+        "vocab_size": int(config["draft_vocab_size"]),
+        "layers": layers,
+        "target_size": target_size,
+        "hidden_size": int(layer.hidden_size),
+        "intermediate_size": int(layer.intermediate_size),
+        "heads": int(layer.num_attention_heads),
+        "key_heads": int(layer.num_key_value_heads),
+        "head_size": head_size,
+        "epsilon": float(layer.rms_norm_eps),
+        "rotary": attention.rotary,
+        "max_length": max_entries(layer),
+        "query_key_norm": layer.model_type == "qwen3",
+    }
+    if _kind(config) == "dflash":
+        return BlockShape(**shared, **_block(config, int(layer.num_hidden_layers)))
     return HeadShape(
-        input_vocab_size=int(layer.vocab_size),
-        vocab_size=int(config["draft_vocab_size"]),
-        layers=layers,
-        target_size=target_size,
-        hidden_size=int(layer.hidden_size),
-        intermediate_size=int(layer.intermediate_size),
-        heads=int(layer.num_attention_heads),
-        key_heads=int(layer.num_key_value_heads),
-        head_size=head_size,
-        epsilon=float(layer.rms_norm_eps),
-        rotary=attention.rotary,
-        max_length=max_entries(layer),
-        query_key_norm=layer.model_type == "qwen3",
+        **shared,
         norm_before_residual=bool(config.get("norm_before_residual", False)),
         norm_before_fc=bool(config.get("norm_before_fc", False)),
         fc_norm=bool(config.get("fc_norm", False)),
         norm_output=bool(config.get("norm_output", False)),
     )
+
+
+def _block(config: dict[str, Any], depth: int) -> dict[str, Any]:
+    size, mask = config["block_size"], config.get("mask_token_id")
+    vocab = int(config["transformer_layer_config"]["vocab_size"])
+    if not isinstance(mask, int) or not 0 <= mask < vocab:
+        raise ExportError(
+            f"the head's mask_token_id is {mask}: it has to be one of the target's {vocab} tokens"
+        )
+    if not 2 <= size <= _LARGEST_BLOCK:
+        raise ExportError(f"the head's block_size is {size}: 2 to {_LARGEST_BLOCK} can be given")
+    return {
+        "depth": depth,
+        "block": int(size),
+        "mask_token": mask,
+        "first_guess": 0 if config.get("sample_from_anchor") else 1,
+    }
 
 
 def _tensors(shard: Path) -> dict[str, torch.Tensor]:
@@ -305,12 +339,20 @@ def _module(
     path: Path,
     shape: HeadShape,
     stored: dict[str, torch.Tensor],
-    embedding: torch.Tensor | None,
-) -> Head:
+    target: Source | None,
+) -> Head | BlockHead:
     weights = {name: w.float() for name, w in stored.items() if name not in _NOT_OURS}
-    if _EMBEDDING not in weights and embedding is not None:
-        weights[_EMBEDDING] = _values(embedding)
-    head = Head(shape)
+    table = _table(target) if target else ""
+    if target and _EMBEDDING not in weights and table in target.weights:
+        weights[_EMBEDDING] = _values(target.weights[table])
+    head: Head | BlockHead
+    if isinstance(shape, BlockShape):
+        head = BlockHead(shape)
+        if target and _LM_HEAD not in weights and shape.vocab_size == shape.input_vocab_size:
+            own = target.weights.get(_LM_HEAD, target.weights.get(table))
+            weights |= {} if own is None else {_LM_HEAD: _values(own)}
+    else:
+        head = Head(shape)
     expected = {name: tuple(weight.shape) for name, weight in head.state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in sorted(expected.keys() | found.keys()):

@@ -129,19 +129,43 @@ class HiddenOutput(_Part):
     """Values a token, of all of these."""
 
 
+class Block(_Part):
+    """How a head guesses several tokens at a call."""
+
+    size: Annotated[int, Field(ge=2, le=64)]
+    """Tokens that it reads after the context: the last known one, then masks."""
+    mask_token: Annotated[int, Field(ge=0)]
+    first_guess: Annotated[int, Field(ge=0, le=1)] = 1
+    """The first of them whose scores are a guess, of the first token that is not known: 1, since
+    each guesses its own place, or 0, where each guesses the place after it."""
+
+
 class Head(_Part):
     """Of a draft that reads the target's hidden states."""
 
-    kind: Literal["eagle3"]
+    kind: Literal["eagle3", "dflash"]
     features: Count
     """Values a token that it reads of the target's hidden states."""
     hidden_size: Count
-    """Values a token of its own, which it gives and reads again."""
+    """Values a token of its own; a head without a block gives and reads them again."""
     input_vocab_size: Count
     """Tokens that it reads; it guesses ``vocab_size``."""
     vocabulary: str | None = None
     """A file of the target's id of each token that it guesses, i32[vocab_size], little-endian;
     None: they are the same."""
+    block: Block | None = None
+    """Of a head that guesses several tokens at a call; None: one."""
+
+    @model_validator(mode="after")
+    def _blocks_are_of_a_kind(self) -> Self:
+        if (self.kind == "dflash") != (self.block is not None):
+            raise ValueError(f"a head of kind {self.kind} with block {self.block}")
+        if self.block and self.block.mask_token >= self.input_vocab_size:
+            raise ValueError(
+                f"mask token {self.block.mask_token} is outside the vocabulary of "
+                f"{self.input_vocab_size}"
+            )
+        return self
 
 
 class TokenizerPart(_Part):

@@ -9,6 +9,7 @@ from typing import Any
 from specplug.bundle import Bundle, Component
 from specplug.drafters import (
     OF_A_BUNDLE,
+    BlockSource,
     HeadSource,
     HistorySource,
     ModelDrafter,
@@ -211,6 +212,9 @@ def open_draft(bundle: Bundle, options: EngineOptions) -> TreeDrafter:
         )
     # What a head guesses changes no text, so its calls need no padding.
     engine = engines.load(bundle.path, draft, replace(options, allow_narrow=True))
+    if draft.head.block is not None:
+        block = BlockSource(engine, draft.head.block, bundle.head_vocabulary())
+        return TreeDrafter("head", [block])
     return TreeDrafter("head", [HeadSource(engine, bundle.head_vocabulary())])
 
 

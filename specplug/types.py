@@ -77,6 +77,8 @@ class EngineSpec:
     """Whether ``Step.parents`` is understood."""
     exact_trees: bool = False
     """Whether a token's scores in a tree are those in a chain, but for the order of sums."""
+    supports_block: bool = False
+    """Whether ``Step.block`` is understood."""
     shares_cache: bool = False
     """Whether its cache is another engine's, which has written the context there already."""
     hidden: tuple[str, ...] = ()
@@ -107,9 +109,11 @@ class Step:
     """Scores are wanted for the tokens ``scores_from .. T - 1`` only."""
     parents: Int32Array | None = None  # [T], -1 for the root's parent; None: a chain
     lengths: Int32Array | None = None  # [B] tokens of each row that count; None: all T
+    block: int = 0
+    """The last tokens of every row that see one another, in both directions."""
     states: Mapping[str, Float32Array] = field(default_factory=dict)
     """What a draft head reads beside the tokens, by the name of its input, f32[B, n, D]: together
-    they have T rows, those of an earlier input belonging to the earlier tokens."""
+    they have T - block rows, those of an earlier input belonging to the earlier tokens."""
 
 
 class Scores(Protocol):

@@ -343,15 +343,15 @@ def test_vocabularies_are_checked(head_bundles: dict[str, Path], tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"speculators_model_type": "dflash"}, "of kind 'dflash': only eagle3"),
-        ({"speculators_model_type": "mtp"}, "of kind 'mtp': only eagle3"),
+        ({"speculators_model_type": "peagle"}, "of kind 'peagle': eagle3 and dflash are"),
+        ({"speculators_model_type": "mtp"}, "of kind 'mtp': eagle3 .* cannot be rolled back"),
         (
             {"speculators_model_type": None, "architectures": ["LlamaForCausalLMEagle3"]},
-            "of kind 'LlamaForCausalLMEagle3': only eagle3 .* converts heads in EAGLE's own",
+            "of kind 'LlamaForCausalLMEagle3': .* library .which converts heads in others",
         ),
         (
             {"speculators_model_type": None, "architectures": ["DFlashDraftModel"]},
-            "of kind 'DFlashDraftModel': only eagle3",
+            "of kind 'DFlashDraftModel': .* library .which converts heads in others",
         ),
         ({"transformer_layer_config__num_hidden_layers": 2}, "num_hidden_layers 2: only 1"),
         ({"transformer_layer_config__attention_bias": True}, "attention_bias True"),

@@ -191,11 +191,12 @@ def test_drafts_that_are_not_there(native_build: None, tiny_bundles: dict[str, P
             native.ask("generate", prompt=[1], drafter="draft")
 
 
-def test_a_learned_head_is_left_alone(native_build: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama", "dflash"])
+def test_a_learned_head_is_left_alone(name: str, native_build: None, tmp_path: Path) -> None:
     """Its bundle opens without its draft; the text is Python's with it."""
     target = write_checkpoint(tmp_path / "tiny-target", num_hidden_layers=LAYERS)
     bundle = tmp_path / "headed.bundle"
-    export_bundle(target, bundle, precision="fp32", draft=WRITTEN / "llama")
+    export_bundle(target, bundle, precision="fp32", draft=WRITTEN / name)
     with Native() as native, pytest.raises(NativeError, match="is a learned head") as raised:
         native.ask("open", path=str(bundle), load_draft=True)
     assert raised.value.status == support.UNSUPPORTED

@@ -110,7 +110,9 @@ def _layers(component: Component) -> str:
         return f", gives what its layers {', '.join(map(str, component.hidden.layers))} read"
     if component.head is not None:
         known = f"{component.vocab_size} of {component.head.input_vocab_size}"
-        return f", a head that guesses {known} tokens"
+        block = component.head.block
+        at_once = f", {block.size - block.first_guess} at a call" if block else ""
+        return f", a head that guesses {known} tokens{at_once}"
     if component.layers is None:
         return ""
     layers = f"{len(component.layers)} of the target's layers ({ranges(component.layers)})"

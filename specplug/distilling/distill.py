@@ -150,9 +150,7 @@ def distill(
     if save_to is not None:
         save_answers(records, prompts, tokenizer, save_to)
     told.stage("choosing the draft vocabulary")
-    head, vocabulary = _head(
-        shape, opened, start, records, tokenizer.stop_token_ids, options
-    )
+    head, vocabulary = _head(shape, opened, start, records, tokenizer.stop_token_ids, options)
     told.stage("training the head")
     training = work / _TRAINING
     if options.threads:
@@ -186,6 +184,7 @@ def _head(
     """What training begins with."""
     texts, count = records.without_states(), shape.input_vocab_size
     if start and options.vocabulary is None:
+        assert isinstance(start.head, Head)  # by open_start
         ids = np.arange(count, dtype=np.int32) if start.vocabulary is None else start.vocabulary
         return start.head, describe_vocabulary(texts, ids, count)
     vocabulary = choose_vocabulary(texts, shape.vocab_size, count, ends)
@@ -195,8 +194,20 @@ def _head(
 
 
 def open_start(source: Source, options: DistillOptions) -> HeadSource | None:
-    """The head that a target's begins as, if it is one."""
-    return open_head(options.start_from, source) if options.start_from else None
+    """The head that a target's begins as, if it is one.
+
+    Raises:
+        SpecplugError: it guesses blocks, which training here does not teach.
+    """
+    if options.start_from is None:
+        return None
+    start = open_head(options.start_from, source)
+    if not isinstance(start.head, Head):
+        raise SpecplugError(
+            f"{start.path} guesses {start.head.shape.block} tokens at a call: only heads of kind "
+            "eagle3 can be trained further"
+        )
+    return start
 
 
 def shape_for(source: Source, start: HeadSource | None, options: DistillOptions) -> HeadShape:

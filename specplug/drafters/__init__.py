@@ -6,6 +6,7 @@ that guess the next token at any place of a draft; :class:`TreeDrafter` merges t
 
 from __future__ import annotations
 
+from specplug.drafters.block import BlockSource
 from specplug.drafters.head import HeadSource
 from specplug.drafters.model import ModelDrafter, ModelSource
 from specplug.drafters.ngram import NgramDrafter, NgramSource
@@ -37,6 +38,7 @@ OF_A_BUNDLE = ("draft", "self", "head", "universal")
 __all__ = [
     "DRAFTERS",
     "OF_A_BUNDLE",
+    "BlockSource",
     "Guess",
     "HeadSource",
     "HistorySource",

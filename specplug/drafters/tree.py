@@ -51,7 +51,7 @@ class TreeDrafter(Drafter):
         self.name = name
         self.sources = sources
         self._chances = [Chances(source.prior) for source in sources]
-        self._asked: dict[int, list[tuple[int, Sequence[Guess]]]] = {}
+        self._asked: dict[int, list[tuple[int, bool, Sequence[Guess]]]] = {}
         self._drafted: list[tuple[int, float]] = []
         self.counts: dict[str, SourceCount] = {}
         """By source, of the running or latest generation."""
@@ -74,11 +74,11 @@ class TreeDrafter(Drafter):
     def commit(self, outcome: Outcome) -> None:
         """Learn from every guess at a node that was reached, drafted or not."""
         for node, token in zip((_ROOT, *outcome.verdict.path), outcome.tokens, strict=False):
-            for which, guesses in self._asked.get(node, ()):
+            for which, costly, guesses in self._asked.get(node, ()):
                 chances = self._chances[which]
                 for guess in guesses:
                     chances.learn(guess.kind, guess.token == token)
-                if self.sources[which].seconds:
+                if costly:
                     chances.learn(ANY, guesses[0].token == token)
         for node, (which, reach) in enumerate(self._drafted[: len(outcome.proposal)]):
             count = self.counts.setdefault(self.sources[which].name, SourceCount())
@@ -125,8 +125,8 @@ class _Growing:
     ) -> None:
         self._sources, self._chances, self._budget = sources, chances, budget
         self._places = {_ROOT: places}
-        self.asked: dict[int, list[tuple[int, Sequence[Guess]]]] = {}
-        """What the sources guessed, by node and number of the source."""
+        self.asked: dict[int, list[tuple[int, bool, Sequence[Guess]]]] = {}
+        """By node: the number of each source, whether it was costly to ask, what it guessed."""
         self.drafted: list[tuple[int, float]] = []
         """The number of the source and the reach of each node."""
         # -reach, age, parent, number of the source, guess
@@ -169,14 +169,15 @@ class _Growing:
         ):
             if place is None:
                 continue
-            if source.seconds and not self._budget.pays(
-                drafted, reach * (self._chances[which][ANY] - surest), source.seconds
+            cost = source.seconds
+            if cost and not self._budget.pays(
+                drafted, reach * (self._chances[which][ANY] - surest), cost
             ):
                 continue
             guesses = source.guesses(place)
             if not guesses:
                 continue
-            asked.append((which, guesses))
+            asked.append((which, cost > 0, guesses))
             chances = self._chances[which]
             for guess in guesses:
                 chance = chances[guess.kind]

@@ -100,11 +100,18 @@ void check_hidden(Fields hidden) {
 }
 
 void check_head(Fields head) {
-  head.one_of("kind", {"eagle3"});
+  head.one_of("kind", {"eagle3", "dflash"});
   for (const auto* name : {"features", "hidden_size", "input_vocab_size"}) {
     head.integer(name, 1, kMostCount);
   }
   if (head.find("vocabulary")) head.text("vocabulary");
+  if (head.find("block")) {
+    auto block = head.object("block");
+    block.integer("size", 2, 64);
+    block.integer("mask_token", 0, kMostCount);
+    block.integer("first_guess", 0, 1);
+    block.done();
+  }
   head.done();
 }
 
