@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,12 @@ def test_others_are_refused_by_name(family: str, config: dict, reason: str, tmp_
     source = write_checkpoint(tmp_path / "source", model_type=family, **sizes | config)
     with pytest.raises(ExportError, match=reason):
         open_source(source)
+
+
+def test_a_configuration_that_contradicts_itself(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", model_type="qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"layer_types": ["full_attention"] * 9}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ExportError, match=r"cannot load .*tiny: .*layer_types"):
+        open_source(folder)

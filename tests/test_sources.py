@@ -316,12 +316,3 @@ def test_chances_are_learnt_by_kind() -> None:
         drafter.propose(context(0), budget)
         drafter.commit(outcome(Proposal(), 0, [1]))
     assert len(drafter.propose(context(0), budget)) == 1
-
-
-def test_a_configuration_that_contradicts_itself(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "tiny", model_type="qwen3")
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"layer_types": ["full_attention"] * 9}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ExportError, match=r"cannot load .*tiny: .*layer_types"):
-        open_source(folder)
