@@ -114,7 +114,7 @@ def export(
         typer.Option(
             metavar="SOURCE2",
             help="A smaller model, best with the same tokenizer, or a head: a folder in the format "
-            "of the speculators library (EAGLE-3).",
+            "of the speculators library (EAGLE-3, DFlash).",
         ),
     ] = None,
     self_draft: Annotated[

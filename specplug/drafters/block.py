@@ -71,7 +71,8 @@ class BlockSource(StatesSource):
     def _guess(self) -> Float32Array:
         """Logits of the tokens after the context, f32[guesses, V]."""
         block = [self._context[-1], *[self._block.mask_token] * (self._block.size - 1)]
-        with self._timed(len(self._context) - 1 - self._read):
+        new = len(self._context) - 1 - self._read
+        with self._timed(max(new - self._block.size, 0)):  # as much as a round makes is its own cost
             *pieces, (begin, states) = self._unread(PREFILL_WIDTH)
             for earlier, some in pieces:
                 self._call(_UNREAD * len(some), earlier - self._first, states=_given(some))
