@@ -104,7 +104,7 @@ def main() -> None:
             groups = by_group(runs, arguments.drafter)
             mean = geometric_mean(groups, "over_plain")
             decoding = geometric_mean(groups, "decoding_over_plain")
-            precision = bundle.manifest.target.precision
+            precision, draft = bundle.manifest.target.precision, bundle.manifest.draft
             print(f"{precision}, {name}: {mean:.2f} over plain ({decoding:.2f} decoding)")
             for group, figures in groups.items():
                 print(
@@ -118,6 +118,7 @@ def main() -> None:
             found.append(
                 {
                     "precision": precision,
+                    "draft": draft.architecture if draft else None,
                     "workload": name,
                     "machine": machine(),
                     "geometric_mean_over_plain": mean,

@@ -62,7 +62,7 @@ def test_drafts_are_accepted_where_it_was_measured(
 ) -> None:
     """A head that learnt a target's texts, measured on them, and drafting in the decoder."""
     # Or second guesses would at times be drafted instead, by how first ones fared.
-    monkeypatch.setattr("specplug.drafters.head._MOST_GUESSES", 1)
+    monkeypatch.setattr("specplug.drafters.states._MOST_GUESSES", 1)
     bundle, _ = learned
     opened = open_head(bundle.parent / "head", head_source)
     records, model = learned_texts[0][:6], head_source.reference()
