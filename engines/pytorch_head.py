@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,18 @@ def open_head_module(head: Head | BlockHead, *, max_batch: int = 1) -> HeadEngin
     return PyTorchHeadEngine(head, max_batch=max_batch)
 
 
+class _Call(NamedTuple):
+    """A step, on the device."""
+
+    scores_from: int
+    tokens: torch.Tensor
+    states: list[torch.Tensor]
+    positions: torch.Tensor
+    mask: torch.Tensor | None
+    past: list[Cache | None]
+    """By layer."""
+
+
 class HeadEngine(ABC):
     """A head, whose calls may be of any width: what it guesses changes no text.
 
@@ -101,9 +113,8 @@ class HeadEngine(ABC):
             tokens = torch.tensor(step.tokens, device=self._device)
             past = [self._slots.before(layer, rows, longest) for layer in range(self._layers)]
             mask = self._mask(step, longest)
-            scores, held = self._run(
-                self._head, step.scores_from, tokens, states, slots, mask, past
-            )
+            call = _Call(step.scores_from, tokens, states, slots, mask, past)
+            scores, held = self._run(self._head, call)
             self._slots.make_room(longest + width)
             self._slots.first_row, self._slots.slots = step.first_row, slots
             for layer, (keys, values) in enumerate(held):
@@ -114,16 +125,7 @@ class HeadEngine(ABC):
     """Of the cache."""
 
     @abstractmethod
-    def _run(
-        self,
-        head: Any,
-        scores_from: int,
-        tokens: torch.Tensor,
-        states: list[torch.Tensor],
-        positions: torch.Tensor,
-        mask: torch.Tensor | None,
-        past: list[Cache | None],
-    ) -> tuple[TorchScores, list[Cache]]:
+    def _run(self, head: Any, call: _Call) -> tuple[TorchScores, list[Cache]]:
         """Scores, and by layer all entries."""
 
     def _mask(self, step: Step, longest: int) -> torch.Tensor | None:
@@ -162,20 +164,13 @@ class PyTorchHeadEngine(HeadEngine):
         self._sizes[STATES[1]] = head.shape.hidden_size
         self.spec = replace(self.spec, hidden=(HIDDEN_STATES,))
 
-    def _run(
-        self,
-        head: Any,
-        scores_from: int,
-        tokens: torch.Tensor,
-        states: list[torch.Tensor],
-        positions: torch.Tensor,
-        mask: torch.Tensor | None,
-        past: list[Cache | None],
-    ) -> tuple[TorchScores, list[Cache]]:
-        features, hidden = states
+    def _run(self, head: Any, call: _Call) -> tuple[TorchScores, list[Cache]]:
+        features, hidden = call.states
         if features.shape[1]:
             hidden = torch.cat([head.fuse(features), hidden], dim=1)
-        logits, own, held = head(tokens, hidden, positions, mask, past[0], scores_from)
+        logits, own, held = head(
+            call.tokens, hidden, call.positions, call.mask, call.past[0], call.scores_from
+        )
         return TorchScores(logits, own), [held]
 
 
@@ -187,24 +182,15 @@ class PyTorchBlockHeadEngine(HeadEngine):
         self._layers = head.shape.depth
         self.spec = replace(self.spec, supports_block=True)
 
-    def _run(
-        self,
-        head: Any,
-        scores_from: int,
-        tokens: torch.Tensor,
-        states: list[torch.Tensor],
-        positions: torch.Tensor,
-        mask: torch.Tensor | None,
-        past: list[Cache | None],
-    ) -> tuple[TorchScores, list[Cache]]:
-        (features,) = states
+    def _run(self, head: Any, call: _Call) -> tuple[TorchScores, list[Cache]]:
+        (features,), tokens, mask = call.states, call.tokens, call.mask
         first = features.shape[1]
         if mask is not None:  # a block sees all of itself
             mask = mask[:, :, first:].clone()
             mask[..., mask.shape[-1] - tokens.shape[1] :] = 0
-        logits, held = head(features, tokens[:, first:], positions, mask, past)
+        logits, held = head(features, tokens[:, first:], call.positions, mask, call.past)
         unasked = logits.new_zeros(logits.shape[0], first, logits.shape[2])
-        return TorchScores(torch.cat([unasked, logits], dim=1)[:, scores_from:]), held
+        return TorchScores(torch.cat([unasked, logits], dim=1)[:, call.scores_from :]), held
 
 
 @contextmanager

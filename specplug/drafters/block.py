@@ -72,7 +72,7 @@ class BlockSource(StatesSource):
         """Logits of the tokens after the context, f32[guesses, V]."""
         block = [self._context[-1], *[self._block.mask_token] * (self._block.size - 1)]
         new = len(self._context) - 1 - self._read
-        with self._timed(max(new - self._block.size, 0)):  # a round's own text is no reading
+        with self._timing(max(new - self._block.size, 0)):  # a round's own text is no reading
             *pieces, (begin, states) = self._unread(PREFILL_WIDTH)
             for earlier, some in pieces:
                 self._call(_UNREAD * len(some), earlier - self._first, states=_given(some))

@@ -52,7 +52,7 @@ class HeadSource(StatesSource):
 
     def _read_context(self) -> None:
         """Make the entries of what became text since the last time."""
-        with self._timed(len(self._context) - 1 - self._read):
+        with self._timing(len(self._context) - 1 - self._read):
             for begin, states in self._unread(PREFILL_WIDTH):
                 tokens = self._context[begin + 1 : begin + 1 + len(states)]
                 given = {"features": states[None]}
@@ -65,7 +65,7 @@ class HeadSource(StatesSource):
             if self._drafted[kept] != place[kept]:
                 break
             kept += 1
-        with self._timed(len(place) - kept):
+        with self._timing(len(place) - kept):
             states = np.stack([self._known[place[:depth]] for depth in range(kept, len(place))])
             given = {"fed_back": states[None]}
             self._keep(self._call(place[kept:], self._entry(kept), states=given), place)

@@ -8,7 +8,7 @@ from itertools import count
 import numpy as np
 
 from specplug.drafters.chances import Kind
-from specplug.drafters.source import ANY, Guess, Source
+from specplug.drafters.source import ANY, CalledSource, Guess
 from specplug.drafters.tree import TreeDrafter
 from specplug.feeding import feed
 from specplug.types import (
@@ -22,13 +22,12 @@ from specplug.types import (
 )
 
 SHARES = 8  # kinds of guesses, by the draft model's own probability
-_SMOOTHING = 0.2  # of the measured seconds
 
 Place = tuple[int, ...]
 """The drafted tokens since the context."""
 
 
-class ModelSource(Source):
+class ModelSource(CalledSource):
     """One call of a draft model a guess, over one cache.
 
     Tokens are chosen as the target chooses its own, by the generation's sampler. The vocabularies
@@ -52,12 +51,6 @@ class ModelSource(Source):
         self._context: Int64Array = np.empty(0, dtype=np.int64)
         self._cached = 0  # entries of the cache that belong to the context
         self._drafted: Place = ()  # what the cache holds after them
-        self._seconds = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Of a guess, as measured of late."""
-        return self._seconds
 
     def begin(self, context: Int64Array) -> Place:
         """Right after the context."""
@@ -95,13 +88,6 @@ class ModelSource(Source):
         self._timed(seconds, len(pending))
         self._cached, self._drafted = end, place
         return [Guess(token, kind, drawn_from)]
-
-    def _timed(self, seconds: float, width: int) -> None:
-        """A guess took so long, over a call of so many tokens."""
-        if width <= _SHORT:
-            self._seconds += _SMOOTHING * (seconds - self._seconds) if self._seconds else seconds
-        else:
-            self.reading_seconds += seconds
 
     def prior(self, kind: Kind) -> float:
         """The model's own probability, at a discount."""
@@ -143,9 +129,6 @@ class ModelSource(Source):
     def close(self) -> None:
         """Release the draft model."""
         self.engine.close()
-
-
-_SHORT = 4  # tokens of a call whose time counts as that of a guess
 
 
 def _share(logits: Float32Array) -> int:

@@ -21,6 +21,9 @@ class Guess:
     """What the token was drawn from, f64[V]; None: it was not drawn."""
 
 
+_SHORT = 4  # tokens of a call whose time counts as that of a guess
+_SMOOTHING = 0.2  # of the measured seconds
+
 ANY: Kind = "any"
 """The kind of a costly source's next guess, before it is known."""
 
@@ -74,3 +77,21 @@ class Source:
 
     def close(self) -> None:
         """Release what it holds, and its forks with it."""
+
+
+class CalledSource(Source):
+    """A source whose guesses are calls of an engine: what they cost is measured."""
+
+    _seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of a guess, as measured of late."""
+        return self._seconds
+
+    def _timed(self, seconds: float, width: int) -> None:
+        """A guess took so long, over a call of so many tokens; with many it was reading."""
+        if width <= _SHORT:
+            self._seconds += _SMOOTHING * (seconds - self._seconds) if self._seconds else seconds
+        else:
+            self.reading_seconds += seconds

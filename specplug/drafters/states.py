@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from specplug.drafters.chances import Kind
-from specplug.drafters.source import ANY, Guess, Source
+from specplug.drafters.source import ANY, CalledSource, Guess
 from specplug.types import (
     HIDDEN_STATES,
     Engine,
@@ -28,8 +28,6 @@ from specplug.types import (
 _SHARES = 8  # kinds of guesses, by the head's own probability
 _MOST_GUESSES = 3  # at a node
 _LEAST_SHARE = 1 / 16  # of a guess after the first
-_SMOOTHING = 0.2  # of the measured seconds
-_SHORT = 4  # tokens of a call whose time counts as that of a guess
 _LONGEST = 256
 """Entries that a head begins with, the last ones of a context. To read all of a long prompt takes
 a twentieth of the target's time, and tells no more: the target's hidden states know the rest."""
@@ -38,7 +36,7 @@ Place = tuple[int, ...]
 """The drafted tokens since the context."""
 
 
-class StatesSource(Source):
+class StatesSource(CalledSource):
     """A head over a cache of its own, whose entries for the context come of the target's states.
 
     Context is read when a guess is asked for, hidden states are kept until then. The head's context
@@ -57,7 +55,6 @@ class StatesSource(Source):
         self.engine, self._vocabulary, self._row = engine, vocabulary, row
         self._ids = {} if vocabulary is None else _entries(vocabulary)
         self._rows = count(row + 1)  # for forks
-        self._seconds = 0.0
         self._forget()
 
     def _forget(self) -> None:
@@ -66,11 +63,6 @@ class StatesSource(Source):
         self._first = 0  # the position of the head's first entry
         self._read = 0  # the position after the context's that it has read
         self._context: Int64Array = np.empty(0, dtype=np.int64)
-
-    @property
-    def seconds(self) -> float:
-        """Of a guess, as measured of late."""
-        return self._seconds
 
     # --- what the target thinks ---------------------------------------------------------------
 
@@ -150,15 +142,11 @@ class StatesSource(Source):
         return [0.0 if entry is None else float(weights[entry]) / total for entry in entries]
 
     @contextmanager
-    def _timed(self, width: int) -> Iterator[None]:
-        """Count the time as that of a guess, or, with so much context to read, as of reading."""
+    def _timing(self, width: int) -> Iterator[None]:
+        """Count the time as of a call of so many tokens."""
         started = time.perf_counter()
         yield
-        seconds = time.perf_counter() - started
-        if width <= _SHORT:
-            self._seconds += _SMOOTHING * (seconds - self._seconds) if self._seconds else seconds
-        else:
-            self.reading_seconds += seconds
+        self._timed(time.perf_counter() - started, width)
 
     def prior(self, kind: Kind) -> float:
         """The head's own probability, at a discount."""
