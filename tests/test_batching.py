@@ -29,29 +29,12 @@ from specplug.generation import Generation
 from specplug.history import History
 from specplug.opening import make_drafter
 from specplug.prefixes import PIECE
+from tests_support.batching import drain, ids
 from tests_support.languages import language
 
 VOCAB = 6
 table = partial(language, vocab_size=VOCAB)
 COSTS = {1: {1: 1.0, 8: 1.1}, 2: {1: 1.1, 8: 1.5}, 4: {1: 1.2, 8: 3.0}, 5: {1: 1.3, 8: 4.0}}
-
-
-def drain(decoder: BatchDecoder) -> dict[Generation, list[Token]]:
-    """Step until nothing is left; every generation is reported, and ends once."""
-    found: dict[Generation, list[Token]] = {}
-    ended = set()
-    while not decoder.idle:
-        for generation, tokens in decoder.step():
-            assert generation not in ended
-            found.setdefault(generation, []).extend(tokens)
-            if generation.finish_reason is not None:
-                ended.add(generation)
-    assert ended == set(found)
-    return found
-
-
-def ids(tokens: list[Token]) -> list[int]:
-    return [token.id for token in tokens]
 
 
 def drafter_of(name: str, row: Any, rows: int, min_width: int = 1) -> Drafter:

@@ -28,6 +28,7 @@ from specplug.export.source import Source
 from specplug.export.speculators import open_head
 from specplug.opening import open_parts
 from specplug.types import Engine, Step
+from tests_support.batching import drain, ids
 from tests_support.command import specplug
 from tests_support.heads import WRITTEN, copy_head, features_of, own_text
 
@@ -248,11 +249,8 @@ def test_batches(sampling: SamplingParams, bundles: dict[str, Path]) -> None:
         bundles["fp32-ort"], drafter="head", draft_tokens=3, max_batch=3
     ) as decoder:
         waiting = [decoder.submit(p, max_tokens=30, sampling=sampling) for p in prompts]
-        found: dict[Any, list[int]] = {generation: [] for generation in waiting}
-        while not decoder.idle:
-            for generation, tokens in decoder.step():
-                found[generation] += [token.id for token in tokens]
-    assert [tuple(found[generation]) for generation in waiting] == wanted
+        found = drain(decoder)
+    assert [tuple(ids(found[generation])) for generation in waiting] == wanted
     assert all(generation.stats.drafted for generation in waiting)
 
 

@@ -18,6 +18,7 @@ from specplug.export.source import Source
 from specplug.export.speculators import open_head
 from specplug.opening import open_parts
 from specplug.types import HIDDEN_STATES
+from tests_support.batching import drain, ids
 from tests_support.drafting import request
 from tests_support.heads import WRITTEN, expected_logits, features_of, own_text
 
@@ -166,11 +167,8 @@ def test_batches(sampling: SamplingParams, head_bundles: dict[str, Path]) -> Non
         head_bundles["fp32-ort"], drafter="head", draft_tokens=3, max_batch=3
     ) as decoder:
         waiting = [decoder.submit(p, max_tokens=30, sampling=sampling) for p in prompts]
-        found: dict[Any, list[int]] = {generation: [] for generation in waiting}
-        while not decoder.idle:
-            for generation, tokens in decoder.step():
-                found[generation] += [token.id for token in tokens]
-    assert [tuple(found[generation]) for generation in waiting] == wanted
+        found = drain(decoder)
+    assert [tuple(ids(found[generation])) for generation in waiting] == wanted
     assert all(generation.stats.drafted for generation in waiting)
     assert waiting[4].cached_tokens == 192
 

@@ -25,6 +25,7 @@ from specplug.sampler import Sampler
 from specplug.sampling import distribution
 from specplug.spelling import Spelling
 from specplug.translation import Translation
+from tests_support.batching import drain, ids
 from tests_support.languages import language
 from tests_support.made_tokenizers import END, TEXT, byte_level, sentencepiece, spelling_of
 
@@ -275,11 +276,8 @@ def test_batches_and_trees(way, name, prompts, sampling, seeds, k) -> None:
         stop_token_ids=[TARGETS["byte-level"].token_to_id(END)],
     )
     waiting = [batch.submit(prompt, max_tokens=20, sampling=sampling) for prompt in prompts]
-    found: dict[Any, list[int]] = {generation: [] for generation in waiting}
-    while not batch.idle:
-        for generation, tokens in batch.step():
-            found[generation] += [token.id for token in tokens]
-    assert [tuple(found[generation]) for generation in waiting] == wanted
+    found = drain(batch)
+    assert [tuple(ids(found[generation])) for generation in waiting] == wanted
 
 
 def test_more_rows_than_the_drafts_cache_has() -> None:
