@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from specplug import BatchDecoder, Token
-from specplug.batching import Generation
+from specplug.generation import Generation
 
 
 def drain(decoder: BatchDecoder) -> dict[Generation, list[Token]]:
