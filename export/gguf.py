@@ -20,6 +20,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import (
 )
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
+from specplug.export.gguf_pretokenizers import pre_tokenizer
 from specplug.export.lazy import LazyTensor
 from specplug.export.source import Source, load_model, model_weights
 from specplug.export.tokenizers import SourceTokenizer
@@ -143,6 +144,10 @@ def _rotary_halves(rows: Any, heads: int) -> Any:
 def _tokenizer(path: Path) -> SourceTokenizer:
     architecture, data, settings = get_gguf_tokenizer(str(path))
     backend, _ = convert_gguf_tokenizer(architecture, data)
+    if data.get("tokenizer_type") == "gpt2" and "pre_tokenizer_type" in data:
+        rule = pre_tokenizer(data["pre_tokenizer_type"])
+        if rule is not None:
+            backend.pre_tokenizer = rule
     if settings.get("add_bos_token"):
         from tokenizers import processors
 
