@@ -74,19 +74,32 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, allowed, good in (
             ("temperature", ">= 0", 0 <= self.temperature < math.inf),
+            ("temperature", f"0, or {_SCALES}", not self.temperature or _scales(self.temperature)),
             ("top_k", ">= 0", self.top_k >= 0),
             ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
             ("min_p", "in [0, 1]", 0 <= self.min_p <= 1),
             ("typical_p", "in (0, 1]", 0 < self.typical_p <= 1),
             ("repetition_penalty", "> 0", 0 < self.repetition_penalty < math.inf),
+            ("repetition_penalty", _SCALES, _scales(self.repetition_penalty)),
             ("presence_penalty", "finite", math.isfinite(self.presence_penalty)),
             ("frequency_penalty", "finite", math.isfinite(self.frequency_penalty)),
+            ("presence_penalty", _SHIFTS, _shifts(self.presence_penalty)),
+            ("frequency_penalty", _SHIFTS, _shifts(self.frequency_penalty)),
             ("no_repeat_ngram", ">= 0", self.no_repeat_ngram >= 0),
             ("seed", "in [0, 2**64)", 0 <= self.seed < 1 << 64),
             ("acceptance", "coupled, rejection or block", self.acceptance in _RULES),
         ):
             if not good:
                 raise ValueError(f"{name} {getattr(self, name)!r}: it must be {allowed}")
+        for token, bias in self.logit_bias.items():
+            if not _shifts(bias):
+                raise ValueError(
+                    f"logit_bias {bias!r} of token {token}: it must be {_SHIFTS} (banned_tokens "
+                    "excludes tokens)"
+                )
+        for position in self.forced_tokens:
+            if position < 0:
+                raise ValueError(f"forced_tokens: position {position} of the answer must be >= 0")
         if self.json_schema is not None and self.regex is not None:
             raise ValueError("json_schema and regex exclude one another: give one of them")
 
@@ -131,6 +144,18 @@ class SamplingParams:
 
 
 _RULES = ("coupled", "rejection", "block")
+_SCALES = "in [1e-8, 1e8]"
+_SHIFTS = "in [-1e30, 1e30]"
+
+
+def _scales(value: float) -> bool:
+    """Whether logits can be multiplied and divided by a value in single precision."""
+    return 1e-8 <= value <= 1e8
+
+
+def _shifts(value: float) -> bool:
+    """Whether a value can be added to logits in single precision."""
+    return -1e30 <= value <= 1e30
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,8 @@ def test_nothing_left_is_an_error() -> None:
     [
         ("temperature", -0.1, ">= 0"),
         ("temperature", float("nan"), ">= 0"),
+        ("temperature", 1e-40, "0, or in [1e-8, 1e8]"),  # 0 in single precision
+        ("temperature", 1e300, "0, or in [1e-8, 1e8]"),
         ("top_k", -1, ">= 0"),
         ("top_p", 0, "in (0, 1]"),
         ("top_p", 1.5, "in (0, 1]"),
@@ -151,6 +153,8 @@ def test_nothing_left_is_an_error() -> None:
         ("repetition_penalty", 0, "> 0"),
         ("presence_penalty", float("inf"), "finite"),
         ("frequency_penalty", float("nan"), "finite"),
+        ("repetition_penalty", 1e-300, "in [1e-8, 1e8]"),
+        ("presence_penalty", 1e300, "in [-1e30, 1e30]"),
         ("no_repeat_ngram", -2, ">= 0"),
         ("seed", -1, "in [0, 2**64)"),
         ("seed", 2**64, "in [0, 2**64)"),
@@ -161,6 +165,15 @@ def test_values_out_of_range(name: str, value: object, allowed: str) -> None:
     told = re.escape(f"{name} {value!r}: it must be {allowed}")
     with pytest.raises(ValueError, match=told):
         SamplingParams(**{name: value})
+
+
+def test_biases_and_positions_out_of_range() -> None:
+    for bias in (float("nan"), float("inf"), -float("inf"), 1e31):
+        told = re.escape(f"logit_bias {bias!r} of token 3: it must be in [-1e30, 1e30]")
+        with pytest.raises(ValueError, match=told):
+            SamplingParams(logit_bias={3: bias})
+    with pytest.raises(ValueError, match=r"^forced_tokens: position -1 of the answer must be >= 0"):
+        SamplingParams(forced_tokens={-1: 2})
 
 
 @pytest.mark.parametrize(
