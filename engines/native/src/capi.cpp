@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <new>
 #include <string>
@@ -26,11 +27,19 @@ struct specplug_decoder {
 
 namespace {
 
+constexpr std::size_t kMostHistory = std::size_t{1} << 30;  // the automata count in 32 bits
+
 // Fixed room, so that saying what went wrong cannot itself run out of memory.
 thread_local char last_message[1024] = "";
 
 specplug_status failed(specplug_status status, const char* message) noexcept {
   std::strncpy(last_message, message, sizeof last_message - 1);
+  auto end = std::strlen(last_message);
+  if (end == sizeof last_message - 1) {  // cut short, but not within a character
+    while (end && (static_cast<unsigned char>(last_message[end - 1]) & 0xC0) == 0x80) --end;
+    if (end && static_cast<unsigned char>(last_message[end - 1]) >= 0xC0) --end;
+    last_message[end] = 0;
+  }
   return status;
 }
 
@@ -63,6 +72,12 @@ Options options_of(const Options* given, void (*init)(Options*)) {
   if (given->size < sizeof given->size || given->size > 16 * sizeof options) {
     refuse("size ", given->size, " of options: fill them by their _init function");
   }
+  const auto* bytes = reinterpret_cast<const char*>(given);
+  if (given->size > sizeof options &&
+      std::any_of(bytes + sizeof options, bytes + given->size, [](char one) { return one != 0; })) {
+    refuse("size ", given->size, " of options: fields are set that specplug ", SPECPLUG_VERSION,
+           " does not know; it knows the first ", sizeof options, " bytes");
+  }
   std::memcpy(static_cast<void*>(&options), given, std::min(given->size, sizeof options));
   return options;
 }
@@ -76,8 +91,18 @@ void tell(const Told& told, Told* to) {
   to->size = size;
 }
 
+// No list or text of a caller is longer; a count of -1 or of uninitialized memory mostly is.
+constexpr std::size_t kMostEntries = INT32_MAX;
+
+void check_count(std::size_t count, const char* name) {
+  if (count > kMostEntries) {
+    refuse("the count of ", name, " is ", count, ": it must be in [0, ", kMostEntries, "]");
+  }
+}
+
 template <typename Value>
 std::vector<Value> list_of(const Value* values, std::size_t count, const char* name) {
+  check_count(count, name);
   if (count) require(values, name);
   return {values, values + count};
 }
@@ -117,11 +142,38 @@ class Running {
   std::atomic<bool>& running_;
 };
 
-GenerationOptions generation_of(const specplug_generation_options& given) {
-  if (given.acceptance != SPECPLUG_COUPLED && given.temperature != 0) {
-    fail(SPECPLUG_ERROR_UNSUPPORTED, "acceptance rule ", static_cast<int>(given.acceptance),
+// Two lists as a map, whose keys are told apart.
+template <typename Value>
+std::map<std::int64_t, Value> map_of(const std::int64_t* keys, const Value* values,
+                                     std::size_t count, const char* keys_name,
+                                     const char* values_name) {
+  check_count(count, keys_name);
+  if (count) require(values, values_name);
+  std::map<std::int64_t, Value> found;
+  const auto listed = list_of(keys, count, keys_name);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!found.emplace(listed[i], values[i]).second) {
+      refuse(keys_name, ": ", listed[i], " is there twice");
+    }
+  }
+  return found;
+}
+
+void check_acceptance(const specplug_generation_options& given) {
+  std::int32_t rule;  // any number may be there, and not only the enumeration's
+  static_assert(sizeof rule == sizeof given.acceptance);
+  std::memcpy(&rule, &given.acceptance, sizeof rule);
+  if (rule != SPECPLUG_COUPLED && rule != SPECPLUG_REJECTION && rule != SPECPLUG_BLOCK) {
+    refuse("acceptance ", rule, ": it must be SPECPLUG_COUPLED, _REJECTION or _BLOCK");
+  }
+  if (rule != SPECPLUG_COUPLED && given.temperature != 0) {
+    fail(SPECPLUG_ERROR_UNSUPPORTED, "acceptance rule ", rule,
          ": this library has the coupled rule; rejection and block run from Python");
   }
+}
+
+GenerationOptions generation_of(const specplug_generation_options& given) {
+  check_acceptance(given);
   GenerationOptions made;
   made.max_tokens = given.max_tokens;
   auto& sampling = made.sampling;
@@ -133,18 +185,12 @@ GenerationOptions generation_of(const specplug_generation_options& given) {
   sampling.repetition_penalty = given.repetition_penalty;
   sampling.presence_penalty = given.presence_penalty;
   sampling.frequency_penalty = given.frequency_penalty;
-  if (given.bias_count) require(given.bias_values, "bias_values");
-  const auto biased = list_of(given.bias_tokens, given.bias_count, "bias_tokens");
-  for (std::size_t i = 0; i < biased.size(); ++i) {
-    sampling.logit_bias[biased[i]] = given.bias_values[i];
-  }
+  sampling.logit_bias = map_of(given.bias_tokens, given.bias_values, given.bias_count,
+                               "bias_tokens", "bias_values");
   sampling.no_repeat_ngram = given.no_repeat_ngram;
   sampling.banned_tokens = list_of(given.banned_tokens, given.banned_count, "banned_tokens");
-  if (given.forced_count) require(given.forced_tokens, "forced_tokens");
-  const auto forced = list_of(given.forced_positions, given.forced_count, "forced_positions");
-  for (std::size_t i = 0; i < forced.size(); ++i) {
-    sampling.forced_tokens[forced[i]] = given.forced_tokens[i];
-  }
+  sampling.forced_tokens = map_of(given.forced_positions, given.forced_tokens, given.forced_count,
+                                  "forced_positions", "forced_tokens");
   sampling.seed = given.seed;
   sampling.sample = given.sample;
   if (given.stop_token_ids) {
@@ -172,6 +218,7 @@ const char* specplug_error_message(void) { return last_message; }
 void specplug_free(void* memory) { std::free(memory); }
 
 void specplug_model_options_init(specplug_model_options* options) {
+  if (!options) return;
   *options = {};
   options->size = sizeof *options;
   options->history_tokens = ModelOptions().history_tokens;
@@ -184,12 +231,18 @@ specplug_status specplug_model_open(const char* folder, const specplug_model_opt
     require(model, "model");
     const auto given = options_of(options, specplug_model_options_init);
     if (given.threads < 0 || given.threads > 1024) {
-      refuse("threads ", given.threads, ": need 0 to 1024");
+      refuse("threads ", given.threads, ": it must be in [0, 1024]");
+    }
+    if (given.history_tokens > kMostHistory) {
+      refuse("history_tokens ", given.history_tokens, ": it must be in [0, 2**30]");
     }
     ModelOptions made;
     made.threads = given.threads;
     made.load_draft = given.load_draft != 0;
     made.providers = texts_of(given.providers, given.provider_count, "providers");
+    for (const auto& provider : made.providers) {
+      if (provider.empty()) refuse("providers '': a provider has a name");
+    }
     made.history_tokens = given.history_tokens;
     made.allow_narrow = given.allow_narrow != 0;
     auto opened = std::make_unique<specplug_model>();
@@ -223,6 +276,7 @@ specplug_status specplug_encode(const specplug_model* model, const char* text, s
                                 int special_tokens, int64_t** ids, size_t* count) {
   return guarded([&] {
     require(model, "model");
+    check_count(bytes, "the text's bytes");
     if (bytes) require(text, "text");
     require(ids, "ids");
     require(count, "count");
@@ -246,6 +300,7 @@ specplug_status specplug_decode(const specplug_model* model, const int64_t* ids,
 }
 
 void specplug_decoder_options_init(specplug_decoder_options* options) {
+  if (!options) return;
   const DecoderOptions defaults;
   *options = {};
   options->size = sizeof *options;
@@ -276,6 +331,7 @@ specplug_status specplug_decoder_create(specplug_model* model,
 void specplug_decoder_destroy(specplug_decoder* decoder) { delete decoder; }
 
 void specplug_generation_options_init(specplug_generation_options* options) {
+  if (!options) return;
   const GenerationOptions defaults;
   *options = {};
   options->size = sizeof *options;

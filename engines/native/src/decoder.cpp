@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "clock.hpp"
+#include "contract.hpp"
 #include "error.hpp"
 
 namespace specplug::native {
@@ -62,16 +63,20 @@ void Decoder::check(const Tokens& prompt, const GenerationOptions& options) cons
   options.sampling.check(vocab);
   for (const auto& stop : options.stop) {
     if (stop.empty()) refuse("stop '': a stop string has at least one character");
+    if (repaired(stop) != stop) refuse("stop ", quoted(stop), ": a stop string is UTF-8");
   }
   if (options.text || !options.stop.empty()) model_->tokenizer();  // or say why there is none
   if (prompt.empty()) refuse("the prompt is empty: at least one token is needed");
-  for (const auto* tokens : {&prompt, &options.prediction}) {
-    for (const auto token : *tokens) {
+  const auto known = [&](const char* name, const Tokens& tokens) {
+    for (const auto token : tokens) {
       if (token < 0 || token >= vocab) {
-        refuse("token id ", token, " is outside the vocabulary of ", vocab);
+        refuse(name, "token id ", token, " is outside the vocabulary of ", vocab);
       }
     }
-  }
+  };
+  known("", prompt);
+  known("prediction: ", options.prediction);
+  if (options.stop_token_ids) known("stop_token_ids: ", *options.stop_token_ids);
   if (static_cast<std::int64_t>(prompt.size()) >= limit) {
     fail(SPECPLUG_ERROR_CONTEXT_LIMIT, "the prompt has ", prompt.size(),
          " tokens and the context ends at ", limit, ": shorten the prompt");
@@ -79,13 +84,13 @@ void Decoder::check(const Tokens& prompt, const GenerationOptions& options) cons
 }
 
 void Decoder::begin(const Tokens& prompt, const GenerationOptions& options) {
+  tokens_ = prompt;  // first: if memory runs out here, the latest generation stays what it was
   stats_ = Stats();
   stats_.prompt_tokens = static_cast<std::int64_t>(prompt.size());
   clock_ = now();
   engines_before_ = engines_seconds();
   round_target_seconds_ = round_draft_seconds_ = reading_seconds_ = 0;
   options_ = &options;
-  tokens_ = prompt;
   const auto limit = static_cast<std::size_t>(target_->graph().context_limit());
   const auto asked = static_cast<std::size_t>(options.max_tokens);
   most_ = asked > limit - prompt.size() ? limit : prompt.size() + asked;
@@ -123,7 +128,8 @@ Proposal Decoder::propose() {
   const auto budget = length_->budget(room() - 1, trees_);
   if (!budget) return {};
   const double started = now();
-  auto proposal = drafter_.propose(tokens_, *budget);
+  const auto vocab = target_->graph().component().vocab_size;
+  auto proposal = within(*budget, vocab, drafter_.propose(tokens_, *budget));
   round_draft_seconds_ = now() - started;
   reading_seconds_ = drafter_.reading_seconds();
   return proposal;

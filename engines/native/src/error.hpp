@@ -17,10 +17,18 @@ class Error : public std::runtime_error {
   specplug_status status;
 };
 
+// The shortest digits that mean the same number, as Python writes it: "0.1", "3.0", "1e-40", "nan".
+std::string written(double number);
+
+// What a caller gave as text, in quotes: cut where it is long, escaped where it is no plain text.
+std::string quoted(std::string_view text);
+
 template <typename Part>
 void append(std::string& text, const Part& part) {
   if constexpr (std::is_convertible_v<Part, std::string_view>) {
     text += std::string_view(part);
+  } else if constexpr (std::is_floating_point_v<Part>) {
+    text += written(part);
   } else if constexpr (std::is_same_v<Part, char>) {
     text += part;
   } else {
@@ -28,7 +36,7 @@ void append(std::string& text, const Part& part) {
   }
 }
 
-// The parts as one text: numbers in decimal.
+// The parts as one text.
 template <typename... Parts>
 std::string text_of(const Parts&... parts) {
   std::string text;

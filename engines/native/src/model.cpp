@@ -1,7 +1,10 @@
 #include "model.hpp"
 
+#include <algorithm>
 #include <future>
+#include <iterator>
 #include <numeric>
+#include <string_view>
 
 #include "costs.hpp"
 #include "lookup_sources.hpp"
@@ -10,6 +13,37 @@
 
 namespace specplug::native {
 namespace {
+
+constexpr std::string_view kDrafters[] = {"none",      "ngram", "suffix", "recycle",
+                                          "predicted", "draft", "self",   "auto"};
+
+template <std::size_t count>
+std::string joined(const std::string_view (&names)[count]) {
+  std::string found;
+  for (const auto name : names) found += text_of(found.empty() ? "" : ", ", name);
+  return found;
+}
+
+// How many letters have to be put in, left out or replaced to make one word of another.
+std::size_t distance(std::string_view one, std::string_view other) {
+  std::vector<std::size_t> row(other.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < one.size(); ++i) {
+    std::size_t before = row[0]++;
+    for (std::size_t j = 0; j < other.size(); ++j) {
+      const auto replaced = before + (one[i] != other[j]);
+      before = row[j + 1];
+      row[j + 1] = std::min({replaced, before + 1, row[j] + 1});
+    }
+  }
+  return row.back();
+}
+
+std::string_view nearest(std::string_view name) {
+  return *std::min_element(std::begin(kDrafters), std::end(kDrafters), [&](auto a, auto b) {
+    return distance(name, a) < distance(name, b);
+  });
+}
 
 int threads_of(const ModelOptions& options) {
   return options.threads ? options.threads : physical_cores();
@@ -130,9 +164,12 @@ Model::Guessing Model::guessing(const std::string& drafter, const Engine& target
     made.push_back(history_source(history_));
     made.push_back(recycle());
     if (draft_) made.push_back(draft());
+  } else if (drafter == "head" || drafter == "universal") {
+    fail(SPECPLUG_ERROR_UNSUPPORTED, "drafter ", quoted(drafter),
+         " runs from Python; this library has ", joined(kDrafters));
   } else if (drafter != "none") {
-    refuse("drafter '", drafter,
-           "' is none of none, ngram, suffix, recycle, predicted, draft, self, auto");
+    refuse("drafter ", quoted(drafter), ": it must be one of ", joined(kDrafters), "; the nearest is ",
+           nearest(drafter));
   }
   return found;
 }

@@ -139,7 +139,17 @@ void ban_repeats(std::vector<float>& logits, const Tokens& history, std::size_t 
   }
 }
 
-void require(bool good, const char* name, double value, const char* allowed) {
+constexpr auto kScales = "in [1e-8, 1e8]";
+constexpr auto kShifts = "in [-1e30, 1e30]";
+
+// Whether logits can be multiplied and divided by a value in single precision.
+bool scales(double value) { return value >= 1e-8 && value <= 1e8; }
+
+// Whether a value can be added to logits in single precision.
+bool shifts(double value) { return value >= -1e30 && value <= 1e30; }
+
+template <typename Value>
+void require(bool good, const char* name, Value value, const char* allowed) {
   if (!good) refuse(name, " ", value, ": it must be ", allowed);
 }
 
@@ -147,23 +157,39 @@ void require(bool good, const char* name, double value, const char* allowed) {
 
 void SamplingParams::check(std::int64_t vocab_size) const {
   require(temperature >= 0 && std::isfinite(temperature), "temperature", temperature, ">= 0");
-  require(top_k >= 0, "top_k", static_cast<double>(top_k), ">= 0");
+  require(temperature == 0 || scales(temperature), "temperature", temperature,
+          "0, or in [1e-8, 1e8]");
+  require(top_k >= 0, "top_k", top_k, ">= 0");
   require(top_p > 0 && top_p <= 1, "top_p", top_p, "in (0, 1]");
   require(min_p >= 0 && min_p <= 1, "min_p", min_p, "in [0, 1]");
   require(typical_p > 0 && typical_p <= 1, "typical_p", typical_p, "in (0, 1]");
   require(repetition_penalty > 0 && std::isfinite(repetition_penalty), "repetition_penalty",
           repetition_penalty, "> 0");
+  require(scales(repetition_penalty), "repetition_penalty", repetition_penalty, kScales);
   require(std::isfinite(presence_penalty), "presence_penalty", presence_penalty, "finite");
   require(std::isfinite(frequency_penalty), "frequency_penalty", frequency_penalty, "finite");
-  require(no_repeat_ngram >= 0, "no_repeat_ngram", static_cast<double>(no_repeat_ngram), ">= 0");
+  require(shifts(presence_penalty), "presence_penalty", presence_penalty, kShifts);
+  require(shifts(frequency_penalty), "frequency_penalty", frequency_penalty, kShifts);
+  require(no_repeat_ngram >= 0, "no_repeat_ngram", no_repeat_ngram, ">= 0");
   const auto known = [&](const char* name, std::int64_t token) {
     if (token < 0 || token >= vocab_size) {
       refuse(name, ": token id ", token, " is not in [0, ", vocab_size, ")");
     }
   };
-  for (const auto& [token, bias] : logit_bias) known("logit_bias", token);
+  for (const auto& [token, bias] : logit_bias) {
+    known("logit_bias", token);
+    if (!shifts(bias)) {
+      refuse("logit_bias ", bias, " of token ", token, ": it must be ", kShifts,
+             " (banned_tokens excludes tokens)");
+    }
+  }
   for (const auto token : banned_tokens) known("banned_tokens", token);
-  for (const auto& [position, token] : forced_tokens) known("forced_tokens", token);
+  for (const auto& [position, token] : forced_tokens) {
+    known("forced_tokens", token);
+    if (position < 0) {
+      refuse("forced_tokens: position ", position, " of the answer must be >= 0");
+    }
+  }
 }
 
 bool SamplingParams::shapes_logits() const {

@@ -1,0 +1,139 @@
+// What drafters propose, and what the loop lets through, over small alphabets completely.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+
+#include "contract.hpp"
+#include "error.hpp"
+#include "lookup_sources.hpp"
+#include "tree_drafter.hpp"
+
+namespace specplug::native {
+namespace {
+
+// Calls back with every sequence of up to `longest` tokens below `vocab`, the empty one first.
+void each_sequence(std::int64_t vocab, std::size_t longest,
+                   const std::function<void(const Tokens&)>& call, const Tokens& begun = {}) {
+  call(begun);
+  if (begun.size() == longest) return;
+  for (std::int64_t token = 0; token < vocab; ++token) {
+    auto next = begun;
+    next.push_back(token);
+    each_sequence(vocab, longest, call, next);
+  }
+}
+
+TEST(Contract, ProposalsAreCutToTheBudget) {
+  const Proposal tree{{5, 6, 7, 8, 9}, {-1, -1, 0, 1, 2}};
+  const auto whole = within({5, true}, 10, tree);
+  EXPECT_EQ(whole.tokens, tree.tokens);
+  EXPECT_EQ(whole.parents, tree.parents);
+  EXPECT_EQ(within({3, true}, 10, tree).tokens, (Tokens{5, 6, 7}));
+  const auto chain = within({8, false}, 10, tree);
+  EXPECT_EQ(chain.tokens, (Tokens{5, 7, 9}));
+  EXPECT_FALSE(chain.branches());
+  EXPECT_EQ(within({2, false}, 10, tree).tokens, (Tokens{5, 7}));
+  EXPECT_EQ(within({2, false}, 10, {}).size(), 0U);
+}
+
+TEST(Contract, WhateverIsProposedIsAWholeTreeOrRefused) {
+  each_sequence(5, 3, [](const Tokens& tokens) {
+    each_sequence(5, 3, [&](const Tokens& raw) {
+      Proposal proposal;
+      bool good = tokens.size() == raw.size();
+      for (std::size_t node = 0; node < raw.size(); ++node) {
+        proposal.parents.push_back(static_cast<std::int32_t>(raw[node]) - 2);  // -2 to 2
+        const auto parent = proposal.parents[node];
+        good = good && parent >= -1 && parent < static_cast<std::int32_t>(node);
+      }
+      for (const auto token : tokens) {
+        proposal.tokens.push_back(token - 1);  // -1 to 3, of a vocabulary of 3
+        good = good && token >= 1 && token <= 3;
+      }
+      for (const bool branching : {false, true}) {
+        for (const std::size_t most : {1, 2, 3}) {
+          const Budget budget{most, branching};
+          if (!good) {
+            EXPECT_THROW(within(budget, 3, proposal), Error);
+            continue;
+          }
+          const auto kept = within(budget, 3, proposal);
+          EXPECT_LE(kept.size(), most);
+          EXPECT_EQ(kept.tokens.size(), kept.parents.size());
+          EXPECT_EQ(kept.size() == 0, proposal.size() == 0);
+          if (!branching) EXPECT_FALSE(kept.branches());
+        }
+      }
+    });
+  });
+}
+
+// Every place that a source can be led to guesses tokens of its vocabulary, or nothing.
+void walk(Source& source, const Place& place, std::size_t depth) {
+  if (!place) return;
+  for (const auto& guess : source.guesses(place)) {
+    EXPECT_GE(guess.token, 0);
+    EXPECT_LT(guess.token, 3);
+  }
+  if (!depth) return;
+  for (std::int64_t token = 0; token < 3; ++token) walk(source, source.step(place, token), depth - 1);
+}
+
+TEST(Sources, AnyStepsAreTaken) {
+  each_sequence(3, 4, [](const Tokens& context) {
+    if (context.empty()) return;
+    Sources sources;
+    sources.push_back(ngram_source(1, 3));
+    sources.push_back(suffix_source());
+    sources.push_back(predicted_source());
+    sources.push_back(recycle_source({}, 3));
+    for (const auto& source : sources) {
+      source->reset({nullptr, context.size() - 1, {1, 1, 2}, ""});
+      walk(*source, source->begin(context), 3);
+    }
+  });
+}
+
+TEST(Sources, NgramGuessesWhatFollowedTheLatestOfTheLongestMatches) {
+  each_sequence(3, 5, [](const Tokens& context) {
+    if (context.empty()) return;
+    const auto source = ngram_source(1, 9);
+    const auto place = source->begin(context);
+    Tokens wanted;
+    for (std::size_t length = context.size() - 1; length && wanted.empty(); --length) {
+      for (auto end = context.size() - 1; end >= length; --end) {
+        if (!std::equal(context.end() - static_cast<std::ptrdiff_t>(length), context.end(),
+                        context.begin() + static_cast<std::ptrdiff_t>(end - length))) {
+          continue;
+        }
+        wanted.push_back(context[end]);
+        break;
+      }
+    }
+    ASSERT_EQ(place.has_value(), !wanted.empty());
+    if (place) EXPECT_EQ(source->guesses(place).at(0).token, wanted[0]);
+  });
+}
+
+TEST(TreeDrafter, MergedSourcesKeepToTheContract) {
+  each_sequence(3, 5, [](const Tokens& context) {
+    if (context.empty()) return;
+    Sources sources;
+    sources.push_back(ngram_source(1, 3));
+    sources.push_back(suffix_source());
+    sources.push_back(recycle_source({1, 2, 2, 0, 0, 1}, 3));
+    TreeDrafter drafter(std::move(sources));
+    drafter.reset({nullptr, context.size(), {}, ""});
+    for (const bool branching : {false, true}) {
+      const Budget budget{6, branching};
+      const auto proposal = drafter.propose(context, budget);
+      const auto kept = within(budget, 3, proposal);
+      EXPECT_EQ(kept.tokens, proposal.tokens);
+      EXPECT_EQ(kept.parents, proposal.parents);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace specplug::native
