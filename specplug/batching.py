@@ -26,7 +26,7 @@ from specplug.costs import measure_costs
 from specplug.decoding import Decoder, verify
 from specplug.drafters import NoDrafter
 from specplug.feeding import feed
-from specplug.generation import Generation, GenerationOptions
+from specplug.generation import CallOptions, Generation, Prompt
 from specplug.prefixes import DEFAULT_BYTES, PIECE, PrefixCache
 from specplug.types import (
     HIDDEN_STATES,
@@ -122,9 +122,10 @@ class BatchDecoder(Decoder):
         """Whether there is nothing to do."""
         return not self.waiting and not self.running
 
-    def submit(self, prompt: Sequence[int], **options: Unpack[GenerationOptions]) -> Generation:
+    def submit(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Generation:
         """Queue a generation; arguments and errors as in :meth:`SpeculativeDecoder.stream`."""
-        generation = self._generation(prompt, **options)
+        tokens, rest = self._prepared(prompt, options)
+        generation = self._generation(tokens, **rest)
         self._waiting.append(generation)
         return generation
 

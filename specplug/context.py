@@ -46,6 +46,7 @@ class Context:
         max_tokens: of the answer.
         limit: tokens that a sequence can have.
         stop_token_ids: what ends an answer.
+        min_tokens: of the answer, before a stop string ends it.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Context:
         max_tokens: int,
         limit: int,
         stop_token_ids: frozenset[int],
+        min_tokens: int = 0,
     ) -> None:
         self._tokens = np.empty(min(len(prompt) + max_tokens, limit), dtype=np.int64)
         self._tokens[: len(prompt)] = prompt
@@ -63,6 +65,7 @@ class Context:
         self.cached = 0  # tokens whose cache entries the target holds
         self.text = text
         self._stop = stop_token_ids
+        self._earliest = len(prompt) + min_tokens  # a stop string may end the answer after it
         self._limit_name = "length" if len(prompt) + max_tokens <= limit else "context"
         self.finish_reason: str | None = None
 
@@ -94,7 +97,11 @@ class Context:
                 self.finish_reason = "stop"
             elif not self.room:
                 self.finish_reason = self._limit_name
-            text = self.text.push(token, last=self.finish_reason is not None)
+            text = self.text.push(
+                token,
+                last=self.finish_reason is not None,
+                ending=self.length > self._earliest,
+            )
             if self.text.stopped:
                 self.finish_reason = "stop"
             details = logprobs[position] if logprobs else None

@@ -17,7 +17,7 @@ from specplug.costs import measure_costs
 from specplug.decoding import Decoder, verify
 from specplug.drafters import NoDrafter
 from specplug.feeding import feed
-from specplug.generation import Generation, GenerationOptions, Prompt, Result
+from specplug.generation import CallOptions, Generation, GenerationOptions, Prompt, Result
 from specplug.stats import SpeculationStats
 from specplug.types import Proposal, Scores, Verdict
 
@@ -105,39 +105,28 @@ class SpeculativeDecoder(Decoder):
                 generation.note_echo(scores, start, start + len(piece))
         return generation.echoed()
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        chat: bool | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> Iterator[Token]:
+    def stream(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Iterator[Token]:
         """Yield the answer's tokens as they are accepted; none is ever retracted.
 
         Args:
             prompt: see :meth:`encode`.
-            chat: see :meth:`encode`.
-            options: see :class:`GenerationOptions`.
+            options: see :class:`specplug.prompts.PromptOptions` and :class:`GenerationOptions`.
 
         Raises:
-            ValueError: empty prompt, unknown token id, an option out of range, a schema or
-                expression that cannot be satisfied; before any work.
+            ValueError: empty prompt, unknown token id, an option out of range, options that
+                contradict one another, a schema or expression that cannot be satisfied; before any
+                work.
             MissingExtraError: structured output is asked for and its library is not installed.
             ContextLimitError: the prompt fills the context.
             EngineError: a backend failed.
         """
-        for tokens in self.rounds(self.encode(prompt, chat=chat), **options):
-            yield from tokens
+        tokens, rest = self._prepared(prompt, options)
+        for made in self.rounds(tokens, **rest):
+            yield from made
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        chat: bool | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> Result:
+    def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Result:
         """The whole answer at once; arguments and errors as in :meth:`stream`."""
-        tokens = tuple(self.stream(prompt, chat=chat, **options))
+        tokens = tuple(self.stream(prompt, **options))
         return Result(
             text="".join(token.text for token in tokens),
             tokens=tokens,

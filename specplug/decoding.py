@@ -12,7 +12,16 @@ from specplug.bundle import Bundle
 from specplug.controller import CallCosts, CostsByContext, DraftLength, FixedLength
 from specplug.drafters import DRAFTERS, NoDrafter
 from specplug.feeding import PREFILL_WIDTH, feed
-from specplug.generation import DraftTokens, Generation, GenerationOptions, Prompt
+from specplug.generation import (
+    DEFAULT_MAX_TOKENS,
+    CallOptions,
+    DraftTokens,
+    Generation,
+    GenerationOptions,
+    Prompt,
+    split_options,
+)
+from specplug.prompts import PromptOptions, refuse_template_options, template_options, truncate
 from specplug.text import Messages, Tokenizer
 from specplug.types import Drafter, Engine, Proposal, Scores, TreeEngine, Verdict
 
@@ -98,21 +107,43 @@ class Decoder:
         self.length: DraftLength | None = FixedLength(wanted) if wanted != "auto" else None
         """What decides how many tokens a round drafts; None until the costs were measured."""
 
-    def encode(self, prompt: Prompt, *, chat: bool | None = None) -> list[int]:
+    def encode(
+        self, prompt: Prompt, *, max_tokens: int = 1, **options: Unpack[PromptOptions]
+    ) -> list[int]:
         """The token ids of a prompt.
 
         Args:
             prompt: text, token ids (taken as they are) or chat messages.
-            chat: put text through the bundle's chat template as a user's message; None: if it
-                has one.
+            max_tokens: of the answer; what ``truncate_prompt_tokens=-1`` leaves room for.
+            options: see :class:`specplug.prompts.PromptOptions`.
+
+        Raises:
+            ValueError: text without a tokenizer, or an option that cannot be followed.
         """
+        wanted = options.get("truncate_prompt_tokens")
+        tokens = self._encoded(prompt, options)
+        limit = self.target.spec.context_limit
+        return truncate(tokens, wanted, context_limit=limit, max_tokens=max_tokens)
+
+    def _encoded(self, prompt: Prompt, options: PromptOptions) -> list[int]:
         if not isinstance(prompt, str) and all(
             isinstance(item, int | np.integer) for item in prompt
         ):
+            refuse_template_options(options, "this prompt is token ids")
             return [int(item) for item in cast(Sequence[int], prompt)]
         if self.tokenizer is None:
             raise ValueError("text needs a tokenizer: open a bundle, or pass token ids")
-        return self.tokenizer.encode_prompt(cast(str | Messages, prompt), chat=chat)
+        return self.tokenizer.encode_prompt(
+            cast(str | Messages, prompt), chat=options.get("chat"), **template_options(options)
+        )
+
+    def _prepared(
+        self, prompt: Prompt, options: CallOptions
+    ) -> tuple[list[int], GenerationOptions]:
+        """The token ids of a prompt, and the options that are not about it."""
+        of_prompt, rest = split_options(options)
+        most = rest.get("max_tokens", DEFAULT_MAX_TOKENS)
+        return self.encode(prompt, max_tokens=most, **of_prompt), rest
 
     def _generation(
         self, prompt: Sequence[int], **options: Unpack[GenerationOptions]
@@ -121,7 +152,7 @@ class Decoder:
             prompt,
             spec=self.target.spec,
             tokenizer=self.tokenizer,
-            stop_token_ids=self.stop_token_ids,
+            own_stop_token_ids=self.stop_token_ids,
             **options,
         )
 

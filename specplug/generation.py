@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypedDict, Unpack
+from dataclasses import dataclass, replace
+from typing import Literal, TypedDict, Unpack, cast
 
 from specplug.budget import Budget
 from specplug.context import Context, Origin, Token
 from specplug.drafters import NoDrafter
 from specplug.grammar import Grammar
 from specplug.logprobs import LogprobsMode, TokenLogprobs
+from specplug.prompts import PromptOptions
 from specplug.sampler import Sampler
 from specplug.sampling import SamplingParams
 from specplug.stats import SpeculationStats
@@ -34,6 +35,8 @@ from specplug.types import (
 )
 
 GREEDY = SamplingParams()
+DEFAULT_MAX_TOKENS = 256
+"""New tokens at most where a call does not say."""
 DraftTokens = int | Literal["auto"]
 """How many tokens a round may draft; ``"auto"``: as many as pay, none included."""
 
@@ -60,7 +63,7 @@ class Result:
 
 
 class GenerationOptions(TypedDict, total=False):
-    """What may be asked of one generation."""
+    """What may be asked of one generation, beside its prompt."""
 
     max_tokens: int
     """New tokens at most, a final stop token included; 256 unless given."""
@@ -68,8 +71,18 @@ class GenerationOptions(TypedDict, total=False):
     """How tokens are chosen; greedily unless given."""
     sample: int
     """Which of several answers to the prompt: each has its own noise."""
+    min_tokens: int
+    """New tokens before anything ends the answer: stop tokens are withheld so long, and stop
+    strings are text."""
     stop: str | Sequence[str]
     """Strings that end the answer; nothing of them is in its text."""
+    stop_token_ids: Sequence[int]
+    """Tokens that end the answer, beside the decoder's own."""
+    ignore_eos: bool
+    """The decoder's own stop tokens do not end the answer; ``stop_token_ids`` do."""
+    bad_words: Sequence[str]
+    """Words that are never completed, as the tokenizer spells them at the beginning of a text and
+    after a space; other spellings of the same text may come."""
     logprobs: int | None
     """Give each token's log-probability, and this many of the likeliest (0 or more)."""
     logprobs_mode: LogprobsMode
@@ -86,13 +99,29 @@ class GenerationOptions(TypedDict, total=False):
     """Asked before every round; True ends the generation."""
 
 
+class CallOptions(PromptOptions, GenerationOptions, total=False):
+    """What may be asked of one generation and of how its prompt becomes token ids."""
+
+
+def split_options(options: CallOptions) -> tuple[PromptOptions, GenerationOptions]:
+    """The options of the prompt, and those of the generation."""
+    of_prompt = {name: options[name] for name in options if name in _OF_PROMPTS}  # type: ignore[literal-required]
+    rest = {name: options[name] for name in options if name not in _OF_PROMPTS}  # type: ignore[literal-required]
+    return cast(PromptOptions, of_prompt), cast(GenerationOptions, rest)
+
+
+_OF_PROMPTS = PromptOptions.__annotations__.keys()
+
+
 def check_generation(
     spec: EngineSpec,
     prompt: Sequence[int],
     *,
     max_tokens: int,
+    min_tokens: int,
     sample: int,
     stop: Sequence[str],
+    stop_token_ids: Sequence[int],
     has_tokenizer: bool,
     logprobs: int | None,
     logprobs_mode: str,
@@ -105,6 +134,13 @@ def check_generation(
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens {max_tokens}: need at least 1")
+    if not 0 <= min_tokens <= max_tokens:
+        raise ValueError(
+            f"min_tokens {min_tokens}: it must be in [0, {max_tokens}], which ends at max_tokens"
+        )
+    for token in stop_token_ids:
+        if not 0 <= token < spec.vocab_size:
+            raise ValueError(f"stop_token_ids: token id {token} is not in [0, {spec.vocab_size})")
     if not 0 <= sample < 1 << 64:
         raise ValueError(f"sample {sample}: it must be in [0, 2**64)")
     if "" in stop:
@@ -134,7 +170,7 @@ class Generation:
         prompt: token ids.
         spec: of the target.
         tokenizer: None: there is no text.
-        stop_token_ids: tokens that end the answer.
+        own_stop_token_ids: tokens that end an answer unless ``ignore_eos`` is asked for.
         options: see :class:`GenerationOptions`.
 
     Raises:
@@ -149,12 +185,13 @@ class Generation:
         *,
         spec: EngineSpec,
         tokenizer: Tokenizer | None,
-        stop_token_ids: frozenset[int],
+        own_stop_token_ids: frozenset[int],
         **options: Unpack[GenerationOptions],
     ) -> None:
         stop = options.get("stop", ())
         stop = [stop] if isinstance(stop, str) else list(stop)
-        max_tokens = options.get("max_tokens", 256)
+        max_tokens = options.get("max_tokens", DEFAULT_MAX_TOKENS)
+        min_tokens = options.get("min_tokens", 0)
         sample = options.get("sample", 0)
         self._top = options.get("logprobs")
         self._logprobs_mode: LogprobsMode = options.get("logprobs_mode", "raw")
@@ -162,20 +199,31 @@ class Generation:
             spec,
             prompt,
             max_tokens=max_tokens,
+            min_tokens=min_tokens,
             sample=sample,
             stop=stop,
+            stop_token_ids=options.get("stop_token_ids", ()),
             has_tokenizer=tokenizer is not None,
             logprobs=self._top,
             logprobs_mode=self._logprobs_mode,
         )
-        sampling = options.get("sampling", GREEDY)
+        ends = frozenset(options.get("stop_token_ids", ()))
+        if not options.get("ignore_eos", False):
+            ends |= own_stop_token_ids
+        sampling = _with_bad_words(
+            options.get("sampling", GREEDY), options.get("bad_words", ()), tokenizer
+        )
+        sampling.check_choice(ends if min_tokens else ())
+        for place, token in sampling.forced_tokens.items():
+            if token in ends and place < min_tokens:
+                raise ValueError(
+                    f"forced_tokens: token {token} at {place} ends the answer before min_tokens "
+                    f"{min_tokens}"
+                )
         grammar = None
         if sampling.structured:
             grammar = Grammar(
-                sampling,
-                tokenizer,
-                vocab_size=spec.vocab_size,
-                stop_token_ids=tuple(stop_token_ids),
+                sampling, tokenizer, vocab_size=spec.vocab_size, stop_token_ids=tuple(ends)
             )
         self._sampler = Sampler(
             sampling,
@@ -183,6 +231,8 @@ class Generation:
             prompt_tokens=len(prompt),
             sample=sample,
             grammar=grammar,
+            min_tokens=min_tokens,
+            stop_token_ids=ends,
         )
         self.slot = Slot()
         """Where the target has it."""
@@ -203,7 +253,8 @@ class Generation:
             TextStream(tokenizer, stop, shown=prompt if self.echo else ()),
             max_tokens=max_tokens,
             limit=spec.context_limit,
-            stop_token_ids=stop_token_ids,
+            stop_token_ids=ends,
+            min_tokens=min_tokens,
         )
         self.finish_reason: str | None = None
         """None while it runs."""
@@ -390,3 +441,24 @@ def _predicted(
     if tokenizer is None:
         raise ValueError("a prediction in text needs a tokenizer: pass token ids")
     return tokenizer.encode(prediction)
+
+
+def _with_bad_words(
+    params: SamplingParams, words: Sequence[str], tokenizer: Tokenizer | None
+) -> SamplingParams:
+    """The parameters with words excluded: at the beginning of a text and after a space."""
+    if not words:
+        return params
+    if isinstance(words, str):
+        raise ValueError(f"bad_words {words!r}: it must be a list of words")
+    if tokenizer is None:
+        raise ValueError(f"bad_words {words[0]!r}: words need a tokenizer: give bad_words_ids")
+    found = [tuple(sequence) for sequence in params.bad_words_ids]
+    for word in words:
+        bare = word.lstrip()
+        if not bare:
+            raise ValueError(f"bad_words {word!r}: a word has at least one character but spaces")
+        found += [
+            tuple(tokenizer.encode(text, special_tokens=False)) for text in (bare, f" {bare}")
+        ]
+    return replace(params, bad_words_ids=list(dict.fromkeys(filter(None, found))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,8 @@ class Sampler:
         prompt_tokens: length of the prompt.
         sample: which of several answers to the prompt.
         grammar: what the answer must look like, if anything.
+        min_tokens: of the answer, before a token that ends it may be chosen.
+        stop_token_ids: the tokens that end it.
 
     Raises:
         ValueError: a token id is outside the vocabulary.
@@ -59,14 +61,18 @@ class Sampler:
         prompt_tokens: int,
         sample: int = 0,
         grammar: Grammar | None = None,
+        min_tokens: int = 0,
+        stop_token_ids: Collection[int] = (),
     ) -> None:
         params.check_tokens(vocab_size)
         self.params = params
         self.vocab_size = vocab_size
-        self._plain = params.plain
         self._prompt_tokens = prompt_tokens
         self._noise = Noise(params.seed, sample)
         self._grammar = grammar
+        self._withheld = np.array(sorted(stop_token_ids), dtype=np.int64)
+        # The length of prompt and answer from which on they may be chosen.
+        self._earliest_end = prompt_tokens + (min_tokens if stop_token_ids else 0)
         # Whether target and draft choose by the same function of their rows.
         self._matching = params.temperature == 0 or params.acceptance == "coupled"
 
@@ -82,7 +88,7 @@ class Sampler:
             context: the committed tokens, i64[n].
             drafted: those drafted so far this round.
         """
-        if self._plain:
+        if self._plain(len(context) + len(drafted)):
             best = int(scores.argmax()[0, 0])
             if best < self.vocab_size:
                 return best, None
@@ -114,7 +120,7 @@ class Sampler:
             ids: the token that each of the logits is of, i32[n], each below ``vocab_size``; None:
                 0, 1, 2, …
         """
-        if self._plain:
+        if self._plain(len(context) + len(drafted)):
             best = _smallest(-logits, most)
             return [(int(ids[entry]) if ids is not None else entry, None) for entry in best]
         row = logits
@@ -155,7 +161,7 @@ class Sampler:
             history: the committed tokens, i64[n].
             proposal: a tree of k tokens, possibly empty; a chain if not :attr:`branching`.
         """
-        if self._plain:
+        if self._plain(len(history)):
             return accept_greedy(scores.argmax()[0], proposal)
         rows = scores.logits()[0]
         if self._matching:
@@ -221,6 +227,10 @@ class Sampler:
 
     # --- both -------------------------------------------------------------------------------------
 
+    def _plain(self, length: int) -> bool:
+        """Whether what follows so many tokens is the largest of the logits as they come."""
+        return self.params.plain and length >= self._earliest_end
+
     def _choose(self, logits: Float32Array, history: Int64Array) -> int:
         """The token that row, history and noise determine, whoever asks."""
         if self.params.temperature == 0:
@@ -242,6 +252,16 @@ class Sampler:
             allowed = self._grammar.allowed(history[self._prompt_tokens :])
             if allowed is not None:
                 shaped = np.where(allowed, shaped, np.float32(-np.inf))
+        if len(history) < self._earliest_end:
+            possible = np.isfinite(shaped).any()
+            shaped = shaped.copy()
+            shaped[self._withheld] = -np.inf
+            if possible and not np.isfinite(shaped).any():
+                raise ValueError(
+                    f"min_tokens {self._earliest_end - self._prompt_tokens}: after "
+                    f"{len(history) - self._prompt_tokens} tokens nothing but the answer's end may "
+                    "follow: the grammar is satisfied, or all else is excluded"
+                )
         return shaped
 
     # --- what was chosen --------------------------------------------------------------------------

@@ -8,8 +8,9 @@ drafts before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -58,6 +59,10 @@ class SamplingParams:
     """No n tokens in a row occur twice, the prompt included; 0: no such rule."""
     banned_tokens: Sequence[int] = ()
     """Never chosen."""
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    """Sequences of tokens that are never completed; they may begin in the prompt."""
+    allowed_token_ids: Sequence[int] | None = None
+    """Only these are chosen, stop tokens among them if they may come; None: all."""
     forced_tokens: Mapping[int, int] = field(default_factory=dict)
     """What the answer has at a position, its first token being 0."""
     processors: Sequence[Processor] = ()
@@ -102,6 +107,41 @@ class SamplingParams:
                 raise ValueError(f"forced_tokens: position {position} of the answer must be >= 0")
         if self.json_schema is not None and self.regex is not None:
             raise ValueError("json_schema and regex exclude one another: give one of them")
+        if any(not len(sequence) for sequence in self.bad_words_ids):
+            raise ValueError("bad_words_ids: an empty sequence: each needs at least one token")
+        self._check_allowed()
+
+    def _check_allowed(self) -> None:
+        """Refuse permissions that leave nothing, and forced tokens that are forbidden."""
+        if self.allowed_token_ids is not None and not len(self.allowed_token_ids):
+            raise ValueError("allowed_token_ids: it is empty: nothing could be chosen")
+        for place, token in self.forced_tokens.items():
+            if token in self.banned_tokens:
+                raise ValueError(f"forced_tokens: token {token} at {place} is in banned_tokens")
+            if self.allowed_token_ids is not None and token not in self.allowed_token_ids:
+                raise ValueError(
+                    f"forced_tokens: token {token} at {place} is not in allowed_token_ids"
+                )
+        self.check_choice(())
+
+    def check_choice(self, withheld: Iterable[int]) -> None:
+        """Refuse ``allowed_token_ids`` of which nothing is left.
+
+        Args:
+            withheld: token ids that cannot be chosen, beside the banned ones.
+
+        Raises:
+            ValueError: all that is allowed is banned or withheld.
+        """
+        if self.allowed_token_ids is None:
+            return
+        alone = {sequence[0] for sequence in self.bad_words_ids if len(sequence) == 1}
+        never = {*self.banned_tokens, *alone, *withheld}
+        if all(token in never for token in self.allowed_token_ids):
+            raise ValueError(
+                "allowed_token_ids: none of them may come: all are banned, bad words, or stop "
+                "tokens that min_tokens withholds"
+            )
 
     def check_tokens(self, vocab_size: int) -> None:
         """Refuse token ids that the vocabulary does not have.
@@ -112,6 +152,8 @@ class SamplingParams:
         for name, tokens in (
             ("logit_bias", self.logit_bias),
             ("banned_tokens", self.banned_tokens),
+            ("bad_words_ids", chain(*self.bad_words_ids)),
+            ("allowed_token_ids", self.allowed_token_ids or ()),
             ("forced_tokens", self.forced_tokens.values()),
         ):
             for token in tokens:
@@ -138,6 +180,8 @@ class SamplingParams:
             or self.logit_bias
             or self.no_repeat_ngram
             or len(self.banned_tokens)
+            or len(self.bad_words_ids)
+            or self.allowed_token_ids is not None
             or self.forced_tokens
             or self.processors
         )
@@ -228,8 +272,18 @@ def shape_logits(
         logits[tokens] -= taken.astype(np.float32)
     if params.no_repeat_ngram:
         logits[_completing(history, params.no_repeat_ngram)] = -np.inf
+    for sequence in params.bad_words_ids:
+        before = len(sequence) - 1
+        if before <= len(history) and np.array_equal(
+            history[len(history) - before :], sequence[:-1]
+        ):
+            logits[sequence[-1]] = -np.inf
     if len(params.banned_tokens):
         logits[np.asarray(params.banned_tokens)] = -np.inf
+    if params.allowed_token_ids is not None:
+        allowed = np.asarray(params.allowed_token_ids)
+        only, logits = logits, np.full_like(logits, -np.inf)
+        logits[allowed] = only[allowed]
     forced = params.forced_tokens.get(len(history) - prompt_tokens)
     if forced is not None:
         logits[:] = -np.inf

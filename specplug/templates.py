@@ -13,12 +13,14 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
 from typing import Any, NoReturn
 
 from jinja2 import Template, nodes
 from jinja2.ext import Extension
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -43,7 +45,16 @@ _REFUSED = ("translate", "sum")  # one can multiply without end, the other add l
 _deadline: ContextVar[float] = ContextVar("deadline")
 
 
-def compile_template(source: str) -> Template:
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A template, ready to be rendered."""
+
+    jinja: Template
+    variables: frozenset[str]
+    """The names that it reads and does not set itself."""
+
+
+def compile_template(source: str) -> ChatTemplate:
     """A template as transformers sets it up for chats; see :func:`render_template`.
 
     Raises:
@@ -55,13 +66,16 @@ def compile_template(source: str) -> Template:
         extensions=["jinja2.ext.loopcontrols", _Generation],
     )
     try:
-        return environment.from_string(_Guard().visit(environment.parse(source)))
+        parsed = environment.parse(source)
+        variables = find_undeclared_variables(parsed) - environment.globals.keys()
+        made = environment.from_string(_Guard().visit(parsed))
+        return ChatTemplate(made, frozenset(variables))
     except Exception as error:  # nested too deeply, for one
         raise ValueError(f"the chat template does not parse: {error}") from error
 
 
 def render_template(
-    template: Template, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any]
+    template: ChatTemplate, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
 ) -> str:
     """The text of a conversation.
 
@@ -71,7 +85,8 @@ def render_template(
     token = _deadline.set(time.monotonic() + SECONDS)
     try:
         # As in transformers, what a chat does not have is None.
-        return template.render(messages=messages, **{"tools": None, "documents": None, **variables})
+        known = {"tools": None, "documents": None, **variables}
+        return template.jinja.render(messages=messages, **known)
     except Exception as error:  # a template can raise anything
         raise ValueError(f"the chat template refuses these messages: {error}") from error
     finally:

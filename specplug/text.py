@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
-from specplug.templates import compile_template, render_template
+from specplug.prompts import TemplateOptions, refuse_template_options, render_chat
+from specplug.templates import compile_template
 from specplug.types import BundleError
 
 Messages = Sequence[Mapping[str, str]]
@@ -55,24 +56,37 @@ class Tokenizer:
         """Whether messages can be rendered."""
         return self._template is not None
 
-    def render(self, messages: Messages) -> str:
+    def render(self, messages: Messages, **options: Unpack[TemplateOptions]) -> str:
         """The prompt text of a conversation, ready for the assistant's answer.
 
+        Args:
+            messages: the conversation.
+            options: see :class:`specplug.prompts.TemplateOptions`.
+
         Raises:
-            ValueError: there is no template, or it refuses these messages.
+            ValueError: there is no template, it refuses these messages, or an option cannot be
+                followed.
         """
         if self._template is None:
             raise ValueError("this bundle has no chat template: pass text with chat=False (--raw)")
-        variables = {"add_generation_prompt": True, **self.special_tokens}
-        return render_template(self._template, messages, variables)
+        return render_chat(self._template, messages, self.special_tokens, **options)
 
-    def encode_prompt(self, prompt: str | Messages, *, chat: bool | None = None) -> list[int]:
+    def encode_prompt(
+        self,
+        prompt: str | Messages,
+        *,
+        chat: bool | None = None,
+        **options: Unpack[TemplateOptions],
+    ) -> list[int]:
         """Token ids of text or messages; see :meth:`SpeculativeDecoder.encode`."""
         if not isinstance(prompt, str):
-            return self.encode(self.render(prompt), special_tokens=False)
+            return self.encode(self.render(prompt, **options), special_tokens=False)
         if self.has_chat_template if chat is None else chat:
             messages = [{"role": "user", "content": prompt}]
-            return self.encode(self.render(messages), special_tokens=False)
+            return self.encode(self.render(messages, **options), special_tokens=False)
+        refuse_template_options(
+            options, "this prompt is not put through one" if chat is False else "there is none"
+        )
         return self.encode(prompt)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
@@ -136,8 +150,14 @@ class TextStream:
         """The pieces of text of those tokens."""
         self._stop = stop
 
-    def push(self, token: int, *, last: bool = False) -> str:
-        """The text that ``token`` completes; ``last``: with whatever is still held back."""
+    def push(self, token: int, *, last: bool = False, ending: bool = True) -> str:
+        """The text that ``token`` completes.
+
+        Args:
+            token: the next one.
+            last: give whatever is still held back, too.
+            ending: False: a stop string that comes to its end within this token's text is text.
+        """
         if self._tokenizer is None:
             return ""
         self._tokens.append(token)
@@ -147,12 +167,17 @@ class TextStream:
         if last and self._unseen and self._tokenizer.decode(self._unseen):
             # Only bytes that never became a character are left, so this cannot reword the rest.
             text += self._tokenizer.decode(self._tokens)[self._sent :]
-        return self._watched(text, last) if self._stop else text
+        return self._watched(text, last, ending) if self._stop else text
 
-    def _watched(self, text: str, last: bool) -> str:
+    def _watched(self, text: str, last: bool, ending: bool) -> str:
+        earlier = len(self._held)
         text = self._held + text
-        ends = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
-        if ends:
+        ends = [
+            (at + len(stop), at)
+            for stop in self._stop
+            if (at := text.find(stop, max(0, earlier + 1 - len(stop)))) >= 0
+        ]
+        if ends and ending:
             self.stopped = True
             return text[: min(ends)[1]]
         kept = 0 if last else max(_overlap(text, stop) for stop in self._stop)

@@ -1,0 +1,161 @@
+"""Prompts: messages through a chat template, with what a caller may say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, Unpack, cast
+
+from specplug.templates import ChatTemplate, render_template
+
+_RESERVED = {
+    "messages": "the prompt itself",
+    "add_generation_prompt": "an option of its own",
+    "continue_final_message": "an option of its own",
+}
+_MARK = "HERE_THE_ANSWER_GOES_ON "  # its last character shows whether the template strips
+
+
+class TemplateOptions(TypedDict, total=False):
+    """How a chat template renders messages."""
+
+    chat_template_kwargs: Mapping[str, Any]
+    """Variables for the template, such as ``enable_thinking`` or ``reasoning_effort``."""
+    add_generation_prompt: bool | None
+    """End with the header of an assistant's turn; None: yes, unless the final message continues."""
+    continue_final_message: bool
+    """End within the final message, so that the answer continues it."""
+
+
+class PromptOptions(TemplateOptions, total=False):
+    """How a prompt becomes token ids."""
+
+    chat: bool | None
+    """Put text through the chat template as a user's message; None: if there is one."""
+    truncate_prompt_tokens: int | None
+    """Keep only so many tokens, the last ones; -1: as many as the context has room for beside the
+    answer; None: all."""
+
+
+def render_chat(
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    special_tokens: Mapping[str, str],
+    **options: Unpack[TemplateOptions],
+) -> str:
+    """The text of a conversation, as transformers' ``apply_chat_template`` renders it.
+
+    Args:
+        template: of the model.
+        messages: each with ``role`` and ``content``; a field that is None counts as missing.
+        special_tokens: what the template may name; variables of the same names come first.
+        options: see :class:`TemplateOptions`.
+
+    Raises:
+        ValueError: options that contradict one another, a variable that the template does not
+            read, a final message that cannot be continued, or the template refuses.
+    """
+    variables = options.get("chat_template_kwargs") or {}
+    continued = options.get("continue_final_message", False)
+    header = options.get("add_generation_prompt")
+    if continued and header:
+        raise ValueError(
+            "continue_final_message and add_generation_prompt exclude one another: the answer "
+            "continues the final message, or it begins a turn of its own"
+        )
+    _check_variables(variables, template)
+    chat = [
+        {name: value for name, value in message.items() if value is not None}
+        for message in messages
+    ]
+    if continued:
+        chat[-1:] = [_marked(chat[-1] if chat else {})]
+    text = render_template(
+        template,
+        chat,
+        {
+            **special_tokens,
+            **variables,
+            "add_generation_prompt": not continued if header is None else header,
+        },
+    )
+    return _up_to_mark(text) if continued else text
+
+
+def template_options(options: PromptOptions) -> TemplateOptions:
+    """Those of the options that are for the template."""
+    names = TemplateOptions.__annotations__
+    return cast(TemplateOptions, {name: options[name] for name in options if name in names})  # type: ignore[literal-required]
+
+
+def refuse_template_options(options: TemplateOptions, why: str) -> None:
+    """Refuse what only a chat template can follow.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name in TemplateOptions.__annotations__:
+        value = options.get(name)
+        if value is not None and value is not False and value != {}:
+            raise ValueError(f"{name} {value!r}: it is for chat templates, and {why}")
+    if options.get("add_generation_prompt") is False:
+        raise ValueError(f"add_generation_prompt False: it is for chat templates, and {why}")
+
+
+def truncate(
+    tokens: list[int], wanted: int | None, *, context_limit: int, max_tokens: int
+) -> list[int]:
+    """The last tokens of a prompt; see :class:`PromptOptions`.
+
+    Args:
+        tokens: of the prompt.
+        wanted: ``truncate_prompt_tokens``.
+        context_limit: tokens that prompt and answer may have together.
+        max_tokens: of the answer.
+
+    Raises:
+        ValueError: ``wanted`` is neither -1 nor at least 1.
+    """
+    if wanted is None:
+        return tokens
+    if wanted == -1:
+        return tokens[-max(1, context_limit - max_tokens) :]
+    if wanted < 1:
+        raise ValueError(
+            f"truncate_prompt_tokens {wanted}: it must be at least 1, or -1: what the context has "
+            "room for"
+        )
+    return tokens[-wanted:]
+
+
+def _check_variables(variables: Mapping[str, Any], template: ChatTemplate) -> None:
+    for name in variables:
+        if name in _RESERVED:
+            raise ValueError(f"chat_template_kwargs: {name!r} is {_RESERVED[name]}")
+        if name not in template.variables:
+            known = ", ".join(sorted(template.variables - set(_RESERVED))) or "none"
+            raise ValueError(
+                f"chat_template_kwargs: the chat template reads no {name!r}; it reads {known}"
+            )
+
+
+def _marked(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with a mark where its text ends."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": content + _MARK}
+    parts = list(content) if isinstance(content, list | tuple) else []
+    for place in reversed(range(len(parts))):
+        if isinstance(parts[place], Mapping) and "text" in parts[place]:
+            parts[place] = {**parts[place], "text": parts[place]["text"] + _MARK}
+            return {**message, "content": parts}
+    raise ValueError("continue_final_message: the final message has no text to continue")
+
+
+def _up_to_mark(text: str) -> str:
+    place = text.rfind(_MARK.strip())
+    if place < 0:
+        raise ValueError(
+            "continue_final_message: the chat template leaves out the end of the final message"
+        )
+    kept = text[:place]
+    return kept if text.startswith(_MARK, place) else kept.rstrip()
