@@ -145,6 +145,9 @@ def check_generation(
         raise ValueError(f"sample {sample}: it must be in [0, 2**64)")
     if "" in stop:
         raise ValueError("stop '': a stop string has at least one character")
+    for text in stop:
+        if not text.isprintable() and any("\ud800" <= one <= "\udfff" for one in text):
+            raise ValueError(f"stop {text!r}: a stop string is text, without half surrogates")
     if stop and not has_tokenizer:
         raise ValueError(f"stop {stop[0]!r}: stop strings need a tokenizer")
     if logprobs is not None and not 0 <= logprobs <= spec.vocab_size:
