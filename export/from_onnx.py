@@ -32,12 +32,8 @@ from specplug.export.passes import ExplicitLengths, FuseSilu, PackGateUp, PadAtt
 from specplug.export.passes.editing import attention_nodes
 from specplug.export.provenance import write_provenance
 from specplug.export.quality_text import Sample, take_sample
-from specplug.export.tokenizers import (
-    SourceTokenizer,
-    encoder,
-    folder_tokenizer,
-    write_tokenizer,
-)
+from specplug.export.tokenizer_folder import folder_tokenizer
+from specplug.export.tokenizers import SourceTokenizer, encoder, write_tokenizer
 from specplug.opening import EngineOptions
 from specplug.staging import staged
 from specplug.types import ExportError, Float32Array, Step
@@ -54,7 +50,8 @@ class _Settings:
     graph: str
     architecture: str
     max_positions: int
-    stop_token_ids: tuple[int, ...]
+    end_tokens: dict[str, Any]
+    """What it says of them, by file, beside the files that every folder may have."""
     head_size: int | None
     """None: the graph itself says it."""
     cache_names: tuple[tuple[str, str], ...]
@@ -91,7 +88,7 @@ def export_onnx(
     settings = _read_settings(folder)
     report(f"reading {folder.name}")
     model = _read_graph(folder / settings.graph, settings)
-    tokenizer = folder_tokenizer(folder, settings.stop_token_ids)
+    tokenizer = folder_tokenizer(folder, _vocab_size(model), settings.end_tokens)
     with staged(Path(output), replace=force) as stage:
         text = Path(quality_text) if quality_text else None
         component = _write_component(folder, settings, model, tokenizer, text, stage, report)
@@ -178,7 +175,7 @@ def _read_settings(folder: Path) -> _Settings:
         if (folder / _GENAI).is_file():
             return _genai_settings(json.loads((folder / _GENAI).read_bytes()))
         if (folder / "config.json").is_file():
-            return _optimum_settings(folder, json.loads((folder / "config.json").read_bytes()))
+            return _optimum_settings(json.loads((folder / "config.json").read_bytes()))
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{folder}'s configuration cannot be read: {error!r}") from error
     raise ExportError(
@@ -190,7 +187,6 @@ def _read_settings(folder: Path) -> _Settings:
 def _genai_settings(config: dict[str, Any]) -> _Settings:
     model = config["model"]
     decoder = model["decoder"]
-    stops = model["eos_token_id"]
     names = tuple(
         (decoder["inputs"][f"past_{kind}_names"], decoder["outputs"][f"present_{kind}_names"])
         for kind in _KINDS
@@ -199,24 +195,20 @@ def _genai_settings(config: dict[str, Any]) -> _Settings:
         graph=decoder["filename"],
         architecture=model["type"],
         max_positions=int(model["context_length"]),
-        stop_token_ids=tuple(stops if isinstance(stops, list) else [stops]),
+        end_tokens={_GENAI: model.get("eos_token_id")},
         head_size=int(decoder["head_size"]),
         cache_names=names,
         config=_GENAI,
     )
 
 
-def _optimum_settings(folder: Path, config: dict[str, Any]) -> _Settings:
-    generation = folder / "generation_config.json"
-    settings = json.loads(generation.read_bytes()) if generation.is_file() else {}
-    stops = settings.get("eos_token_id", config.get("eos_token_id"))
-    stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+def _optimum_settings(config: dict[str, Any]) -> _Settings:
     positions = config.get("max_position_embeddings") or config["n_positions"]
     return _Settings(
         graph="model.onnx",
         architecture=config["model_type"],
         max_positions=int(positions),
-        stop_token_ids=tuple(stops),
+        end_tokens={},
         head_size=None,
         cache_names=tuple((f"past_key_values.%d.{kind}", f"present.%d.{kind}") for kind in _KINDS),
         config="config.json",

@@ -22,10 +22,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from specplug.export.tokenizer_folder import UNREADABLE, VOCABULARIES
 from specplug.types import ExportError
 
 _ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_TEXTS, _WEIGHTS = ("*.json", "*.jinja"), ("*.safetensors",)  # nothing pickled, no code
+_TEXTS = ("*.json", "*.jinja", *VOCABULARIES, *UNREADABLE)  # the last, to be refused by name
+_WEIGHTS = ("*.safetensors",)  # nothing pickled, no code
 
 
 def is_hub_id(source: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,8 @@ from specplug.bundle import file_sha256
 from specplug.export.families import check_family
 from specplug.export.hub import fetch_snapshot, is_hub_id, preview_snapshot
 from specplug.export.lazy import LazyTensor
-from specplug.export.tokenizers import SourceTokenizer, folder_tokenizer
+from specplug.export.tokenizer_folder import folder_tokenizer
+from specplug.export.tokenizers import SourceTokenizer
 from specplug.types import ExportError
 
 
@@ -148,16 +148,13 @@ def _read_folder(folder: Path, stored: Mapping[str, LazyTensor]) -> Source:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         check_family(config)
         model, ignored = load_model(config, stored, folder.name)
-        generation = folder / "generation_config.json"
-        settings = json.loads(generation.read_bytes()) if generation.is_file() else {}
-        eos = settings.get("eos_token_id", config.eos_token_id)
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise ExportError(f"transformers cannot load {folder}: {error}") from error
     return Source(
         path=folder,
         config=config,
         weights=model_weights(model),
-        tokenizer=folder_tokenizer(folder, [eos] if isinstance(eos, int) else eos or []),
+        tokenizer=folder_tokenizer(folder, int(config.vocab_size)),
         ignored=ignored,
     )
 

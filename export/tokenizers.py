@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
-import transformers
 
 from specplug.bundle import TokenizerPart, describe_file
 from specplug.spelling import Spelling
+from specplug.text import whole_encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,30 +24,6 @@ class SourceTokenizer:
     stop_token_ids: tuple[int, ...]
     special_tokens: Mapping[str, str]
     chat_template: str | None
-
-
-def folder_tokenizer(folder: Path, stop_token_ids: Sequence[int]) -> SourceTokenizer | None:
-    """The tokenizer of a Hugging Face folder; None if it has no ``tokenizer.json``.
-
-    Args:
-        folder: where ``tokenizer.json`` and its companions lie.
-        stop_token_ids: what ends an answer; the tokenizer's own end of text if empty.
-    """
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    special = {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None)}
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    return SourceTokenizer(
-        json=tokenizer.backend_tokenizer.to_str(),
-        stop_token_ids=tuple(stop_token_ids) or own,
-        special_tokens=special,
-        chat_template=template,
-    )
 
 
 def vocabulary(tokenizer_json: str) -> dict[str, int]:
@@ -65,7 +41,7 @@ def encoder(tokenizer: SourceTokenizer | None) -> Callable[[str], list[int]] | N
     """From text to token ids, special tokens as the tokenizer adds them; None without one."""
     if tokenizer is None:
         return None
-    backend = tokenizers.Tokenizer.from_str(tokenizer.json)
+    backend = whole_encoding(tokenizers.Tokenizer.from_str(tokenizer.json))
     return lambda text: list(backend.encode(text).ids)
 
 
@@ -76,7 +52,7 @@ def spelling(tokenizer: SourceTokenizer) -> Spelling:
         ValueError: of a kind whose tokens do not tell the text.
     """
     return Spelling(
-        tokenizers.Tokenizer.from_str(tokenizer.json),
+        whole_encoding(tokenizers.Tokenizer.from_str(tokenizer.json)),
         special_tokens=tokenizer.special_tokens,
         stop_token_ids=tokenizer.stop_token_ids,
     )

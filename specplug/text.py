@@ -38,7 +38,7 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         try:
-            self.backend = tokenizers.Tokenizer.from_file(str(path))
+            self.backend = whole_encoding(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
         self.stop_token_ids = tuple(stop_token_ids)
@@ -121,6 +121,18 @@ class Tokenizer:
         """The text of token ids, special tokens left out."""
         text: str = self.backend.decode(list(token_ids), skip_special_tokens=True)
         return text
+
+
+def whole_encoding(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer itself, without what shortens, lengthens or varies its tokens of a text.
+
+    ``tokenizer.json`` may keep the truncation, the padding and the dropout of its training.
+    """
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None) is not None:
+        backend.model.dropout = None
+    return backend
 
 
 class TextStream:

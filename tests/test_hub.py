@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken, Tokenizer
 
 from specplug import Bundle
 from tests_support.command import specplug
@@ -113,6 +115,11 @@ def hub(tiny_source: Path) -> Iterator[Hub]:
     thread.join()
 
 
+def description(token: AddedToken) -> dict[str, object]:
+    names = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
+    return {name: getattr(token, name) for name in names}
+
+
 def export(
     source: str, bundle: Path, hub: Hub | None, *options: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
@@ -174,6 +181,31 @@ def test_an_interrupted_download_does_no_harm(hub: Hub, tmp_path: Path) -> None:
     whole = hashlib.sha256((hub.folder / "model.safetensors").read_bytes()).hexdigest()
     provenance = Bundle.open(tmp_path / "made.bundle").manifest.target.provenance
     assert provenance.sha256["model.safetensors"] == whole
+
+
+def test_a_tokenizer_of_several_files(hub: Hub, tmp_path: Path) -> None:
+    """``vocab.json`` and ``merges.txt`` are fetched, and no other text file."""
+    folder = tmp_path / "served"
+    shutil.copytree(hub.folder, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.model.save(str(folder))
+    (folder / "tokenizer.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    added = {str(i): description(t) for i, t in tokenizer.get_added_tokens_decoder().items()}
+    settings |= {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added}
+    settings |= {"unk_token": "<|end|>", "pad_token": "<|end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "notes.txt").write_text("not needed")
+    hub.folder = folder
+    done = export(REPOSITORY, tmp_path / "made.bundle", hub, "--precision", "fp32")
+    assert done.returncode == 0, done.stderr
+    served = {name for name, _ in hub.served}
+    assert {"vocab.json", "merges.txt"} <= served
+    assert "notes.txt" not in served
+    part = Bundle.open(tmp_path / "made.bundle").tokenizer()
+    assert part is not None
+    text = "a fox <|user|>?"
+    assert part.encode(text) == tokenizer.encode(text).ids
 
 
 @pytest.mark.parametrize(

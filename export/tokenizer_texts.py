@@ -1,0 +1,56 @@
+"""The texts that tokenizers are compared on, and the JSON files that describe them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from specplug.types import ExportError
+
+TEXTS: Sequence[str] = (
+    "Hello world",
+    " a space before",
+    "two  and   three    spaces ",
+    "   \t tabs\t\tand\n\nlines\r\n",
+    "Steps:\n\n1. Boil 12345 eggs\n2. 3.14159, 1,000,000",
+    "don't I'LL we've THEY'RE",
+    "größere Füchse übersprangen",
+    "naïve café e\u0301 \ufb01 \u212b ① ²",
+    "日本語と中文、한국어 عربى עברית हिन्दी ไทย",
+    "🦊🐶 👩‍👩‍👧‍👦 🇩🇪",
+    "\u00a0\u200b\u2028\ufeff\u3000",
+    "def f(x):\n    return x**2  # square\n\n\n\tpass",
+    "<|user|> <s> </s> [INST] <|im_start|> <unk>",
+    "https://example.com/a?b=c&d=%20",
+    "\x00\x01\x7f",
+    "a" * 300,
+    "word " * 120,
+    "\U0010ffff\ue000",
+    "▁lower ▁block",
+    "",
+)
+"""Texts that tokenizers are compared on: all scripts, spaces, controls, and one that is long."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; empty if there is no file.
+
+    Raises:
+        ExportError: it is no JSON, or no object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} is not JSON ({first_line(error)}): download it again") from error
+    if not isinstance(found, dict):
+        raise ExportError(f"{path} holds a {type(found).__name__}, and an object is needed")
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
