@@ -77,9 +77,10 @@ def from_sentencepiece(folder: Path, settings: Mapping[str, Any]) -> tokenizers.
         raise MissingExtraError(
             f"{path.name} needs SentencePiece: pip install 'specplug[export]'"
         ) from error
+    messages: Any = sentencepiece_model_pb2  # made by protobuf, without types
     try:
         content = path.read_bytes()
-        model = sentencepiece_model_pb2.ModelProto.FromString(content)
+        model = messages.ModelProto.FromString(content)
         judge = SentencePieceProcessor(model_proto=content)
     except Exception as error:  # protobuf's, or RuntimeError
         raise ExportError(

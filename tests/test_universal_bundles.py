@@ -138,7 +138,8 @@ def test_tokenizers_that_are_not_translated(tiny_source: Path, tmp_path: Path) -
         with pytest.raises(ExportError, match=r"differs .* cannot be translated: its decoder is"):
             export_bundle(source, tmp_path / "b", draft=draft, report=stages.append)
     assert all(stage.startswith("reading") for stage in stages)
-    (other / "tokenizer.json").unlink()
+    for file in other.glob("tokenizer*"):
+        file.unlink()
     with pytest.raises(ExportError, match=r"draft vocabulary 4 != target vocabulary 260, and with"):
         export_bundle(tiny_source, tmp_path / "b", draft=other)
     assert not (tmp_path / "b").exists()
