@@ -19,7 +19,9 @@ drafts that were all accepted; its own where nothing was drafted."""
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token; ``str(token)`` is the text that it completes, possibly empty."""
+    """One token; ``str(token)`` is the text that it completes, possibly empty, and possibly more
+    than its own: what was held back before.
+    """
 
     id: int
     text: str
@@ -27,6 +29,8 @@ class Token:
     """Who made it."""
     logprobs: TokenLogprobs | None = None
     """If asked for."""
+    offset: int = 0
+    """Characters of the text before the token's own, the echoed prompt's included."""
 
     @property
     def from_draft(self) -> bool:
@@ -105,7 +109,8 @@ class Context:
             if self.text.stopped:
                 self.finish_reason = "stop"
             details = logprobs[position] if logprobs else None
-            made.append(Token(token, text, "draft" if position < len(tokens) - 1 else own, details))
+            origin: Origin = "draft" if position < len(tokens) - 1 else own
+            made.append(Token(token, text, origin, details, self.text.offset))
             if self.finish_reason is not None:
                 break
         return made

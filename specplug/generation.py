@@ -253,7 +253,13 @@ class Generation:
         self._cancelled = False
         self.context = Context(
             prompt,
-            TextStream(tokenizer, stop, shown=prompt if self.echo else ()),
+            TextStream(
+                tokenizer,
+                stop,
+                shown=prompt if self.echo else (),
+                after=() if self.echo else prompt,
+                stop_token_ids=ends,
+            ),
             max_tokens=max_tokens,
             limit=spec.context_limit,
             stop_token_ids=ends,
@@ -415,8 +421,8 @@ class Generation:
     def echoed(self) -> list[Token]:
         """The prompt's tokens; their log-probabilities are raw, and the first has none."""
         return [
-            Token(token, text, "plain", details)
-            for token, text, details in zip(
+            Token(token, text, "plain", details, offset)
+            for token, (text, offset), details in zip(
                 self.prompt, self.context.text.shown, self._echoed, strict=True
             )
         ]

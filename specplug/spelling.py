@@ -34,7 +34,7 @@ class Spelling:
         self.roles = special_tokens
         self.stops = frozenset(stop_token_ids)
         self._added = backend.get_added_tokens_decoder()
-        decoders = _decoders(backend.decoder)
+        decoders = decoder_parts(backend.decoder)
         kinds = [decoder["type"] for decoder in decoders]
         self._byte_level = "ByteLevel" in kinds
         self._byte_names = "ByteFallback" in kinds  # tokens such as <0x0A>
@@ -123,9 +123,7 @@ class Spelling:
         if text is None:
             return None
         if self._byte_level:
-            letters = [_BYTES.get(letter) for letter in text]
-            known = [letter for letter in letters if letter is not None]
-            return bytes(known) if len(known) == len(letters) else text.encode()
+            return in_bytes(text)
         return bytes.fromhex(text[3:5]) if self._names_byte(text) else _spaced(text).encode()
 
 
@@ -151,6 +149,13 @@ _LETTERS = _letters()
 _BYTES = {letter: byte for byte, letter in enumerate(_LETTERS)}
 
 
+def in_bytes(text: str) -> bytes:
+    """The bytes that letters of byte-level BPE stand for; of another text its own."""
+    letters = [_BYTES.get(letter) for letter in text]
+    known = [letter for letter in letters if letter is not None]
+    return bytes(known) if len(known) == len(letters) else text.encode()
+
+
 def _in_letters(text: bytes) -> str:
     return "".join(_LETTERS[byte] for byte in text)
 
@@ -159,7 +164,7 @@ def _spaced(text: str) -> str:
     return text.replace(_SPACE, " ")
 
 
-def _decoders(decoder: Any) -> list[dict[str, Any]]:
+def decoder_parts(decoder: Any) -> list[dict[str, Any]]:
     """The description of a decoder, of a sequence each of its parts."""
     if decoder is None:
         return []

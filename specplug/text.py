@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Unpack
 
 import tokenizers
-from tokenizers.decoders import DecodeStream
 
+from specplug.detokenizer import Detokenizer
 from specplug.prompts import TemplateOptions, refuse_template_options, render_chat
 from specplug.templates import compile_template
 from specplug.types import BundleError
@@ -41,6 +41,8 @@ class Tokenizer:
             self.backend = whole_encoding(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
+        self.detokenizer = Detokenizer(self.backend)
+        """How its tokens become text one at a time."""
         self.stop_token_ids = tuple(stop_token_ids)
         self._for_grammars: dict[tuple[int, tuple[int, ...]], Any] = {}
         self.special_tokens = dict(special_tokens or {})
@@ -113,13 +115,14 @@ class Tokenizer:
         return self._for_grammars[key]
 
     def name(self, token: int) -> str:
-        """A token as text, special tokens by their names; "" for a row that no token has."""
-        text: str = self.backend.decode([token], skip_special_tokens=False)
-        return text
+        """A token as it is in the middle of a text, special tokens by their names; "" for a row
+        that no token has, replacement characters for parts of characters.
+        """
+        return self.detokenizer.spell(token).decode(errors="replace")
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        text: str = self.backend.decode(list(token_ids), skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids, special tokens left out or by their names."""
+        text: str = self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
 
@@ -138,29 +141,60 @@ def whole_encoding(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 class TextStream:
     """Turns tokens into text one at a time, holding back what cannot be shown yet.
 
-    That is bytes which are not yet a character, and what may be the beginning of a stop string.
+    That is bytes which are not yet a character, and what may be the beginning of a stop string. The
+    pieces together are the text of all tokens decoded at once, up to where it stops.
 
     Args:
         tokenizer: None: there is no text.
-        stop: strings that end the text; nothing of the one that comes to its end first is shown.
-        shown: tokens that come before, whose text is not watched for stop strings.
+        stop: strings that end the text; of those that come to their end first the longest counts.
+        shown: tokens that come before; their text, :attr:`shown`, is not watched for stop strings.
+        after: tokens that come before and are not shown, such as the prompt: the text goes on where
+            theirs ends.
+        skip_special_tokens: leave special tokens out; else they are shown by their names.
+        include_stop: show the stop string, or the stop token's own text; else neither is shown.
+        stop_token_ids: tokens that end the text.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None, stop: Sequence[str] = (), shown: Sequence[int] = ()
+        self,
+        tokenizer: Tokenizer | None,
+        stop: Sequence[str] = (),
+        shown: Sequence[int] = (),
+        *,
+        after: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        include_stop: bool = False,
+        stop_token_ids: Set[int] = frozenset(),
     ) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
-        self._tokens: list[int] = []
-        self._unseen: list[int] = []  # tokens since the last that completed any text
-        self._sent = 0
+        self._detokenizer = tokenizer.detokenizer if tokenizer else None
+        self._decoding = tokenizer.detokenizer.begin() if tokenizer else None
+        self._skip_special = skip_special_tokens
+        self._include_stop = include_stop
         self._stop: Sequence[str] = ()
-        self._held = ""
+        self._stop_token_ids: Set[int] = frozenset()
+        self._held = ""  # certain text that may begin a stop string
+        self._certain = 0  # characters of the text, those held back included
+        self._exempt = 0  # characters of the text within which no stop string ends
+        self.offset = 0
+        """Characters of the text before the latest token."""
         self.stopped = False
         """Whether a stop string was found."""
-        self.shown = [self.push(token) for token in shown]
-        """The pieces of text of those tokens."""
+        if self._detokenizer is not None and self._decoding is not None and after:
+            begin = self._detokenizer.context_begins(after, skip_special=skip_special_tokens)
+            for token in after[begin:]:
+                self._decode(token)
+            self._decoding.settle()
+        self._certain = 0
+        self.shown = [(self.push(token), self.offset) for token in shown]
+        """The pieces of text of those tokens, and how many characters come before each."""
+        self._watched_from = self._length
         self._stop = stop
+        self._stop_token_ids = stop_token_ids
+
+    @property
+    def _length(self) -> int:
+        """Characters of the text so far, those that are not certain included."""
+        return self._certain + (self._decoding.open_length if self._decoding else 0)
 
     def push(self, token: int, *, last: bool = False, ending: bool = True) -> str:
         """The text that ``token`` completes.
@@ -170,29 +204,47 @@ class TextStream:
             last: give whatever is still held back, too.
             ending: False: a stop string that comes to its end within this token's text is text.
         """
-        if self._tokenizer is None:
+        if self._decoding is None:
             return ""
-        self._tokens.append(token)
-        text = self._decoder.step(self._tokenizer.backend, token) or ""
-        self._sent += len(text)
-        self._unseen = [] if text else [*self._unseen, token]
-        if last and self._unseen and self._tokenizer.decode(self._unseen):
-            # Only bytes that never became a character are left, so this cannot reword the rest.
-            text += self._tokenizer.decode(self._tokens)[self._sent :]
-        return self._watched(text, last, ending) if self._stop else text
+        self.offset = self._length
+        hidden = token in self._stop_token_ids and not self._include_stop
+        text = "" if hidden else self._decode(token)
+        if last:
+            rest = self._decoding.flush()
+            self._certain += len(rest)
+            text += rest
+        if not self._stop:
+            return text
+        if not ending:
+            self._exempt = self._length
+        return self._watched(self._held + text, last)
 
-    def _watched(self, text: str, last: bool, ending: bool) -> str:
-        earlier = len(self._held)
-        text = self._held + text
-        ends = [
-            (at + len(stop), at)
-            for stop in self._stop
-            if (at := text.find(stop, max(0, earlier + 1 - len(stop)))) >= 0
-        ]
-        if ends and ending:
+    def _decode(self, token: int) -> str:
+        assert self._detokenizer is not None
+        assert self._decoding is not None
+        if self._skip_special and self._detokenizer.is_special(token):
+            return ""
+        text = self._decoding.push(token)
+        self._certain += len(text)
+        return text
+
+    def _watched(self, text: str, last: bool) -> str:
+        assert self._decoding is not None
+        begin = self._certain - len(text)
+        whole = text + self._decoding.open
+        ends = []
+        for stop in self._stop:
+            earliest = max(0, self._watched_from - begin, self._exempt + 1 - len(stop) - begin)
+            if (at := whole.find(stop, earliest)) >= 0:
+                ends.append((at + len(stop), at))
+        if ends:
             self.stopped = True
-            return text[: min(ends)[1]]
-        kept = 0 if last else max(_overlap(text, stop) for stop in self._stop)
+            end, at = min(ends)
+            return whole[: end if self._include_stop else at]
+        kept = 0
+        if not last:
+            own = text[max(0, self._watched_from - begin) :]
+            kept = max(_overlap(own, stop) for stop in self._stop)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
 

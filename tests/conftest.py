@@ -33,6 +33,7 @@ from tests_support import native
 from tests_support.distilling import learn, write_own_texts
 from tests_support.heads import LAYERS, WRITTEN
 from tests_support.tiny import write_checkpoint
+from tests_support.tokenizer_kinds import LANGUAGE_MODELS, Kind, made_kind
 
 settings.register_profile("tests", deadline=None)  # how long anything takes proves nothing
 settings.load_profile("tests")
@@ -69,6 +70,12 @@ def tiny_source(made_once: Made) -> Path:
     return (
         made_once("source", lambda folder: write_checkpoint(folder / "tiny-llama")) / "tiny-llama"
     )
+
+
+@pytest.fixture(scope="session", params=LANGUAGE_MODELS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Each kind of tokenizer that models have."""
+    return made_kind(request.param)
 
 
 @pytest.fixture
