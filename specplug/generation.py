@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypedDict, Unpack, cast
 
+from specplug.bad_words import with_bad_words
 from specplug.budget import Budget
 from specplug.context import Context, Origin, Token
 from specplug.drafters import NoDrafter
+from specplug.ends import check_ends
 from specplug.grammar import Grammar
 from specplug.logprobs import LogprobsMode, TokenLogprobs
 from specplug.prompts import PromptOptions
@@ -210,19 +212,12 @@ class Generation:
             logprobs=self._top,
             logprobs_mode=self._logprobs_mode,
         )
-        ends = frozenset(options.get("stop_token_ids", ()))
-        if not options.get("ignore_eos", False):
-            ends |= own_stop_token_ids
-        sampling = _with_bad_words(
+        sampling = with_bad_words(
             options.get("sampling", GREEDY), options.get("bad_words", ()), tokenizer
         )
-        sampling.check_choice(ends if min_tokens else ())
-        for place, token in sampling.forced_tokens.items():
-            if token in ends and place < min_tokens:
-                raise ValueError(
-                    f"forced_tokens: token {token} at {place} ends the answer before min_tokens "
-                    f"{min_tokens}"
-                )
+        given = frozenset(options.get("stop_token_ids", ()))
+        ends = given if options.get("ignore_eos", False) else given | own_stop_token_ids
+        check_ends(sampling, ends, own_stop_token_ids, min_tokens=min_tokens)
         grammar = None
         if sampling.structured:
             grammar = Grammar(
@@ -450,24 +445,3 @@ def _predicted(
     if tokenizer is None:
         raise ValueError("a prediction in text needs a tokenizer: pass token ids")
     return tokenizer.encode(prediction)
-
-
-def _with_bad_words(
-    params: SamplingParams, words: Sequence[str], tokenizer: Tokenizer | None
-) -> SamplingParams:
-    """The parameters with words excluded: at the beginning of a text and after a space."""
-    if not words:
-        return params
-    if isinstance(words, str):
-        raise ValueError(f"bad_words {words!r}: it must be a list of words")
-    if tokenizer is None:
-        raise ValueError(f"bad_words {words[0]!r}: words need a tokenizer: give bad_words_ids")
-    found = [tuple(sequence) for sequence in params.bad_words_ids]
-    for word in words:
-        bare = word.lstrip()
-        if not bare:
-            raise ValueError(f"bad_words {word!r}: a word has at least one character but spaces")
-        found += [
-            tuple(tokenizer.encode(text, special_tokens=False)) for text in (bare, f" {bare}")
-        ]
-    return replace(params, bad_words_ids=list(dict.fromkeys(filter(None, found))))

@@ -7,13 +7,13 @@ package brings torch, transformers and triton into a service that may have none 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specplug.grammar_sources import compile_grammar
 from specplug.types import Int64Array, MissingExtraError
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 class Grammar:
-    """A compiled schema or expression, and the tokens of an answer that it has read.
+    """A compiled schema, expression or grammar, and the tokens of an answer that it has read.
 
     Args:
-        params: with ``json_schema`` or ``regex``.
+        params: with one of :data:`specplug.sampling.FORMS`.
         tokenizer: of the target.
         vocab_size: V of the target.
         stop_token_ids: what ends an answer: allowed where the grammar is satisfied.
 
     Raises:
-        ValueError: the schema or expression is wrong, uses what the library does not know, or
-            cannot be satisfied.
+        ValueError: the schema, expression or grammar is wrong, uses what the library does not know,
+            or cannot be satisfied.
         MissingExtraError: llguidance is not installed.
     """
 
@@ -56,21 +56,20 @@ class Grammar:
                 "decoder has " + ("no tokenizer" if tokenizer is None else "no stop token")
             )
         self._vocab_size = vocab_size
-        name = "regex" if params.json_schema is None else "json_schema"
-        source = _text(params.json_schema) if params.regex is None else params.regex
-        compiled = (
-            LLMatcher.grammar_from_regex(source)
-            if name == "regex"
-            else LLMatcher.grammar_from_json_schema(source)
-        )
-        tokens = tokenizer.for_grammars(vocab_size, tuple(sorted(stop_token_ids)))
+        compiled, shown = compile_grammar(params, tokenizer)
+        # The library is told of the tokenizer's own stop tokens, so that it is set up once, and not
+        # for each set of them that a request asks for.
+        known = sorted(tokenizer.stop_token_ids) or sorted(stop_token_ids)
+        tokens = tokenizer.for_grammars(vocab_size, tuple(known))
+        self._unknown_ends = sorted({*stop_token_ids} - {*known})
+        self._no_ends = sorted({*known} - {*stop_token_ids})
         self._matcher = LLMatcher(tokens, compiled, log_level=0)
         self._read: list[int] = []  # of the answer, what the matcher has consumed
         if self._matcher.is_error():
-            raise ValueError(f"{name} {_short(source)}: {self._reason()}")
+            raise ValueError(f"{shown}: {self._reason()}")
         self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise ValueError(f"{name} {_short(source)}: nothing satisfies it")
+            raise ValueError(f"{shown}: nothing satisfies it")
 
     def allowed(self, answer: Int64Array) -> NDArray[np.bool_] | None:
         """Which tokens may follow an answer's tokens i64[n], bool[V].
@@ -96,21 +95,10 @@ class Grammar:
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
             raise ValueError(f"the grammar cannot be followed: {self._reason()}")
-        return np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
+        bits = np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
+        bits[self._no_ends] = False
+        bits[self._unknown_ends] = self._matcher.is_accepting()
+        return bits
 
     def _reason(self) -> str:
         return str(self._matcher.get_error()).split("<state>")[0].strip()
-
-
-def _text(schema: Mapping[str, Any] | bool | str | None) -> str:
-    if not isinstance(schema, str):
-        return json.dumps(schema)
-    try:
-        json.loads(schema)
-    except ValueError as error:
-        raise ValueError(f"json_schema {_short(schema)} is not JSON: {error}") from error
-    return schema
-
-
-def _short(source: str) -> str:
-    return source if len(source) <= 80 else f"{source[:77]}..."

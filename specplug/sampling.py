@@ -69,8 +69,17 @@ class SamplingParams:
     """Custom ones, called after the bans and before the temperature."""
     json_schema: Mapping[str, Any] | bool | str | None = None
     """The answer is JSON of this schema (a string is the schema's own JSON)."""
+    json_object: bool = False
+    """The answer is a JSON object."""
     regex: str | None = None
     """The answer as a whole matches this expression."""
+    choice: Sequence[str] | None = None
+    """The answer is one of these texts."""
+    grammar: str | None = None
+    """The answer fits this grammar, in llguidance's Lark or, with ``::=``, in llama.cpp's GBNF."""
+    structural_tag: Mapping[str, Any] | str | None = None
+    """The answer is text in which what a trigger begins has a given form; see
+    :func:`specplug.structural_tags.structural_grammar` (a string is its JSON)."""
     seed: int = 0
     """0 <= seed < 2**64. The coupled rule's text depends on it alone."""
     acceptance: Acceptance = "coupled"
@@ -105,8 +114,8 @@ class SamplingParams:
         for position in self.forced_tokens:
             if position < 0:
                 raise ValueError(f"forced_tokens: position {position} of the answer must be >= 0")
-        if self.json_schema is not None and self.regex is not None:
-            raise ValueError("json_schema and regex exclude one another: give one of them")
+        if len(self.forms) > 1:
+            raise ValueError(f"{' and '.join(self.forms)} exclude one another: give one of them")
         if any(not len(sequence) for sequence in self.bad_words_ids):
             raise ValueError("bad_words_ids: an empty sequence: each needs at least one token")
         self._check_allowed()
@@ -133,15 +142,21 @@ class SamplingParams:
         Raises:
             ValueError: all that is allowed is banned or withheld.
         """
-        if self.allowed_token_ids is None:
-            return
-        alone = {sequence[0] for sequence in self.bad_words_ids if len(sequence) == 1}
-        never = {*self.banned_tokens, *alone, *withheld}
-        if all(token in never for token in self.allowed_token_ids):
+        withheld = {*withheld}
+        if self.allowed_token_ids is not None and not self.may_choose(
+            token for token in self.allowed_token_ids if token not in withheld
+        ):
             raise ValueError(
                 "allowed_token_ids: none of them may come: all are banned, bad words, or stop "
                 "tokens that min_tokens withholds"
             )
+
+    def may_choose(self, tokens: Iterable[int]) -> bool:
+        """Whether any of the tokens is neither banned nor outside what is allowed."""
+        never = {sequence[0] for sequence in self.bad_words_ids if len(sequence) == 1}
+        never |= {*self.banned_tokens}
+        allowed = None if self.allowed_token_ids is None else {*self.allowed_token_ids}
+        return any(token not in never and (allowed is None or token in allowed) for token in tokens)
 
     def check_tokens(self, vocab_size: int) -> None:
         """Refuse token ids that the vocabulary does not have.
@@ -168,7 +183,17 @@ class SamplingParams:
     @property
     def structured(self) -> bool:
         """Whether a grammar has a say."""
-        return self.json_schema is not None or self.regex is not None
+        return bool(self.forms)
+
+    @property
+    def forms(self) -> list[str]:
+        """The parameters given that say what the answer as a whole looks like."""
+        return [
+            name
+            for name in FORMS
+            if getattr(self, name) not in (None, False)
+            or (name == "json_schema" and self.json_schema is False)
+        ]
 
     @property
     def shapes_logits(self) -> bool:
@@ -187,6 +212,8 @@ class SamplingParams:
         )
 
 
+FORMS = ("json_schema", "json_object", "regex", "choice", "grammar", "structural_tag")
+"""Parameters that say what an answer as a whole looks like; they exclude one another."""
 _RULES = ("coupled", "rejection", "block")
 _SCALES = "in [1e-8, 1e8]"
 _SHIFTS = "in [-1e30, 1e30]"

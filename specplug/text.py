@@ -96,6 +96,11 @@ class Tokenizer:
         ids: list[int] = self.backend.encode(text, add_special_tokens=special_tokens).ids
         return ids
 
+    def special_ids(self) -> dict[str, int]:
+        """Ids of special tokens by their text."""
+        added = self.backend.get_added_tokens_decoder()
+        return {one.content: token for token, one in added.items() if one.special}
+
     def for_grammars(self, vocab_size: int, stop_token_ids: tuple[int, ...]) -> Any:
         """An ``llguidance.LLTokenizer`` of these tokens, made once.
 

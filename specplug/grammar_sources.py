@@ -1,0 +1,78 @@
+"""What an answer must look like, in the forms that callers say it in, as llguidance takes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from specplug.gbnf import is_gbnf, lark_of, literal
+from specplug.structural_tags import structural_grammar
+
+if TYPE_CHECKING:
+    from specplug.sampling import SamplingParams
+    from specplug.text import Tokenizer
+
+
+def compile_grammar(params: SamplingParams, tokenizer: Tokenizer) -> tuple[str, str]:
+    """A grammar that an ``llguidance.LLMatcher`` takes, and what errors call it.
+
+    Args:
+        params: of which one parameter asks for a form.
+        tokenizer: of the target.
+
+    Raises:
+        ValueError: naming the parameter: it is not of its form.
+    """
+    from llguidance import LLMatcher
+
+    [name] = params.forms
+    value = getattr(params, name)
+    shown = "json_object" if name == "json_object" else f"{name} {_short(value)}"
+    try:
+        if name == "json_object":
+            return LLMatcher.grammar_from_json_schema('{"type": "object"}'), shown
+        if name == "json_schema":
+            return LLMatcher.grammar_from_json_schema(_json(value)), shown
+        if name == "regex":
+            return LLMatcher.grammar_from_regex(value), shown
+        if name == "choice":
+            return LLMatcher.grammar_from_lark(_choice(value)), shown
+        if name == "grammar":
+            return LLMatcher.grammar_from_lark(_lark(value)), shown
+        special = tokenizer.special_ids()
+        return LLMatcher.grammar_from_lark(structural_grammar(_tag(value), special)), shown
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from error
+
+
+def _json(schema: Mapping[str, Any] | bool | str) -> str:
+    if not isinstance(schema, str):
+        return json.dumps(schema)
+    try:
+        json.loads(schema)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    return schema
+
+
+def _lark(grammar: str) -> str:
+    return lark_of(grammar) if is_gbnf(grammar) else grammar
+
+
+def _choice(texts: Sequence[str]) -> str:
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError("it must be a list of texts, not empty")
+    return "start: " + " | ".join(literal(one) for one in texts)
+
+
+def _tag(tag: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    found = json.loads(tag) if isinstance(tag, str) else tag
+    if not isinstance(found, Mapping):
+        raise ValueError("it must be a JSON object")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
