@@ -28,7 +28,9 @@ class Grammar:
         params: with one of :data:`specplug.sampling.FORMS`.
         tokenizer: of the target.
         vocab_size: V of the target.
-        stop_token_ids: what ends an answer: allowed where the grammar is satisfied.
+        stop_token_ids: what ends an answer: allowed where the grammar is satisfied; one that is
+            not the tokenizer's own also where the grammar takes its text, and cuts the answer there
+            as a stop string does.
 
     Raises:
         ValueError: the schema, expression or grammar is wrong, uses what the library does not know,
@@ -97,7 +99,7 @@ class Grammar:
             raise ValueError(f"the grammar cannot be followed: {self._reason()}")
         bits = np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
         bits[self._no_ends] = False
-        bits[self._unknown_ends] = self._matcher.is_accepting()
+        bits[self._unknown_ends] |= self._matcher.is_accepting()
         return bits
 
     def _reason(self) -> str:
