@@ -18,6 +18,7 @@ from specplug.decoding import Decoder, verify
 from specplug.drafters import NoDrafter
 from specplug.feeding import feed
 from specplug.generation import CallOptions, Generation, GenerationOptions, Prompt, Result
+from specplug.logprobs import TokenLogprobs
 from specplug.stats import SpeculationStats
 from specplug.types import Proposal, Scores, Verdict
 
@@ -36,6 +37,8 @@ class SpeculativeDecoder(Decoder):
     """Of the running or latest generation."""
     finish_reason: str | None = None
     """Of the latest generation; None while one runs."""
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    """Of the running or latest generation; see :attr:`specplug.generation.Result`."""
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -45,8 +48,9 @@ class SpeculativeDecoder(Decoder):
         """Yield each round's new tokens; arguments and errors as in :meth:`stream`."""
         generation = self._begin(prompt, **options)
         try:
+            self._score_prompt(generation)
             if generation.echo:
-                yield self._echo(generation)
+                yield generation.echoed()
             while generation.finish_reason is None:
                 if generation.cancelled:
                     generation.finish_reason = "cancelled"
@@ -95,15 +99,15 @@ class SpeculativeDecoder(Decoder):
         self.stats, self.finish_reason = generation.stats, None
         return generation
 
-    def _echo(self, generation: Generation) -> list[Token]:
-        """The prompt's tokens. Their scores take a pass of their own, left to be overwritten."""
+    def _score_prompt(self, generation: Generation) -> None:
+        """Score the prompt's tokens in a pass of their own, which is left to be overwritten."""
         prompt = generation.prompt
         if generation.echo_scored:
             for start in range(0, len(prompt) - 1, _ECHOED_WIDTH):
                 piece = prompt[start : start + _ECHOED_WIDTH]
                 scores = feed(self.target, piece, past=start, scored=len(piece))
                 generation.note_echo(scores, start, start + len(piece))
-        return generation.echoed()
+        self.prompt_logprobs = generation.prompt_logprobs
 
     def stream(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Iterator[Token]:
         """Yield the answer's tokens as they are accepted; none is ever retracted.
@@ -132,4 +136,5 @@ class SpeculativeDecoder(Decoder):
             tokens=tokens,
             finish_reason=str(self.finish_reason),
             stats=self.stats,
+            prompt_logprobs=self.prompt_logprobs,
         )

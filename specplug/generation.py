@@ -57,6 +57,8 @@ class Result:
     """``"stop"`` (token or string), ``"length"`` (max_tokens), ``"context"`` (the model's limit),
     ``"cancelled"``; in a batch also ``"error"``."""
     stats: SpeculationStats
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    """Of the prompt's tokens, the first of which has none; None: not asked for."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -87,8 +89,16 @@ class GenerationOptions(TypedDict, total=False):
     after a space; other spellings of the same text may come."""
     logprobs: int | None
     """Give each token's log-probability, and this many of the likeliest (0 or more)."""
+    prompt_logprobs: int | None
+    """Give the log-probability of each token of the prompt, and this many of the likeliest, in
+    :attr:`Result.prompt_logprobs`; raw."""
     logprobs_mode: LogprobsMode
     """Those of the target as it is (``"raw"``), or after penalties and truncations."""
+    include_stop_str_in_output: bool
+    """The answer's text ends with the stop string, or with the stop token's own text."""
+    skip_special_tokens: bool
+    """Leave special tokens out of the text, as is done unless this is False; else they are shown by
+    their names."""
     prediction: str | Sequence[int]
     """What the answer is expected to be, for drafters that make use of it."""
     tenant: str
@@ -126,6 +136,7 @@ def check_generation(
     stop_token_ids: Sequence[int],
     has_tokenizer: bool,
     logprobs: int | None,
+    prompt_logprobs: int | None,
     logprobs_mode: str,
 ) -> None:
     """Refuse, before any work, what cannot be answered.
@@ -152,8 +163,9 @@ def check_generation(
             raise ValueError(f"stop {text!r}: a stop string is text, without half surrogates")
     if stop and not has_tokenizer:
         raise ValueError(f"stop {stop[0]!r}: stop strings need a tokenizer")
-    if logprobs is not None and not 0 <= logprobs <= spec.vocab_size:
-        raise ValueError(f"logprobs {logprobs}: it must be in [0, {spec.vocab_size}]")
+    for name, top in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)):
+        if top is not None and not 0 <= top <= spec.vocab_size:
+            raise ValueError(f"{name} {top}: it must be in [0, {spec.vocab_size}]")
     if logprobs_mode not in ("raw", "processed"):
         raise ValueError(f"logprobs_mode {logprobs_mode!r}: it must be raw or processed")
     if not len(prompt):
@@ -210,6 +222,7 @@ class Generation:
             stop_token_ids=options.get("stop_token_ids", ()),
             has_tokenizer=tokenizer is not None,
             logprobs=self._top,
+            prompt_logprobs=options.get("prompt_logprobs"),
             logprobs_mode=self._logprobs_mode,
         )
         sampling = with_bad_words(
@@ -253,6 +266,8 @@ class Generation:
                 stop,
                 shown=prompt if self.echo else (),
                 after=() if self.echo else prompt,
+                skip_special_tokens=options.get("skip_special_tokens", True),
+                include_stop=options.get("include_stop_str_in_output", False),
                 stop_token_ids=ends,
             ),
             max_tokens=max_tokens,
@@ -273,7 +288,8 @@ class Generation:
         self.queue_seconds = 0.0
         """From the request to its beginning."""
         self._drafter: Drafter = NoDrafter()
-        self._echoed: list[TokenLogprobs | None] = [None] * len(prompt) if self.echo else []
+        self._prompt_top = options.get("prompt_logprobs")
+        self._of_prompt: list[TokenLogprobs | None] = [None] * len(prompt)
         self._clock = time.perf_counter()
 
     def begin(self, drafter: Drafter, draft_length: int) -> None:
@@ -401,24 +417,36 @@ class Generation:
     @property
     def echo_scored(self) -> bool:
         """Whether scores of the prompt's tokens are wanted."""
-        return self.echo and self._top is not None
+        return self._prompt_top is not None or (self.echo and self._top is not None)
 
     def note_echo(self, scores: Scores, start: int, stop: int) -> None:
         """Scores of the prompt's tokens ``start .. stop - 1``, which tell of those after them."""
-        if self._top is None:
+        if not self.echo_scored:
             return
         following = self.prompt[start + 1 : stop + 1]
+        most = max(self._prompt_top or 0, (self._top or 0) if self.echo else 0)
         found = self._sampler.logprobs(
-            scores, self.context.tokens[: start + 1], following, top=self._top
+            scores, self.context.tokens[: start + 1], following, top=most
         )
-        self._echoed[start + 1 : start + 1 + len(found)] = found
+        self._of_prompt[start + 1 : start + 1 + len(found)] = found
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...] | None:
+        """As :attr:`Result.prompt_logprobs`; complete when the first token has come."""
+        return None if self._prompt_top is None else self._of_prompt_with(self._prompt_top)
+
+    def _of_prompt_with(self, top: int) -> tuple[TokenLogprobs | None, ...]:
+        return tuple(one and TokenLogprobs(one.chosen, one.top[:top]) for one in self._of_prompt)
 
     def echoed(self) -> list[Token]:
         """The prompt's tokens; their log-probabilities are raw, and the first has none."""
+        found = self._of_prompt_with(self._top or 0)
+        if self._top is None:
+            found = (None,) * len(self.prompt)
         return [
             Token(token, text, "plain", details, offset)
             for token, (text, offset), details in zip(
-                self.prompt, self.context.text.shown, self._echoed, strict=True
+                self.prompt, self.context.text.shown, found, strict=True
             )
         ]
 
