@@ -1,5 +1,5 @@
 """``python -m specplug``."""
 
-from specplug.cli import main
+from specplug.entry import main
 
 main()

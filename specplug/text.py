@@ -92,7 +92,18 @@ class Tokenizer:
         return self.encode(prompt)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
-        """Token ids of ``text``; ``special_tokens``: with what the tokenizer adds around it."""
+        """Token ids of ``text``; ``special_tokens``: with what the tokenizer adds around it.
+
+        Raises:
+            ValueError: the text has half of a surrogate pair, which no UTF-8 has.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"character {error.start} of the text is half of a surrogate pair "
+                f"(U+{ord(text[error.start]):04X}): it is no Unicode text"
+            ) from None
         ids: list[int] = self.backend.encode(text, add_special_tokens=special_tokens).ids
         return ids
 

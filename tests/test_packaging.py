@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -130,13 +131,21 @@ def test_missing_extras_say_what_to_install(installed: Path, tmp_path: Path) -> 
         assert f"pip install 'specplug[{extra}]'" in done.stderr
 
 
-def test_public_names_are_all_there_is() -> None:
-    public = {
-        name
-        for name, value in vars(specplug).items()
-        if not name.startswith("_") and not isinstance(value, type(os))
+def test_public_names_are_imported_when_they_are_used() -> None:
+    """What type checkers see of the package is what it gives."""
+    tree = ast.parse(Path(specplug.__file__).read_text(encoding="utf-8"))
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
-    assert public == set(specplug.__all__)
+    assert set(seen) == set(specplug.__all__)
+    for name, module in seen.items():
+        assert getattr(specplug, name) is getattr(importlib.import_module(module), name)
+    assert not hasattr(specplug, "nothing")
+    assert {*specplug.__all__} <= {*dir(specplug)}
 
 
 def test_importing_specplug_loads_no_engine() -> None:

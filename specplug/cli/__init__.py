@@ -18,6 +18,7 @@ from specplug.cli import (
     interrupts,
     pull,
     serve,
+    texts,
     tune,
     verify,
 )
@@ -31,22 +32,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.command(name="pull")(pull.pull)
-app.command(name="export")(export.export)
-app.command(name="inspect")(inspect.inspect)
-app.command(name="generate")(generate.generate)
-app.command(name="chat")(chat.chat)
-app.command(name="serve")(serve.serve)
-app.command(name="hash-key")(serve.hash_key_command)
-app.command(name="verify")(verify.verify)
-app.command(name="tune")(tune.tune)
-app.command(name="distill")(distill.distill)
-app.command(name="bench")(bench.bench)
+for _name, _command in (
+    ("pull", pull.pull),
+    ("export", export.export),
+    ("inspect", inspect.inspect),
+    ("generate", generate.generate),
+    ("chat", chat.chat),
+    ("serve", serve.serve),
+    ("hash-key", serve.hash_key_command),
+    ("verify", verify.verify),
+    ("tune", tune.tune),
+    ("distill", distill.distill),
+    ("bench", bench.bench),
+):
+    app.command(name=_name)(texts.read_words(_command))
 
 
 def main() -> None:
     """Entry point: one line for an error that a user can mend, exit code 1."""
     interrupts.watch()
+    texts.prepare_streams()
     try:
         app()
     except (SpecplugError, ValueError) as error:

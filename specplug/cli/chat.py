@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specplug.cli import choosing, console, interrupts
+from specplug.cli import choosing, console, interrupts, texts
 from specplug.cli.choosing import MinP, Seed, Temperature, TopK, TopP
 from specplug.cli.console import (
     AllowNarrow,
@@ -64,6 +64,11 @@ def chat(
         messages: list[dict[str, str]] = []
         console.note("/reset forgets the conversation, /exit or Ctrl-D ends it")
         while (line := _ask()) not in (None, "/exit"):
+            try:
+                line = texts.check_words(line, "the line")
+            except ValueError as error:
+                console.fail(str(error))
+                continue
             if not line or line == "/reset":
                 messages = messages if not line else []
                 continue

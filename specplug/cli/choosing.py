@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from specplug.cli import console
+from specplug.cli import console, texts
 from specplug.sampling import SamplingParams
 
 
@@ -80,4 +80,4 @@ def _schema(given: str | None) -> str | None:
     path = Path(given)
     if not path.is_file():
         raise ValueError(f"--json-schema {given}: neither JSON nor a file")
-    return path.read_text(encoding="utf-8")
+    return texts.read_text(path, "--json-schema")

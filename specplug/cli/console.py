@@ -134,7 +134,7 @@ def note(text: str) -> None:
 
 def fail(text: str) -> None:
     """The reason a command gives up."""
-    stderr.print(f"[bold red]error:[/] {_escaped(text)}")
+    stderr.print(f"[bold red]error:[/] {_escaped(text)}", soft_wrap=True)
 
 
 def _escaped(text: str) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from specplug.cli import choosing, console
+from specplug.cli import choosing, console, texts
 from specplug.cli.choosing import Acceptance, MinP, Seed, Temperature, TopK, TopP
 from specplug.cli.console import (
     AllowNarrow,
@@ -110,7 +108,7 @@ def generate(
     if samples > 1 and not temperature:
         raise ValueError(f"-n {samples}: greedy answers are all the same: set --temperature")
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = texts.read_input("the prompt")
     options: GenerationOptions = {
         "max_tokens": max_tokens,
         "sampling": sampling,
@@ -150,14 +148,14 @@ def generate(
             console.note(console.closing_line(decoder))
     if as_json:
         whole = answers[0] if samples == 1 else {"samples": answers}
-        print(json.dumps({**whole, "seed": sampling.seed}, ensure_ascii=False))
+        texts.print_json({**whole, "seed": sampling.seed})
 
 
 def _prediction(given: str | None) -> str:
     """The text, which the option may name the file of."""
     if given is None or not given.startswith("@"):
         return given or ""
-    return Path(given[1:]).read_text(encoding="utf-8")
+    return texts.read_text(Path(given[1:]), "--prediction")
 
 
 def _described(decoder: SpeculativeDecoder, result: Result) -> dict[str, Any]:

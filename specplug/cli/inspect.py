@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from specplug.bundle import Bundle, Component, Quality
-from specplug.cli import console
+from specplug.cli import console, texts
 from specplug.cli.console import BundlePath
 from specplug.cli.skipping import described, ranges
 
@@ -24,7 +23,7 @@ def inspect(
     opened.tokenizer()  # must load too
     opened.draft_tokenizer()
     if as_json:
-        print(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        texts.print_json(manifest.model_dump(mode="json"), indent=2)
         return
     components = manifest.components()
     table = Table(box=None, pad_edge=False)

@@ -16,7 +16,7 @@ _received: int | None = None
 def watch() -> None:
     """Have both signals end the command by an exception, and remember them."""
     signal.signal(signal.SIGTERM, _on_signal)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored by a shell
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as shells have it for jobs
         signal.signal(signal.SIGINT, _on_signal)
 
 

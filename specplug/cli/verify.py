@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from specplug import verification
-from specplug.cli import choosing, console
+from specplug.cli import choosing, console, texts
 from specplug.cli.choosing import Acceptance, MinP, Seed, Temperature, TopK, TopP
 from specplug.cli.console import BundlePath, TargetDevice, TargetEngine, Threads
 from specplug.verification import Check, VerifyOptions
@@ -73,7 +72,7 @@ def verify(
     passed = all(check.passed is not False for check in checks)
     if as_json:
         report = {"passed": passed, "checks": [asdict(check) for check in checks]}
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        texts.print_json(report, indent=2)
     if not passed:
         raise typer.Exit(1)
 

@@ -1,0 +1,99 @@
+"""Text that a person hands in, or is shown, whatever the terminal's encoding."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def prepare_streams() -> None:
+    """Have standard streams take any text: an answer is never lost to a terminal's encoding.
+
+    Output shows ``?`` for what its encoding cannot say. Input keeps bytes that its encoding has no
+    characters for, so that :func:`check_words` can say which.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+
+
+def read_words(command: Callable[..., None]) -> Callable[..., None]:
+    """Have a command get its text arguments as the UTF-8 that they are, in any locale.
+
+    Python hands over bytes that the locale's encoding has no characters for as half surrogates,
+    which no tokenizer takes. Paths stay as they are: their bytes name files.
+    """
+
+    @functools.wraps(command)
+    def called(**arguments: Any) -> None:
+        for name, value in arguments.items():
+            if isinstance(value, list):
+                arguments[name] = [_checked(name, each) for each in value]
+            else:
+                arguments[name] = _checked(name, value)
+        command(**arguments)
+
+    return called
+
+
+def _checked(name: str, value: Any) -> Any:
+    return check_words(value, name.replace("_", "-")) if isinstance(value, str) else value
+
+
+def check_words(text: str, what: str) -> str:
+    """Text from the terminal as the UTF-8 that it is, whatever the locale took it for.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return decode_text(os.fsencode(text), what)
+    return text
+
+
+def decode_text(content: bytes, what: str) -> str:
+    """The text of a user's bytes, without a byte order mark.
+
+    Args:
+        content: UTF-8.
+        what: what errors call it.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{what} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}: "
+            "convert it, as iconv does"
+        ) from None
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a user's file; errors as in :func:`decode_text`, and OSError."""
+    return decode_text(path.read_bytes(), f"{what} {path}")
+
+
+def read_input(what: str) -> str:
+    """All of standard input; errors as in :func:`decode_text`."""
+    return decode_text(sys.stdin.buffer.read(), f"{what} on standard input")
+
+
+def print_json(value: Any, *, indent: int | None = None) -> None:
+    """One JSON object on standard output, in ASCII where the stream's encoding is not Unicode."""
+    print(json.dumps(value, indent=indent, ensure_ascii=not _unicode(sys.stdout)))
+
+
+def _unicode(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().startswith("utf")
