@@ -30,7 +30,7 @@ from specplug.export.attention import Rotary
 from specplug.export.head import Head, HeadShape
 from specplug.export.head_component import keep_outliers
 from specplug.export.head_graph import build_head
-from specplug.export.precision import apply_precision
+from specplug.export.rounding import apply_precision
 from specplug.sampler import Sampler
 from specplug.types import HIDDEN_STATES
 

@@ -24,27 +24,14 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
 
+from specplug.checkpoint_path import check_gguf
 from specplug.export.blocks import BLOCK_SIZE, Array, Blocks, nearest
-from specplug.types import ExportError
 
 _IN_4_BITS = (Kind.Q4_0, Kind.Q4_1, Kind.Q4_K)
 _IN_8_BITS = (Kind.Q4_0, Kind.Q8_0)
 _WITH_MINIMUM = (Kind.Q4_1, Kind.Q4_K)
 _UNQUANTIZED = (Kind.F32, Kind.F16, Kind.BF16)
 _READ_AT_ONCE = 1 << 20  # weights; bounds the memory of dequantized rows
-
-
-def check_gguf(path: Path) -> None:
-    """Refuse any other kind of source.
-
-    Raises:
-        ExportError: not a GGUF file.
-    """
-    if path.suffix != ".gguf":
-        raise ExportError(
-            f"--precision gguf keeps the quantization of a GGUF file, and {path.name} is none: "
-            "choose another precision"
-        )
 
 
 def carried_bytes_a_weight(path: Path) -> float:

@@ -26,12 +26,14 @@ from specplug.export.attention import max_entries
 from specplug.export.continuations import NAME, ROWS, write_continuations
 from specplug.export.head_component import head_precision, write_head
 from specplug.export.keeping import KeepMatching, keep_none
+from specplug.export.parts import Part, open_parts
 from specplug.export.passes import HalfWeights
 from specplug.export.piecewise import PiecewiseEngine
-from specplug.export.precision import Precision, apply_precision
+from specplug.export.precision import Precision
 from specplug.export.provenance import write_provenance
 from specplug.export.quality_text import take_sample
-from specplug.export.request import Part, Report, Request, open_parts
+from specplug.export.request import Report, Request
+from specplug.export.rounding import apply_precision
 from specplug.export.sharing import DRAFT_GRAPH, share_weights
 from specplug.export.source import Source
 from specplug.export.speculators import HeadSource
@@ -94,6 +96,7 @@ def export_bundle(
     request = Request(
         source, precision, draft, self_draft, keep_fp32, quality_text, dialect, tensorrt, hidden
     )
+    request.check(Path(output), replace=force)
     text = Path(quality_text) if quality_text else None
     how = _How(keep_fp32, dialect, tensorrt, continuations, text, report, note)
     with staged(Path(output), replace=force) as stage:

@@ -18,8 +18,9 @@ from specplug.export.head import HeadShape
 from specplug.export.head_graph import build_head
 from specplug.export.head_parity import check_block_head, check_head
 from specplug.export.keeping import Keep, KeepMatching, keep_none
-from specplug.export.precision import Precision, apply_precision
+from specplug.export.precision import Precision
 from specplug.export.provenance import write_provenance
+from specplug.export.rounding import apply_precision
 from specplug.export.sharing import DRAFT_DATA, DRAFT_GRAPH, share_table
 from specplug.export.speculators import HeadSource
 from specplug.opening import EngineOptions

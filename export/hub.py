@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,17 +21,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from specplug.checkpoint_path import HUB_ID
 from specplug.export.tokenizer_folder import UNREADABLE, VOCABULARIES
 from specplug.types import ExportError
 
-_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _TEXTS = ("*.json", "*.jinja", *VOCABULARIES, *UNREADABLE)  # the last, to be refused by name
 _WEIGHTS = ("*.safetensors",)  # nothing pickled, no code
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a source that is no file or folder reads as ``org/name`` or ``org/name@revision``."""
-    return _ID.fullmatch(source) is not None
 
 
 def fetch_snapshot(source: str) -> tuple[Path, str]:
@@ -97,7 +91,7 @@ def preview_snapshot(source: str) -> Preview | None:
 
 
 def _parse(source: str) -> tuple[str, str | None]:
-    match = _ID.fullmatch(source)
+    match = HUB_ID.fullmatch(source)
     if match is None:
         raise ExportError(f"{source!r} is no Hub id: give org/name or org/name@revision")
     return match["repo"], match["revision"]

@@ -33,18 +33,19 @@ from specplug.export.head_component import (
 )
 from specplug.export.keeping import Keep, KeepMatching, keep_none
 from specplug.export.pairing import TOKENIZER
+from specplug.export.parts import Part, open_parts
 from specplug.export.passes.editing import linear_layers
 from specplug.export.passes.gather_blocks import token_lookups
 from specplug.export.passes.half_weights import matrices
-from specplug.export.precision import Precision, bytes_a_weight, fits_kernel
+from specplug.export.precision import Precision
 from specplug.export.quality_text import take_sample
-from specplug.export.request import Part, Report, Request, open_parts
+from specplug.export.request import Report, Request
+from specplug.export.rounding import bytes_a_weight, fits_kernel
 from specplug.export.sharing import DRAFT_DATA, DRAFT_GRAPH
 from specplug.export.source import preview_source
 from specplug.export.speculators import HeadSource, has_table_of
 from specplug.export.tensorrt import Target, plan_name, resolve
 from specplug.export.tokenizers import encoder
-from specplug.staging import check_place
 
 _GRAPH_BYTES_A_LAYER = 8_000
 
@@ -117,7 +118,7 @@ def plan_export(
         source, precision, draft, self_draft, keep_fp32, quality_text, dialect, tensorrt
     )
     output = Path(output).absolute()
-    check_place(output, replace=force)
+    request.check(output, replace=force)
     parts = open_parts(request, report=report, note=note, opening=preview_source)
     files: dict[str, int] = {}
     scratch, memory, seconds = [0], [0.0], _START_SECONDS

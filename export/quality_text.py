@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from specplug.text_file import read_text
 from specplug.types import ExportError, Int64Array
 
 FEWEST_TOKENS = 256
@@ -73,10 +74,8 @@ def _built_in() -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_text(path, "--quality")
     except OSError as error:
         raise ExportError(f"--quality {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ExportError(
-            f"--quality {path}: not UTF-8 text (byte {error.start}): convert it"
-        ) from error
+    except ValueError as error:
+        raise ExportError(str(error)) from error

@@ -1,31 +1,29 @@
-"""What is to be exported: a user's words, checked and turned into opened sources and precisions.
-
-Everything that can be refused without computing is refused here, before the first long stage.
-"""
+"""What is to be exported: a user's words, checked before anything long is imported or read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from specplug.bundle import Dialect
+from specplug.checkpoint_path import check_checkpoint, check_gguf
 from specplug.export.keeping import KeepMatching
-from specplug.export.pairing import OtherTokens, pair
 from specplug.export.precision import Precision, check_dialect, choose_precision
 from specplug.export.quality_text import sample_text
-from specplug.export.self_draft import SelfDraft, parse_self_draft, with_layers
-from specplug.export.source import Source, open_source
-from specplug.export.speculators import HeadSource, is_head, open_head
-from specplug.export.tensorrt import Target
+from specplug.export.self_draft import SelfDraft, parse_self_draft
+from specplug.staging import check_place
 from specplug.types import ExportError
 
+if TYPE_CHECKING:
+    from specplug.export.tensorrt import Target
+
 Report = Callable[[str], None]
-Open = Callable[[Path], Source]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """See :func:`specplug.export.export_bundle`."""
 
@@ -39,111 +37,66 @@ class Request:
     tensorrt: Target | None = None
     hidden: Sequence[int] = ()
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The components that come of one source."""
-
-    source: Source
-    components: dict[str, Precision]
-    """``"target"`` or ``"draft"``, and what each is rounded to."""
-    layers: tuple[int, ...] | None = None
-    """If the draft is the target itself: the target's layers that it has."""
-    hidden: tuple[int, ...] = ()
-    """Of the target's part: the layers whose inputs its graph gives as hidden states."""
-    head: HeadSource | None = None
-    """Of the target's part: what reads them."""
-    other_tokens: OtherTokens | None = None
-    """Of a draft's part: its tokenizer, if it is not the target's."""
-
-
-def open_parts(
-    request: Request, *, report: Report, note: Report, opening: Open = open_source
-) -> list[Part]:
-    """Open the sources; the target's comes first.
-
-    Args:
-        request: what the user asked for.
-        report: told which source is being read.
-        note: told why a precision was picked, and what a source holds that is not used.
-        opening: what a source is opened with.
-
-    Raises:
-        ExportError: a source cannot be read, two cannot be paired, or options exclude one another.
-    """
-    if request.draft is not None and request.self_draft is not None:
-        raise ExportError("--draft and --self-draft exclude one another: give one")
-    precision = request.precision
-    if precision == "auto":
-        precision, reason = choose_precision(request.dialect)
-        note(f"precision: {reason}")
-    own = parse_self_draft(request.self_draft) if request.self_draft else None
-    _check_options(request, precision, own)
-
-    def opened(path: str | Path) -> Source:
-        report(f"reading {Path(path).name}")
-        source = opening(Path(path))
-        if source.ignored:
-            note(
-                f"{source.path.name}: {len(source.ignored)} tensors that "
-                f"{source.config.model_type} has no place for are left out: "
-                f"{', '.join(source.ignored[:3])}"
-            )
-        return source
-
-    target = opened(request.source)
-    if own and not own.layers:
-        layers = tuple(range(int(target.config.num_hidden_layers)))
-        return [Part(target, {"target": precision, "draft": own.precision or precision}, layers)]
-    head = None
-    if request.draft is not None and is_head(Path(request.draft)):
-        report(f"reading {Path(request.draft).name}")
-        head = open_head(Path(request.draft), target)
-    hidden = head.head.shape.layers if head else tuple(request.hidden)
-    count = int(target.config.num_hidden_layers)
-    if not all(0 <= layer < count for layer in hidden):
-        raise ExportError(f"hidden states of layers {hidden}: the target has 0 to {count - 1}")
-    parts = [Part(target, {"target": precision}, hidden=hidden, head=head)]
-    if own and own.layers:
-        parts.append(
-            Part(
-                with_layers(target, own.layers),
-                {"draft": own.precision or precision},
-                own.layers,
-            )
+    @cached_property
+    def choice(self) -> tuple[Precision, str | None]:
+        """The target's precision, and why, if this machine chose it."""
+        return (
+            (self.precision, None) if self.precision != "auto" else choose_precision(self.dialect)
         )
-    if request.draft is not None and head is None:
-        draft = opened(request.draft)
-        sizes = target.config.vocab_size, draft.config.vocab_size
-        text = sample_text(Path(request.quality_text) if request.quality_text else None)
-        other = pair(target.tokenizer, draft.tokenizer, *sizes, text)
-        if other is not None:
-            note(other.told)
-        parts.append(Part(draft, {"draft": precision}, other_tokens=other))
-    return parts
 
+    @cached_property
+    def own_draft(self) -> SelfDraft | None:
+        """How the target itself drafts.
 
-def _check_options(request: Request, precision: Precision, own: SelfDraft | None) -> None:
-    if request.self_draft == precision:
-        raise ExportError(
-            f"--self-draft {precision} is the target's own precision: it would save nothing"
-        )
-    if request.tensorrt and request.dialect != "standard":
-        raise ExportError(
-            f"--dialect {request.dialect}: TensorRT builds from --dialect standard only"
-        )
-    drafted = (own.precision if own else None) or precision
-    for each in (precision, drafted):
-        check_dialect(each, request.dialect)
-    if request.keep_fp32 is not None:
-        if {precision, drafted} == {"fp32"}:
+        Raises:
+            ExportError: ``self_draft`` reads as nothing of the kind.
+        """
+        return parse_self_draft(self.self_draft) if self.self_draft else None
+
+    def check(self, output: Path, *, replace: bool) -> None:
+        """Refuse all that can be refused without reading a checkpoint.
+
+        Args:
+            output: where the bundle is to be.
+            replace: it may take the place of another one.
+
+        Raises:
+            ExportError: a path leads nowhere, the bundle cannot be written, or options exclude one
+                another.
+        """
+        check_place(output.absolute(), replace=replace)
+        check_checkpoint(Path(self.source))
+        if self.draft is not None:
+            check_checkpoint(Path(self.draft))
+        if self.quality_text is not None:
+            sample_text(Path(self.quality_text))
+        self.check_options()
+
+    def check_options(self) -> None:
+        """Refuse options that exclude one another.
+
+        Raises:
+            ExportError: naming them.
+        """
+        if self.draft is not None and self.self_draft is not None:
+            raise ExportError("--draft and --self-draft exclude one another: give one")
+        precision, own = self.choice[0], self.own_draft
+        if self.self_draft == precision:
             raise ExportError(
-                f"--keep-fp32 {request.keep_fp32!r}: precision fp32 keeps every layer already"
+                f"--self-draft {precision} is the target's own precision: it would save nothing"
             )
-        KeepMatching(request.keep_fp32)  # is it an expression at all?
-    if "gguf" in (precision, drafted):
-        from specplug.export.carried import check_gguf
-
-        check_gguf(Path(request.source))
-        if request.draft is not None and not is_head(Path(request.draft)):
-            check_gguf(Path(request.draft))
+        if self.tensorrt and self.dialect != "standard":
+            raise ExportError(
+                f"--dialect {self.dialect}: TensorRT builds from --dialect standard only"
+            )
+        drafted = (own.precision if own else None) or precision
+        for each in (precision, drafted):
+            check_dialect(each, self.dialect)
+        if self.keep_fp32 is not None:
+            if {precision, drafted} == {"fp32"}:
+                raise ExportError(
+                    f"--keep-fp32 {self.keep_fp32!r}: precision fp32 keeps every layer already"
+                )
+            KeepMatching(self.keep_fp32)  # is it an expression at all?
+        if "gguf" in (precision, drafted):
+            check_gguf(Path(self.source))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass, replace
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from specplug.export.precision import Precision
-from specplug.export.source import Source
 from specplug.types import ExportError
+
+if TYPE_CHECKING:
+    from specplug.export.source import Source
 
 _LAYER = re.compile(r"(?<=\.)(layers|h)\.(\d+)(?=\.)")
 _BY_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of configurations

@@ -14,8 +14,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from specplug.bundle import file_sha256
+from specplug.checkpoint_path import check_checkpoint, is_hub_id
 from specplug.export.families import check_family
-from specplug.export.hub import fetch_snapshot, is_hub_id, preview_snapshot
+from specplug.export.hub import fetch_snapshot, preview_snapshot
 from specplug.export.lazy import LazyTensor
 from specplug.export.tokenizer_folder import folder_tokenizer
 from specplug.export.tokenizers import SourceTokenizer
@@ -79,15 +80,12 @@ def open_source(path: Path) -> Source:
     Raises:
         ExportError: nothing readable there, or an architecture not supported yet.
     """
-    if path.is_file() and path.suffix == ".gguf":
+    check_checkpoint(path)
+    if path.suffix == ".gguf" and path.is_file():
         from specplug.export.gguf import open_gguf
 
         return open_gguf(path)
-    if (path / "config.json").is_file():
-        return _open_folder(path)
-    if not path.exists():
-        return _open_hub(str(path))
-    raise ExportError(f"{path} is neither a .gguf file nor a folder with a config.json")
+    return _open_folder(path) if path.exists() else _open_hub(str(path))
 
 
 def preview_source(path: Path) -> Source:
@@ -115,11 +113,6 @@ def _shape_only(shape: Sequence[int]) -> LazyTensor:
 
 
 def _open_hub(source: str) -> Source:
-    if not is_hub_id(source):
-        raise ExportError(
-            f"{source} does not exist: give a .gguf file, a Hugging Face folder, or a Hub id "
-            "(org/name or org/name@revision)"
-        )
     folder, revision = fetch_snapshot(source)
     opened = _open_folder(folder)
     opened.name, opened.revision = source.partition("@")[0], revision

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from specplug.bundle import MANIFEST, Manifest, write_manifest
 from specplug.processes import running
 from specplug.types import ExportError
 
+HEAD = "config.json"
+"""What a folder with a head is known by."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # numpy's own errors have no number
 _OLD = "-old"  # how the name of a folder ends that is being replaced
 
@@ -30,6 +33,12 @@ def check_place(final: Path, *, replace: bool, known_by: str = MANIFEST) -> None
         raise ExportError(f"{final} exists and is {kind}: it is not replaced")
     if not final.parent.is_dir():
         raise ExportError(f"{final.parent} is not a folder: make it first")
+    try:
+        Path(tempfile.mkdtemp(prefix=".specplug-", dir=final.parent)).rmdir()
+    except OSError as error:
+        raise ExportError(
+            f"{final.parent} cannot be written to ({error.strerror}): choose another folder"
+        ) from error
 
 
 @contextmanager

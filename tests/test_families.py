@@ -15,7 +15,8 @@ from specplug.engines.ort_dialects import DIALECTS
 from specplug.export import graphs, measuring, tensorrt
 from specplug.export.attention import max_entries
 from specplug.export.families import FAMILIES, REFUSED
-from specplug.export.precision import Precision, apply_precision
+from specplug.export.precision import Precision
+from specplug.export.rounding import apply_precision
 from specplug.export.source import Source, open_source
 from specplug.types import Engine, ExportError
 from tests_support.families import NAMED, OTHERS

@@ -47,7 +47,7 @@ def reference(name: str) -> dict[str, Any]:
 
 def graph_of(head: Head, dialect: str, folder: Path, precision: str = "fp32") -> Engine:
     from specplug.export.head_component import open_head_graph
-    from specplug.export.precision import apply_precision
+    from specplug.export.rounding import apply_precision
 
     graph = build_head(head, dialect)
     apply_precision(graph, precision, dialect=dialect, same_at_any_width=False)

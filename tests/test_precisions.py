@@ -100,7 +100,7 @@ def test_quality_text_refusals(tiny_source: Path, tmp_path: Path) -> None:
 
     refused("No such file", None)
     refused(f"12 tokens are too few .* at least {FEWEST_TOKENS} tokens", b"twelve bytes")
-    refused(r"not UTF-8 text \(byte 3\)", b"abc\xff" * 200)
+    refused(r"is not UTF-8: byte 3 is 0xff", b"abc\xff" * 200)
 
 
 @pytest.mark.parametrize(

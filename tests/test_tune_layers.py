@@ -270,7 +270,7 @@ def test_options_out_of_range(options: dict[str, int], message: str) -> None:
         (["--prompts", "x.txt"], "--prompts has no place here: without --skip-layers"),
         (["--skip-layers", "--prompts", "not-there.txt"], "not-there.txt"),
         (["--skip-layers", "--prompts", "empty.txt"], "empty.txt: it is empty"),
-        (["--skip-layers", "--prompts", "bytes.txt"], "bytes.txt: it is no UTF-8 text"),
+        (["--skip-layers", "--prompts", "bytes.txt"], "bytes.txt is not UTF-8"),
         (["--skip-layers", "--prompts", "bad.jsonl"], "bad.jsonl, line 1: need an object"),
     ],
 )

@@ -11,6 +11,8 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+from specplug.text_file import decode_text
+
 BUILT_IN = Path(__file__).parent / "prompts.jsonl"
 
 
@@ -61,7 +63,7 @@ def _lines(path: Path) -> list[str]:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not what gzip writes, or is cut off: {error}") from error
-    return content.decode("utf-8").split("\n")
+    return decode_text(content, str(path)).split("\n")
 
 
 def _item(line: dict[str, Any], number: int) -> Item:

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from specplug.cli import console, texts
+from specplug.cli import console
 from specplug.sampling import SamplingParams
+from specplug.text_file import read_text
 
 
 class AcceptanceRule(StrEnum):
@@ -80,4 +81,4 @@ def _schema(given: str | None) -> str | None:
     path = Path(given)
     if not path.is_file():
         raise ValueError(f"--json-schema {given}: neither JSON nor a file")
-    return texts.read_text(path, "--json-schema")
+    return read_text(path, "--json-schema")

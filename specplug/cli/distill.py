@@ -13,9 +13,11 @@ from rich.table import Table
 
 from specplug.bench.workload import Item, read_workload
 from specplug.bundle import MANIFEST, Bundle
+from specplug.checkpoint_path import check_checkpoint
 from specplug.cli import console
 from specplug.cli.console import Sources, Threads
 from specplug.cli.export import TargetPrecision
+from specplug.staging import HEAD, check_place
 from specplug.types import SpecplugError
 
 if TYPE_CHECKING:
@@ -115,17 +117,27 @@ def distill(
 
     Interrupted, the same command goes on where it was.
     """
+    items = _merged([item for file in prompts for item in read_workload(file)])
+    chosen_layers = _layers(layers)
+    if not dry_run:
+        check_place(output.absolute(), replace=force, known_by=HEAD)
+    if save_answers is not None and not save_answers.absolute().parent.is_dir():
+        raise ValueError(f"--save-answers {save_answers}: its folder does not exist")
+    if start_from is not None and not (start_from / HEAD).is_file():
+        raise ValueError(f"--start-from {start_from} is no head: it has no {HEAD}")
+    bundle = Bundle.open(model) if (model / MANIFEST).is_file() else None
+    if bundle is None:
+        check_checkpoint(model)
+    # These imports take many seconds: what can be refused was refused before.
     from specplug.distilling import distill as distilling
     from specplug.distilling.answers import AnswerOptions
     from specplug.distilling.options import TrainingOptions
 
-    items = _merged([item for file in prompts for item in read_workload(file)])
-    bundle = Bundle.open(model) if (model / MANIFEST).is_file() else None
     path, of_bundle = _source(bundle, source) if bundle else (model, {})
     options = distilling.DistillOptions(
         precision=of_bundle.get("precision", precision.value),
         start_from=start_from,
-        layers=_layers(layers),
+        layers=chosen_layers,
         vocabulary=vocabulary,
         max_batch=max_batch,
         threads=threads,

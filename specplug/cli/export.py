@@ -13,6 +13,8 @@ from rich.table import Table
 from specplug.bundle import MANIFEST, Component
 from specplug.cli import console
 from specplug.integrations.triton import check_repository, write_repository
+from specplug.staging import check_place
+from specplug.text_file import read_text
 from specplug.types import ExportError
 
 if TYPE_CHECKING:
@@ -205,6 +207,24 @@ def export(
         )
     if from_onnx is not None and plan:
         raise ValueError("--plan is for SOURCE: a graph from --from-onnx keeps its size")
+    words: dict[str, Any] = {
+        "precision": precision.value,
+        "dialect": dialect.value if dialect else _DIALECTS[engine],
+        "draft": draft,
+        "self_draft": self_draft,
+        "keep_fp32": keep_fp32,
+    }
+    # Importing what exports takes many seconds: what can be refused is refused before.
+    if source is not None:
+        from specplug.export.request import Request
+
+        Request(source, quality_text=quality, **words).check(output, replace=force)
+    elif from_onnx is not None:
+        check_place(output.absolute(), replace=force)
+        if not from_onnx.is_dir():
+            raise ExportError(f"--from-onnx {from_onnx} is no folder: give that of the graph")
+        if quality is not None:
+            read_text(quality, "--quality")
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console.stderr, transient=plan) as bar:
         task = bar.add_task("starting")
@@ -225,12 +245,8 @@ def export(
 
             what: dict[str, Any] = {
                 "source": source,
-                "precision": precision.value,
-                "dialect": dialect.value if dialect else _DIALECTS[engine],
-                "draft": draft,
-                "self_draft": self_draft,
-                "keep_fp32": keep_fp32,
                 "note": console.note,
+                **words,
             }
             if engine == EngineName.tensorrt:
                 from specplug.export.tensorrt import Target

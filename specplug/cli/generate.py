@@ -26,6 +26,7 @@ from specplug.cli.console import (
 from specplug.context import Token
 from specplug.decoder import SpeculativeDecoder
 from specplug.generation import GenerationOptions, Result
+from specplug.text_file import read_text
 
 
 def generate(
@@ -155,7 +156,7 @@ def _prediction(given: str | None) -> str:
     """The text, which the option may name the file of."""
     if given is None or not given.startswith("@"):
         return given or ""
-    return texts.read_text(Path(given[1:]), "--prediction")
+    return read_text(Path(given[1:]), "--prediction")
 
 
 def _described(decoder: SpeculativeDecoder, result: Result) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from specplug.cli.console import (
 from specplug.history import DEFAULT_TOKENS, History
 from specplug.serving.keys import KeyRing, hash_key, readable_by_others
 from specplug.serving.settings import ServerSettings, default_model_name, fingerprint
+from specplug.text_file import read_text
 from specplug.types import MissingExtraError
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -205,4 +206,4 @@ def _keys(path: Path | None) -> KeyRing | None:
         return None
     if readable_by_others(path):
         console.note(f"{path} can be read by others: chmod 600 {path}")
-    return KeyRing.parse(path.read_text(encoding="utf-8"), str(path))
+    return KeyRing.parse(read_text(path, "--api-key-file"), str(path))

@@ -13,6 +13,7 @@ from specplug.bench.workload import BUILT_IN, read_workload
 from specplug.bundle import Bundle, ChosenLayers
 from specplug.cli import console
 from specplug.skip_search import MAX_TOKENS, SECONDS, Candidate, RoundCosts
+from specplug.text_file import read_text
 
 if TYPE_CHECKING:
     from specplug.export.choosing import Choice
@@ -90,10 +91,7 @@ def tune_layers(
 def _read_prompts(file: Path) -> list[str]:
     if ".jsonl" in file.suffixes:
         return [item.prompt for item in read_workload(file)]
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--prompts {file}: it is no UTF-8 text") from error
+    text = read_text(file, "--prompts")
     if not text.strip():
         raise ValueError(f"--prompts {file}: it is empty")
     return [text]

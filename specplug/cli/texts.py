@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
-from pathlib import Path
 from typing import Any, TextIO
+
+from specplug.text_file import decode_text
 
 
 def prepare_streams() -> None:
@@ -59,30 +60,6 @@ def check_words(text: str, what: str) -> str:
     except UnicodeEncodeError:
         return decode_text(os.fsencode(text), what)
     return text
-
-
-def decode_text(content: bytes, what: str) -> str:
-    """The text of a user's bytes, without a byte order mark.
-
-    Args:
-        content: UTF-8.
-        what: what errors call it.
-
-    Raises:
-        ValueError: it is not UTF-8.
-    """
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{what} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}: "
-            "convert it, as iconv does"
-        ) from None
-
-
-def read_text(path: Path, what: str) -> str:
-    """The text of a user's file; errors as in :func:`decode_text`, and OSError."""
-    return decode_text(path.read_bytes(), f"{what} {path}")
 
 
 def read_input(what: str) -> str:

@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from specplug import verification
+from specplug.checkpoint_path import check_exists
 from specplug.cli import choosing, console, texts
 from specplug.cli.choosing import Acceptance, MinP, Seed, Temperature, TopK, TopP
 from specplug.cli.console import BundlePath, TargetDevice, TargetEngine, Threads
@@ -44,6 +45,8 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="The report, for a program.")] = False,
 ) -> None:
     """Check on this machine that speculation leaves the text as it is (exit code 1: it is not)."""
+    if source is not None:
+        check_exists(source)
     options = VerifyOptions(
         sampling=choosing.choice(
             temperature=temperature,

@@ -24,7 +24,7 @@ from specplug.distilling.answers import (
     write_answers,
 )
 from specplug.distilling.curve import draw_curve
-from specplug.distilling.heads import CONFIG, head_shape, new_head, save_head, with_vocabulary
+from specplug.distilling.heads import head_shape, new_head, save_head, with_vocabulary
 from specplug.distilling.options import Progress, TrainingOptions, TrainingResult
 from specplug.distilling.shards import Shards
 from specplug.distilling.torch_target import TorchTarget
@@ -40,11 +40,11 @@ from specplug.export.source import Source, open_source
 from specplug.export.speculators import HeadSource, open_head
 from specplug.export.tokenizers import write_tokenizer
 from specplug.opening import open_parts
-from specplug.staging import check_place, replace_file, staged
+from specplug.staging import HEAD, check_place, replace_file, staged
 from specplug.text import Tokenizer
 from specplug.types import SpecplugError
 
-CURVE, KNOWN_BY = "training.png", CONFIG
+CURVE = "training.png"
 ANSWERS = "answers"
 _TARGET, _TRAINING, _PLAN = "target.bundle", "training", "distillation.json"
 _VOCABULARY = 8192  # tokens, of a new head
@@ -136,7 +136,7 @@ def distill(
             are too few answers to learn from.
     """
     options, told = options or DistillOptions(), told or Told()
-    check_place(output.absolute(), replace=force, known_by=KNOWN_BY)
+    check_place(output.absolute(), replace=force, known_by=HEAD)
     products(options.training.precision, options.training.device)  # not to fail after the answers
     told.stage(f"reading {source.name}")
     opened = open_source(source)
@@ -158,7 +158,7 @@ def distill(
     result = train(records, head, vocabulary.ids, training, options.training, report=told.training)
     told.stage("writing the head")
     made = Distilled(result, vocabulary, len(records), sum(records.answer_lengths))
-    with staged(output, replace=force, known_by=KNOWN_BY) as stage:
+    with staged(output, replace=force, known_by=HEAD) as stage:
         draw_curve(training, stage / CURVE)
         save_head(
             stage,

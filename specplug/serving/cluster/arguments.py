@@ -20,6 +20,7 @@ from pydantic import (
 
 from specplug.serving.keys import KeyRing
 from specplug.serving.settings import ServerSettings, default_model_name
+from specplug.text_file import read_text
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -127,7 +128,7 @@ class Arguments(BaseModel):
 
 
 def _keys(path: Path | None) -> KeyRing | None:
-    return None if path is None else KeyRing.parse(path.read_text(encoding="utf-8"), str(path))
+    return None if path is None else KeyRing.parse(read_text(path, "api_key_file"), str(path))
 
 
 # Made from the fields of ServerSettings, so that whatever it gains is an argument here, too.

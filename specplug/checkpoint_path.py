@@ -1,0 +1,58 @@
+"""What a user names as a checkpoint, looked at without reading it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from specplug.bundle import MANIFEST
+from specplug.types import ExportError
+
+HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is no file or folder reads as ``org/name`` or ``org/name@revision``."""
+    return HUB_ID.fullmatch(source) is not None
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse what no reader of checkpoints takes: a quick look before anything long.
+
+    Raises:
+        ExportError: nothing is there, or neither a GGUF file nor a folder with a configuration.
+    """
+    if (path / MANIFEST).is_file():
+        raise ExportError(
+            f"{path} is a bundle, which was exported already: give the checkpoint that it was "
+            "made of"
+        )
+    check_exists(path)
+    if path.exists() and path.suffix != ".gguf" and not (path / "config.json").is_file():
+        raise ExportError(f"{path} is neither a .gguf file nor a folder with a config.json")
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a path where nothing is, unless it may be an id of the Hub.
+
+    Raises:
+        ExportError: naming what can be given.
+    """
+    if not path.exists() and not is_hub_id(str(path)):
+        raise ExportError(
+            f"{path} does not exist: give a .gguf file, a Hugging Face folder, or a Hub id "
+            "(org/name or org/name@revision)"
+        )
+
+
+def check_gguf(path: Path) -> None:
+    """Refuse any other kind of source.
+
+    Raises:
+        ExportError: not a GGUF file.
+    """
+    if path.suffix != ".gguf":
+        raise ExportError(
+            f"--precision gguf keeps the quantization of a GGUF file, and {path.name} is none: "
+            "choose another precision"
+        )
