@@ -89,6 +89,7 @@ def test_what_is_not_utf_8_is_one_line(
 ) -> None:
     file = tmp_path / "file"
     file.write_bytes(INVALID)
+    file.chmod(0o600)  # of keys it would be said otherwise
 
     def filled(text: str) -> str:
         return text.format(bundle=tiny_bundle, file=file)

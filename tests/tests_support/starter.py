@@ -76,6 +76,10 @@ def _become(asked: dict[str, Any], streams: tuple[int, ...]) -> None:
     for standard, stream in enumerate(streams):
         os.dup2(stream, standard)
         os.close(stream)
+    # As an interpreter makes them at its start: those of this one remember other files.
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
     # Shells start background jobs, the tests perhaps, with SIGINT ignored; a user's is not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if asked["most_bytes"] is not None:
