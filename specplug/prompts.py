@@ -67,8 +67,9 @@ def render_chat(
         {name: value for name, value in message.items() if value is not None}
         for message in messages
     ]
+    final = ""
     if continued:
-        chat[-1:] = [_marked(chat[-1] if chat else {})]
+        chat[-1:], final = _marked(chat[-1] if chat else {})
     text = render_template(
         template,
         chat,
@@ -78,7 +79,7 @@ def render_chat(
             "add_generation_prompt": not continued if header is None else header,
         },
     )
-    return _up_to_mark(text) if continued else text
+    return _up_to_mark(text, final.strip()) if continued else text
 
 
 def template_options(options: PromptOptions) -> TemplateOptions:
@@ -138,24 +139,25 @@ def _check_variables(variables: Mapping[str, Any], template: ChatTemplate) -> No
             )
 
 
-def _marked(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with a mark where its text ends."""
+def _marked(message: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """The message with a mark where its text ends, and that text."""
     content = message.get("content")
     if isinstance(content, str):
-        return {**message, "content": content + _MARK}
+        return [{**message, "content": content + _MARK}], content
     parts = list(content) if isinstance(content, list | tuple) else []
     for place in reversed(range(len(parts))):
         if isinstance(parts[place], Mapping) and "text" in parts[place]:
-            parts[place] = {**parts[place], "text": parts[place]["text"] + _MARK}
-            return {**message, "content": parts}
+            text = parts[place]["text"]
+            parts[place] = {**parts[place], "text": text + _MARK}
+            return [{**message, "content": parts}], text
     raise ValueError("continue_final_message: the final message has no text to continue")
 
 
-def _up_to_mark(text: str) -> str:
+def _up_to_mark(text: str, final: str) -> str:
     place = text.rfind(_MARK.strip())
-    if place < 0:
+    if place < 0 or final not in text:
         raise ValueError(
-            "continue_final_message: the chat template leaves out the end of the final message"
+            "continue_final_message: the chat template leaves out some of the final message"
         )
     kept = text[:place]
     return kept if text.startswith(_MARK, place) else kept.rstrip()
