@@ -76,7 +76,9 @@ def read_attention(config: Any) -> list[LayerAttention]:
             "only full and sliding-window attention are"
         )
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", trust_remote_code=False
+        )
     scales = {
         module.layer_idx: float(module.scaling)
         for module in model.modules()

@@ -2,6 +2,7 @@
 
 ``NAME`` is i8[out, in], ``NAME_scale`` f32[out, 1]: a row's largest value is 127 steps, as in the
 precision w8a8, whose export therefore has the very integers that are stored here.
+:mod:`specplug.export.quantized` reads them.
 """
 
 from __future__ import annotations
@@ -34,22 +35,4 @@ def to_eight_bits(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
             scale = values.abs().amax(1, keepdim=True) / _LEVELS
             made[name] = (values / scale.where(scale > 0, 1)).round().to(torch.int8)
             made[name + _SCALE] = scale
-    return made
-
-
-def from_eight_bits(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, those in 8 bits in f32.
-
-    Raises:
-        ValueError: one has no scale, or one of another shape.
-    """
-    made = {}
-    for name, tensor in tensors.items():
-        if tensor.dtype == torch.int8:
-            scale = tensors.get(name + _SCALE)
-            if scale is None or scale.shape != (len(tensor), 1):
-                raise ValueError(f"{name} is in 8 bits and has no scale for each of its rows")
-            made[name] = tensor.float() * scale.float()
-        elif tensors.get(name.removesuffix(_SCALE), tensor).dtype != torch.int8:
-            made[name] = tensor
     return made

@@ -10,23 +10,34 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing phones home
 
+import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
 
 from specplug.checkpoint_path import HUB_ID
+from specplug.export.folders import INDEX, WEIGHTS, check_index, read_index
 from specplug.export.tokenizer_folder import UNREADABLE, VOCABULARIES
 from specplug.types import ExportError
 
 _TEXTS = ("*.json", "*.jinja", *VOCABULARIES, *UNREADABLE)  # the last, to be refused by name
-_WEIGHTS = ("*.safetensors",)  # nothing pickled, no code
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
+    "BOOL": torch.bool,
+}  # fmt: skip
+"""By its name in safetensors' header."""
 
 
 def fetch_snapshot(source: str) -> tuple[Path, str]:
@@ -43,8 +54,15 @@ def fetch_snapshot(source: str) -> tuple[Path, str]:
     """
     repo, revision = _parse(source)
     with _told(repo, revision):
-        folder = snapshot_download(repo, revision=revision, allow_patterns=[*_TEXTS, *_WEIGHTS])
-    return Path(folder), Path(folder).name
+        texts = Path(snapshot_download(repo, revision=revision, allow_patterns=list(_TEXTS)))
+        # Of the same commit: the branch may move on in between.
+        snapshot_download(repo, revision=texts.name, allow_patterns=_weights(texts))
+    return texts, texts.name
+
+
+def _weights(folder: Path) -> list[str]:
+    """The weights that belong to a snapshot; others that lie beside them are not downloaded."""
+    return [WEIGHTS, *(set(read_index(folder).values()) if (folder / INDEX).is_file() else ())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +71,8 @@ class Preview:
 
     folder: Path
     """Of the Hub's cache, named by the commit: configuration and tokenizer."""
-    shapes: dict[str, list[int]]
-    """Of the tensors, by name."""
+    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+    """By name the type and the shape."""
     download_bytes: int
 
 
@@ -74,20 +92,37 @@ def preview_snapshot(source: str) -> Preview | None:
     if constants.is_offline_mode():
         return None
     with _told(repo, revision):
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(_TEXTS)))
+        commit = folder.name
         weights = snapshot_download(
-            repo, revision=revision, allow_patterns=list(_WEIGHTS), dry_run=True
+            repo, revision=commit, allow_patterns=_weights(folder), dry_run=True
         )
         missing = [file for file in weights if file.will_download]
         if not missing:
             return None
-        commit = missing[0].commit_hash
-        folder = snapshot_download(repo, revision=commit, allow_patterns=list(_TEXTS))
-        found = HfApi().get_safetensors_metadata(repo, revision=commit).files_metadata.values()
+        try:
+            found = HfApi().get_safetensors_metadata(repo, revision=commit)
+        except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+            raise ExportError(f"{repo}: its weights cannot be read: {error}") from error
+    held = found.files_metadata
+    check_index(repo, found.weight_map if found.sharded else None, {
+        name: file.tensors for name, file in held.items()
+    })  # fmt: skip
     return Preview(
-        folder=Path(folder),
-        shapes={name: t.shape for file in found for name, t in file.tensors.items()},
+        folder=folder,
+        tensors={
+            name: (_dtype(repo, name, tensor.dtype), tuple(tensor.shape))
+            for file in held.values()
+            for name, tensor in file.tensors.items()
+        },
         download_bytes=sum(file.file_size or 0 for file in missing),
     )
+
+
+def _dtype(repo: str, tensor: str, name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise ExportError(f"{repo}: {tensor} is stored as {name}, which is not read")
+    return _DTYPES[name]
 
 
 def _parse(source: str) -> tuple[str, str | None]:

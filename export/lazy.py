@@ -13,6 +13,12 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from specplug.types import ExportError
+
+
+class MissingValuesError(ExportError):
+    """A tensor is known by its type and shape only: its file was not downloaded."""
+
 
 class LazyTensor(torch.Tensor):
     """A tensor that makes its values anew for each operation that mixes it with ordinary ones.

@@ -60,8 +60,8 @@ def open_parts(
         source = opening(Path(path))
         if source.ignored:
             note(
-                f"{source.path.name}: {len(source.ignored)} tensors that "
-                f"{source.config.model_type} has no place for are left out: "
+                f"{source.path.name}: {len(source.ignored)} tensors that are not the model's, or "
+                "quantize its activations or its cache, are left out: "
                 f"{', '.join(source.ignored[:3])}"
             )
         return source

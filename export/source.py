@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,16 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from specplug.bundle import file_sha256
 from specplug.checkpoint_path import check_checkpoint, is_hub_id
-from specplug.export.families import check_family
+from specplug.export.configs import read_config
+from specplug.export.folders import CONFIG, check_weights, read_json, readable
+from specplug.export.harmless import check_unread, without_harmless
 from specplug.export.hub import fetch_snapshot, preview_snapshot
-from specplug.export.lazy import LazyTensor
+from specplug.export.lazy import LazyTensor, MissingValuesError
+from specplug.export.quantized import dequantized
 from specplug.export.tokenizer_folder import folder_tokenizer
 from specplug.export.tokenizers import SourceTokenizer
 from specplug.types import ExportError
@@ -45,7 +48,7 @@ class Source:
     """Of the Hub's files that are still to be fetched; its weights cannot be read before."""
 
     ignored: tuple[str, ...] = ()
-    """Tensors of the checkpoint that the transformers model has no place for."""
+    """Tensors of the checkpoint that are left out, and do not change what the model says."""
 
     def reference(self) -> Any:
         """The transformers model over these very tensors: what the graph must reproduce.
@@ -98,18 +101,18 @@ def preview_source(path: Path) -> Source:
     preview = preview_snapshot(str(path))
     if preview is None:
         return open_source(path)
-    stored = {name: _shape_only(shape) for name, shape in preview.shapes.items()}
+    stored = {name: _shape_only(shape, dtype) for name, (dtype, shape) in preview.tensors.items()}
     opened = _read_folder(preview.folder, stored)
     opened.name, opened.revision = str(path).partition("@")[0], preview.folder.name
     opened.download_bytes = preview.download_bytes
     return opened
 
 
-def _shape_only(shape: Sequence[int]) -> LazyTensor:
+def _shape_only(shape: tuple[int, ...], dtype: torch.dtype) -> LazyTensor:
     def make() -> torch.Tensor:
-        raise ExportError("weights that were not downloaded have no values")
+        raise MissingValuesError("weights that were not downloaded have no values")
 
-    return LazyTensor(torch.empty(tuple(shape), device="meta"), make)
+    return LazyTensor(torch.empty(shape, dtype=dtype, device="meta"), make)
 
 
 def _open_hub(source: str) -> Source:
@@ -120,35 +123,30 @@ def _open_hub(source: str) -> Source:
 
 
 def _open_folder(folder: Path) -> Source:
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        raise ExportError(
-            f"{folder} holds no .safetensors file; pickled weights (.bin) are not read, since "
-            "loading them runs their code: convert them with transformers' save_pretrained"
-        )
-    try:
-        stored = dict(item for shard in shards for item in _lazy_tensors(shard))
-    except (OSError, SafetensorError) as error:
-        raise ExportError(f"{folder} cannot be read: {error}") from error
+    read_json(folder / CONFIG)  # before the weights: what is wrong there explains the rest
+    shards = check_weights(folder)
+    stored = dict(item for shard in shards for item in _lazy_tensors(shard))
     opened = _read_folder(folder, stored)
-    opened.files = (folder / "config.json", *shards)
+    opened.files = (folder / CONFIG, *shards)
     return opened
 
 
 def _read_folder(folder: Path, stored: Mapping[str, LazyTensor]) -> Source:
     """A source whose tensors are known already."""
+    config, quantization = read_config(folder)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        check_family(config)
-        model, ignored = load_model(config, stored, folder.name)
+        kept, harmless = without_harmless(config, stored)
+        plain, scales = dequantized(quantization, kept, folder.name)
+        model, unread = load_model(config, plain, folder.name)
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise ExportError(f"transformers cannot load {folder}: {error}") from error
+    check_unread(folder.name, config.model_type, unread)
     return Source(
         path=folder,
         config=config,
         weights=model_weights(model),
         tokenizer=folder_tokenizer(folder, int(config.vocab_size)),
-        ignored=ignored,
+        ignored=(*harmless, *scales),
     )
 
 
@@ -160,7 +158,7 @@ def _lazy_tensors(shard: Path) -> Iterator[tuple[str, LazyTensor]]:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
 
-    with safe_open(shard, framework="pt") as file:
+    with readable(shard), safe_open(shard, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  (it is no dict)
             yield name, LazyTensor(file.get_tensor(name).to("meta"), partial(read, name))
 

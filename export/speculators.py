@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,10 @@ from safetensors import SafetensorError, safe_open
 from specplug.bundle import HiddenOutput, file_sha256
 from specplug.export.attention import max_entries, read_attention
 from specplug.export.block_head import BlockHead, BlockShape
-from specplug.export.eight_bits import from_eight_bits
+from specplug.export.folders import check_weights, read_json, readable
 from specplug.export.head import Head, HeadShape
 from specplug.export.lazy import LazyTensor
+from specplug.export.quantized import dequantized
 from specplug.export.source import Source
 from specplug.types import ExportError, Int32Array
 
@@ -42,7 +43,8 @@ EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.e
 _EMBEDDING, _LM_HEAD = "embed_tokens.weight", "lm_head.weight"
 _UNREADABLE = (OSError, SafetensorError, StrictDataclassError, KeyError, TypeError, ValueError)
 _LARGEST_BLOCK = 64  # tokens
-_NOT_OURS = ("t2d", "d2t", "verifier_norm.weight", "verifier_lm_head.weight")
+_VOCABULARY = ("t2d", "d2t")
+_NOT_OURS = (*_VOCABULARY, "verifier_norm.weight", "verifier_lm_head.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +99,11 @@ def open_head(path: Path, target: Source) -> HeadSource:
             or its weights do not fit its configuration.
     """
     with _readable(path):
-        config = json.loads((path / _CONFIG).read_bytes())
+        config = read_json(path / _CONFIG)
         _check_kind(path, config)
         _check_verifier(path, config, target)
         shape = read_shape(config, target.config)
-        shards, stored, eight_bits = _stored(path)
+        shards, stored, eight_bits = _stored(path, config)
     table = _table(target)
     return HeadSource(
         path,
@@ -126,9 +128,9 @@ def reopen_head(path: Path, hidden: HiddenOutput, target: Callable[[], Source]) 
         ExportError: it cannot be read, or its weights do not fit its configuration.
     """
     with _readable(path):
-        config = json.loads((path / _CONFIG).read_bytes())
+        config = read_json(path / _CONFIG)
         shape = _shape(config, tuple(hidden.layers), hidden.size // len(hidden.layers))
-        _, stored, _ = _stored(path)
+        _, stored, _ = _stored(path, config)
     complete = stored.keys() >= {_EMBEDDING, _LM_HEAD}
     return _module(path, shape, stored, None if complete else target())
 
@@ -141,14 +143,18 @@ def _readable(path: Path) -> Iterator[None]:
         raise ExportError(f"the head {path} cannot be read: {error!r}") from error
 
 
-def _stored(path: Path) -> tuple[list[Path], dict[str, torch.Tensor], bool]:
+def _stored(
+    path: Path, config: Mapping[str, Any]
+) -> tuple[tuple[Path, ...], dict[str, torch.Tensor], bool]:
     """The files, their tensors, and whether there were any in 8 bits."""
-    shards = sorted(path.glob("*.safetensors"))
-    if not shards:
-        raise ExportError(f"the head {path} holds no .safetensors file")
+    shards = check_weights(path)
     found = {name: tensor for shard in shards for name, tensor in _tensors(shard).items()}
     eight_bits = any(tensor.dtype == torch.int8 for tensor in found.values())
-    return shards, from_eight_bits(found), eight_bits
+    made, _ = dequantized(
+        config.get("quantization_config"), found, f"the head {path.name}", _VOCABULARY
+    )
+    loaded = {name: t.values() if isinstance(t, LazyTensor) else t for name, t in made.items()}
+    return shards, loaded, eight_bits
 
 
 def has_table_of(head: HeadSource, target: Source) -> bool:
@@ -307,7 +313,7 @@ def _block(config: dict[str, Any], depth: int) -> dict[str, Any]:
 
 
 def _tensors(shard: Path) -> dict[str, torch.Tensor]:
-    with safe_open(shard, framework="pt") as file:
+    with readable(shard), safe_open(shard, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 

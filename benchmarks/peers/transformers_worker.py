@@ -53,7 +53,10 @@ def main() -> None:
 
 
 def _load(folder: str) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
+    return model.eval()
 
 
 class _Streamer(BaseStreamer):

@@ -1,0 +1,84 @@
+"""Configurations of checkpoint folders, read by transformers' own classes, never by a folder's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+
+from specplug.export.families import check_family
+from specplug.export.folders import CONFIG, check_folder, read_json
+from specplug.types import ExportError
+
+_QUANTIZATION = ("quantization_config", "compression_config", "quantization")
+"""Keys of config.json that say how weights are quantized; the last is MLX's."""
+
+
+def read_config(folder: Path) -> tuple[Any, Mapping[str, Any] | None]:
+    """The transformers configuration of a checkpoint folder.
+
+    Returns:
+        The configuration, without its quantization; and that, None if the weights are plain.
+
+    Raises:
+        ExportError: a file of the folder is not what it is called, the configuration is of no
+            model that can be exported, or the folder's own code defines the model.
+    """
+    found = read_json(folder / CONFIG)
+    check_folder(folder, found)
+    _check_kind(folder, found)
+    quantization = next((found[key] for key in _QUANTIZATION if found.get(key)), None)
+    if quantization is not None and not isinstance(quantization, dict):
+        raise ExportError(f"{folder / CONFIG}: quantization_config is no object")
+    try:
+        # How the reference runs is chosen here: a folder could name code to download for it.
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager"
+        )
+        check_family(config)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ExportError(f"transformers cannot load {folder}: {_first_line(error)}") from error
+    _check_class(folder, found, config)
+    for key in _QUANTIZATION:
+        if hasattr(config, key):
+            delattr(config, key)
+    return config, quantization
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), repr(error))
+
+
+def _check_kind(folder: Path, found: Mapping[str, Any]) -> None:
+    kind = found.get("model_type")
+    if not isinstance(kind, str) or not kind:
+        raise ExportError(
+            f"{folder / CONFIG} has no model_type: it is not the configuration of a transformers "
+            "model"
+        )
+    if "transformers_weights" in found:
+        raise ExportError(
+            f"{folder / CONFIG} names its weights by transformers_weights: call that file "
+            "model.safetensors, and remove the key"
+        )
+    if kind not in transformers.CONFIG_MAPPING and found.get("auto_map"):
+        raise ExportError(
+            f"architecture {kind!r} is not supported: it is defined by Python files of "
+            f"{folder.name} (auto_map in {CONFIG}), and code that comes with weights is never run"
+        )
+
+
+def _check_class(folder: Path, found: Mapping[str, Any], config: Any) -> None:
+    """Refuse a known model type whose maker's own class is another one than transformers'."""
+    named = found.get("auto_map") or {}
+    own = named.get("AutoModelForCausalLM") if isinstance(named, dict) else None
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
+    if isinstance(own, str) and own.rpartition(".")[2] != known:
+        raise ExportError(
+            f"{folder.name} is of model type {config.model_type!r}, and its {CONFIG} says that its "
+            f"own code, {own}, is the model (auto_map) rather than transformers' {known}: code "
+            "that comes with weights is never run"
+        )
