@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from specplug.export.families import check_family
 from specplug.export.folders import CONFIG, check_folder, read_json
+from specplug.export.tokenizer_texts import first_line
 from specplug.types import ExportError
 
 _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
@@ -40,16 +41,12 @@ def read_config(folder: Path) -> tuple[Any, Mapping[str, Any] | None]:
         )
         check_family(config)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ExportError(f"transformers cannot load {folder}: {_first_line(error)}") from error
+        raise ExportError(f"transformers cannot load {folder}: {first_line(error)}") from error
     _check_class(folder, found, config)
     for key in _QUANTIZATION:
         if hasattr(config, key):
             delattr(config, key)
     return config, quantization
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), repr(error))
 
 
 def _check_kind(folder: Path, found: Mapping[str, Any]) -> None:

@@ -59,13 +59,22 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
     Raises:
         ExportError: naming the file and the remedy.
     """
-    for name in FILES:
-        if (folder / name).is_file():
-            check_file(folder / name)
+    check_files(folder)
     for name, remedy in REFUSED_FILES.items():
         quantized = config.get("quantization_config") is not None
         if (folder / name).is_file() and not (quantized and name != "adapter_config.json"):
             raise ExportError(f"{folder} has a {name}: {remedy}")
+
+
+def check_files(folder: Path) -> None:
+    """Refuse files of a folder that are Git LFS pointers, empty, or JSON by their name only.
+
+    Raises:
+        ExportError: naming the file and the remedy.
+    """
+    for name in FILES:
+        if (folder / name).is_file():
+            check_file(folder / name)
 
 
 def check_file(path: Path) -> None:

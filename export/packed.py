@@ -171,7 +171,7 @@ def _check_symmetric(base: str, zeros: torch.Tensor, bits: int, outputs: int, fo
     given = _values(zeros)
     if given is None:
         return
-    stored = unpacking.unpack_bits(given, bits, outputs).unique().tolist()
+    stored = sorted(set(unpacking.unpack_bits(given, bits, outputs).flatten().tolist()))
     middle = 1 << (bits - 1)
     allowed = [[middle]] if form == "gptq_v2" else [[middle - 1], [middle]]
     if stored not in allowed:

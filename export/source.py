@@ -186,6 +186,7 @@ def load_model(
         state_dict=dict(weights),
         dtype=torch.float32,
         attn_implementation="eager",
+        trust_remote_code=False,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused here
     )

@@ -99,7 +99,7 @@ def folder_tokenizer(
         place = _with_tokenizer_json(folder, found, settings, Path(made))
         try:
             opened = transformers.PreTrainedTokenizerFast.from_pretrained(
-                place, local_files_only=True
+                place, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # the libraries raise anything, bare Exception included
             raise ExportError(f"{folder / found} cannot be read: {first_line(error)}") from error

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specplug.types import ExportError
+from specplug.export import folders
 
 TEXTS: Sequence[str] = (
     "Hello world",
@@ -40,15 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ExportError: it is no JSON, or no object.
     """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path} is not JSON ({first_line(error)}): download it again") from error
-    if not isinstance(found, dict):
-        raise ExportError(f"{path} holds a {type(found).__name__}, and an object is needed")
-    return found
+    return folders.read_json(path) if path.is_file() else {}
 
 
 def first_line(error: BaseException) -> str:

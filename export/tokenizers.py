@@ -11,6 +11,7 @@ from pathlib import Path
 import tokenizers
 
 from specplug.bundle import TokenizerPart, describe_file
+from specplug.export.chat_templates import check_template
 from specplug.spelling import Spelling
 from specplug.text import whole_encoding
 
@@ -24,6 +25,15 @@ class SourceTokenizer:
     stop_token_ids: tuple[int, ...]
     special_tokens: Mapping[str, str]
     chat_template: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse a chat template that could not be used.
+
+        Raises:
+            ExportError: the template does not parse, or does what is not allowed here.
+        """
+        if self.chat_template is not None:
+            check_template(self.chat_template, self.special_tokens)
 
 
 def vocabulary(tokenizer_json: str) -> dict[str, int]:

@@ -109,7 +109,7 @@ def awq(words: Tensor, zeros: Tensor, scales: Tensor) -> Tensor:
     """
 
     def columns(packed: Tensor) -> Tensor:
-        found = unpack_bits(packed, 4, 8 * packed.shape[1]).unflatten(1, (-1, 8))
+        found = unpack_bits(packed, 4, 8 * packed.shape[1]).reshape(len(packed), -1, 8)
         ordered = torch.empty_like(found)
         ordered[..., list(AWQ_ORDER)] = found
         return ordered.flatten(1).float()

@@ -45,6 +45,10 @@ _REFUSED = ("translate", "sum")  # one can multiply without end, the other add l
 _deadline: ContextVar[float] = ContextVar("deadline")
 
 
+class RefusedMessagesError(ValueError):
+    """The template itself says, by raise_exception, that it has no place for a conversation."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
     """A template, ready to be rendered."""
@@ -264,4 +268,4 @@ def _strftime_now(layout: str) -> str:
 
 
 def _raise_exception(message: str) -> NoReturn:
-    raise ValueError(message)
+    raise RefusedMessagesError(message)

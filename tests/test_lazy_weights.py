@@ -109,13 +109,6 @@ def _weight_bytes(path: Path) -> int:
     return sum(int(np.prod(tensor.dims)) * 4 for tensor in graph.initializer)
 
 
-def test_tensors_without_a_place_are_named(tiny_source: Path, tmp_path: Path) -> None:
-    for file in tiny_source.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    save_file({"vision.weight": torch.zeros(2)}, tmp_path / "model-extra.safetensors")
-    assert open_source(tmp_path).ignored == ("vision.weight",)
-
-
 def test_missing_and_misshapen_tensors_are_named(tiny_source: Path, tmp_path: Path) -> None:
     source = open_source(tiny_source)
     name = "model.layers.1.mlp.up_proj.weight"
