@@ -30,7 +30,9 @@ if TYPE_CHECKING:  # the public names; _NAMES says the same while it runs
     from specplug.types import (
         BundleError,
         ContextLimitError,
+        DecoderBusyError,
         Drafter,
+        DrafterError,
         Engine,
         EngineError,
         EngineSpec,
@@ -65,7 +67,9 @@ _NAMES = {
     "types": (
         "BundleError",
         "ContextLimitError",
+        "DecoderBusyError",
         "Drafter",
+        "DrafterError",
         "Engine",
         "EngineError",
         "EngineSpec",

@@ -19,14 +19,16 @@ from typing import Any, Self, Unpack, cast
 
 import numpy as np
 
+from specplug.arguments import checked
 from specplug.budget import Budget
+from specplug.claims import Claim
 from specplug.context import Token
 from specplug.controller import CallCosts, DraftLength, FixedLength, MeasuredLength
 from specplug.costs import measure_costs
 from specplug.decoding import Decoder, verify
 from specplug.drafters import NoDrafter
 from specplug.feeding import feed
-from specplug.generation import CallOptions, Generation, Prompt
+from specplug.generation import ELSEWHERE, CallOptions, Generation, Prompt
 from specplug.prefixes import DEFAULT_BYTES, PIECE, PrefixCache
 from specplug.types import (
     HIDDEN_STATES,
@@ -60,9 +62,12 @@ class BatchDecoder(Decoder):
             measured by :meth:`prepare`.
 
     :meth:`submit`, and :meth:`Generation.cancel`, may be called from any thread; everything else
-    from one at a time.
+    from one at a time: a second :meth:`step` raises :class:`specplug.types.DecoderBusyError`, and
+    so does one over engines that another decoder's generation has.
 
     Raises:
+        TypeError: an unknown keyword.
+        ValueError: an argument of a wrong type or outside its range.
         EngineError: the target has several rows, and they cannot be moved.
         SpecplugError: the drafter drafts for one sequence at a time.
     """
@@ -88,6 +93,7 @@ class BatchDecoder(Decoder):
         self._batch_costs = batch_costs
         self._lengths: dict[int, DraftLength] = {}
         self._drafters: dict[Generation, Drafter] = {}
+        self._held: Claim | None = None  # of the engines, while a prompt is read or a row runs
         self._free = [self.drafter]
         self._free += [self.drafter.fork() for _ in range(1, self.max_batch)]
 
@@ -122,6 +128,7 @@ class BatchDecoder(Decoder):
         """Whether there is nothing to do."""
         return not self.waiting and not self.running
 
+    @checked(elsewhere=ELSEWHERE, kept=("prompt",))
     def submit(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Generation:
         """Queue a generation; arguments and errors as in :meth:`SpeculativeDecoder.stream`."""
         tokens, rest = self._prepared(prompt, options)
@@ -138,12 +145,27 @@ class BatchDecoder(Decoder):
             Each generation that got tokens or has ended, once; an ended one for the last time. A
             failure of the engine, or of one row's rules, is that of the generations concerned:
             their ``error``.
+
+        Raises:
+            DecoderBusyError: another thread is in a step, or another decoder's generation has the
+                engines.
+            EngineError: the decoder is closed.
         """
-        self.prepare()
-        made: dict[Generation, list[Token]] = {}
-        for part in (self._drop_cancelled, self._read, self._round):
-            for generation, tokens in part():
-                made.setdefault(generation, []).extend(tokens)
+        with self._calling(wait=False):
+            self._check_open()
+            if self._held is None and not self.idle:
+                self._held = self._claim()
+            try:
+                if self._held is not None:
+                    self._measure()
+                made: dict[Generation, list[Token]] = {}
+                for part in (self._drop_cancelled, self._read, self._round):
+                    for generation, tokens in part():
+                        made.setdefault(generation, []).extend(tokens)
+            finally:
+                if self._held is not None and not self._began():
+                    self._held.release()
+                    self._held = None
         return [*made.items()]
 
     def _drop_cancelled(self) -> Progress:
@@ -352,7 +374,21 @@ class BatchDecoder(Decoder):
         """Measure what calls of several rows cost, if it matters; takes seconds, and only once.
 
         The first step does it, unless it was done before.
+
+        Raises:
+            DecoderBusyError: as :meth:`step`.
+            EngineError: the decoder is closed.
         """
+        with self._calling(wait=False):
+            self._check_open()
+            claim = self._claim() if self._held is None else None
+            try:
+                self._measure()
+            finally:
+                if claim is not None:
+                    claim.release()
+
+    def _measure(self) -> None:
         if self._batch_costs is not None or not self._measures:
             return
         counts = [1 << n for n in range((self.max_batch - 1).bit_length())]

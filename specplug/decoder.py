@@ -11,13 +11,21 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Unpack
 
+from specplug.arguments import checked
 from specplug.context import Token
 from specplug.controller import CallCosts, MeasuredLength
 from specplug.costs import measure_costs
 from specplug.decoding import Decoder, verify
 from specplug.drafters import NoDrafter
 from specplug.feeding import feed
-from specplug.generation import CallOptions, Generation, GenerationOptions, Prompt, Result
+from specplug.generation import (
+    ELSEWHERE,
+    CallOptions,
+    Generation,
+    GenerationOptions,
+    Prompt,
+    Result,
+)
 from specplug.logprobs import TokenLogprobs
 from specplug.stats import SpeculationStats
 from specplug.types import Proposal, Scores, Verdict
@@ -29,8 +37,10 @@ class SpeculativeDecoder(Decoder):
     """Decodes with a target engine, as many tokens a call as a drafter guesses right.
 
     Arguments are those of :class:`specplug.decoding.Decoder`. A decoder runs one generation at a
-    time: its engines have one cache each. For many at once see
-    :class:`specplug.batching.BatchDecoder`.
+    time: its engines have one cache each. A second one, of this decoder or of another over the same
+    engines, raises :class:`specplug.types.DecoderBusyError`; for many at once see
+    :class:`specplug.batching.BatchDecoder`. A stream has the engines from the first token that is
+    asked of it until it is exhausted, closed or collected; one that was never advanced has nothing.
     """
 
     stats = SpeculationStats()
@@ -42,25 +52,38 @@ class SpeculativeDecoder(Decoder):
 
     # --- the loop -----------------------------------------------------------------------------
 
+    @checked(elsewhere=ELSEWHERE, kept=("prompt",))
     def rounds(
         self, prompt: Sequence[int], **options: Unpack[GenerationOptions]
     ) -> Iterator[list[Token]]:
         """Yield each round's new tokens; arguments and errors as in :meth:`stream`."""
-        generation = self._begin(prompt, **options)
+        return self._rounds(self._generation(prompt, **options))
+
+    def _rounds(self, generation: Generation) -> Iterator[list[Token]]:
+        claim = self._claim()
         try:
-            self._score_prompt(generation)
-            if generation.echo:
-                yield generation.echoed()
-            while generation.finish_reason is None:
-                if generation.cancelled:
-                    generation.finish_reason = "cancelled"
-                    break
-                proposal = self._propose(generation)
-                scores, verdict = self._verify(generation, proposal)
-                yield self._commit(generation, proposal, scores, verdict)
+            with self._calling():
+                self._begin(generation)
+            try:
+                with self._calling():
+                    self._score_prompt(generation)
+                if generation.echo:
+                    yield generation.echoed()
+                while generation.finish_reason is None:
+                    if generation.cancelled:
+                        generation.finish_reason = "cancelled"
+                        break
+                    with self._calling():
+                        self._check_open()
+                        proposal = self._propose(generation)
+                        scores, verdict = self._verify(generation, proposal)
+                        made = self._commit(generation, proposal, scores, verdict)
+                    yield made
+            finally:
+                self.finish_reason = generation.finish_reason
+                generation.end()
         finally:
-            self.finish_reason = generation.finish_reason
-            generation.end()
+            claim.release()
 
     def _propose(self, generation: Generation) -> Proposal:
         budget = None
@@ -89,15 +112,15 @@ class SpeculativeDecoder(Decoder):
 
     # --- around the loop ----------------------------------------------------------------------
 
-    def _begin(self, prompt: Sequence[int], **options: Unpack[GenerationOptions]) -> Generation:
-        generation = self._generation(prompt, **options)
+    def _begin(self, generation: Generation) -> None:
+        self._check_open()
+        generation.start_clock()
         if self.length is None and not isinstance(self.drafter, NoDrafter):
             self.length = MeasuredLength(self._costs or CallCosts(measure_costs(self.target)))
         if self.length is not None:
-            self.length.begin(len(prompt))
+            self.length.begin(len(generation.prompt))
         generation.begin(self.drafter, self.length.longest if self.length else 0)
         self.stats, self.finish_reason = generation.stats, None
-        return generation
 
     def _score_prompt(self, generation: Generation) -> None:
         """Score the prompt's tokens in a pass of their own, which is left to be overwritten."""
@@ -109,6 +132,7 @@ class SpeculativeDecoder(Decoder):
                 generation.note_echo(scores, start, start + len(piece))
         self.prompt_logprobs = generation.prompt_logprobs
 
+    @checked(elsewhere=ELSEWHERE, kept=("prompt",))
     def stream(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Iterator[Token]:
         """Yield the answer's tokens as they are accepted; none is ever retracted.
 
@@ -117,24 +141,33 @@ class SpeculativeDecoder(Decoder):
             options: see :class:`specplug.prompts.PromptOptions` and :class:`GenerationOptions`.
 
         Raises:
-            ValueError: empty prompt, unknown token id, an option out of range, options that
-                contradict one another, a schema or expression that cannot be satisfied; before any
-                work.
+            TypeError: an unknown keyword; like the next three at the call, before any work.
+            ValueError: empty prompt, unknown token id, an option of a wrong type or out of range,
+                options that contradict one another, a schema or expression that cannot be
+                satisfied.
             MissingExtraError: structured output is asked for and its library is not installed.
             ContextLimitError: the prompt fills the context.
-            EngineError: a backend failed.
+            DecoderBusyError: another generation has the engines; at the first token.
+            DrafterError: the drafter failed, or broke its contract.
+            EngineError: a backend failed, or the decoder is closed.
         """
         tokens, rest = self._prepared(prompt, options)
-        for made in self.rounds(tokens, **rest):
+        return self._stream(self._generation(tokens, **rest))
+
+    def _stream(self, generation: Generation) -> Iterator[Token]:
+        for made in self._rounds(generation):
             yield from made
 
+    @checked(elsewhere=ELSEWHERE, kept=("prompt",))
     def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Result:
         """The whole answer at once; arguments and errors as in :meth:`stream`."""
-        tokens = tuple(self.stream(prompt, **options))
+        ids, rest = self._prepared(prompt, options)
+        generation = self._generation(ids, **rest)
+        tokens = tuple(self._stream(generation))
         return Result(
             text="".join(token.text for token in tokens),
             tokens=tokens,
-            finish_reason=str(self.finish_reason),
-            stats=self.stats,
-            prompt_logprobs=self.prompt_logprobs,
+            finish_reason=str(generation.finish_reason),
+            stats=generation.stats,
+            prompt_logprobs=generation.prompt_logprobs,
         )

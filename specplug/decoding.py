@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, Unpack, cast
 
 import numpy as np
 
+from specplug.arguments import check_value, checked, shown
 from specplug.bundle import Bundle
+from specplug.claims import Claim
 from specplug.controller import CallCosts, CostsByContext, DraftLength, FixedLength
-from specplug.drafters import DRAFTERS, NoDrafter
+from specplug.drafters import NoDrafter
 from specplug.feeding import PREFILL_WIDTH, feed
 from specplug.generation import (
     DEFAULT_MAX_TOKENS,
@@ -23,7 +27,16 @@ from specplug.generation import (
 )
 from specplug.prompts import PromptOptions, refuse_template_options, template_options, truncate
 from specplug.text import Messages, Tokenizer
-from specplug.types import Drafter, Engine, Proposal, Scores, TreeEngine, Verdict
+from specplug.types import (
+    DecoderBusyError,
+    Drafter,
+    Engine,
+    EngineError,
+    Proposal,
+    Scores,
+    TreeEngine,
+    Verdict,
+)
 
 
 class Decoder:
@@ -39,8 +52,15 @@ class Decoder:
         inexact_trees: draft trees also where a token's scores in a tree are not those in a chain.
         tokenizer: needed for text in or out; token ids work without.
         stop_token_ids: tokens that end an answer; the tokenizer's own if None.
+
+    A closed decoder raises :class:`EngineError`.
+
+    Raises:
+        TypeError: an unknown keyword.
+        ValueError: an argument of a wrong type or outside its range.
     """
 
+    @checked(kept=("draft_tokens",))
     def __init__(
         self,
         target: Engine,
@@ -53,16 +73,20 @@ class Decoder:
         stop_token_ids: Sequence[int] | None = None,
     ) -> None:
         self.target = target
-        self.drafter: Drafter = drafter or NoDrafter()
+        self.drafter: Drafter = NoDrafter() if drafter is None else drafter
         self._costs = costs
         self._trees = target.spec.supports_tree and (target.spec.exact_trees or inexact_trees)
         self.draft_tokens = draft_tokens
         self.tokenizer = tokenizer
         if stop_token_ids is None:
             stop_token_ids = tokenizer.stop_token_ids if tokenizer else ()
-        self.stop_token_ids = frozenset(stop_token_ids)
+        self.stop_token_ids = frozenset(map(int, stop_token_ids))
+        self._calls = threading.Lock()  # held while the engines run
+        self._caller: int | None = None  # the thread that has them run
+        self._closed = False
 
     @classmethod
+    @checked(kept=("drafter", "draft_tokens"))
     def from_bundle(
         cls,
         path: str | Path,
@@ -83,12 +107,15 @@ class Decoder:
                 :class:`specplug.opening.EngineOptions`.
 
         Raises:
+            TypeError: an unknown keyword.
+            ValueError: an argument of a wrong type or outside its range, or one that the drafter
+                does not use.
             BundleError: the bundle is damaged, or holds no draft model when one is asked for.
         """
-        from specplug.opening import open_parts
+        from specplug.opening import check_part_options, open_parts
 
-        if drafter not in DRAFTERS:
-            raise ValueError(f"drafter {drafter!r} is none of {', '.join(DRAFTERS)}")
+        check_part_options("from_bundle", drafter, options)
+        check_drafting(drafter, draft_tokens)
         parts = open_parts(Bundle.open(path), drafter, **options)
         return cls(**parts, draft_tokens=draft_tokens, inexact_trees=inexact_trees)
 
@@ -99,14 +126,12 @@ class Decoder:
 
     @draft_tokens.setter
     def draft_tokens(self, wanted: DraftTokens) -> None:
-        if wanted != "auto" and not (isinstance(wanted, int) and 0 <= wanted < PREFILL_WIDTH):
-            raise ValueError(
-                f"draft_tokens {wanted!r}: need auto, or a number from 0 to {PREFILL_WIDTH - 1}"
-            )
+        check_draft_tokens(wanted)
         self._draft_tokens = wanted
         self.length: DraftLength | None = FixedLength(wanted) if wanted != "auto" else None
         """What decides how many tokens a round drafts; None until the costs were measured."""
 
+    @checked(kept=("prompt",))
     def encode(
         self, prompt: Prompt, *, max_tokens: int = 1, **options: Unpack[PromptOptions]
     ) -> list[int]:
@@ -118,7 +143,9 @@ class Decoder:
             options: see :class:`specplug.prompts.PromptOptions`.
 
         Raises:
-            ValueError: text without a tokenizer, or an option that cannot be followed.
+            TypeError: an unknown keyword.
+            ValueError: no prompt of these kinds, text without a tokenizer, or an option that
+                cannot be followed.
         """
         wanted = options.get("truncate_prompt_tokens")
         tokens = self._encoded(prompt, options)
@@ -126,11 +153,10 @@ class Decoder:
         return truncate(tokens, wanted, context_limit=limit, max_tokens=max_tokens)
 
     def _encoded(self, prompt: Prompt, options: PromptOptions) -> list[int]:
-        if not isinstance(prompt, str) and all(
-            isinstance(item, int | np.integer) for item in prompt
-        ):
+        ids = _token_ids(prompt)
+        if ids is not None:
             refuse_template_options(options, "this prompt is token ids")
-            return [int(item) for item in cast(Sequence[int], prompt)]
+            return ids
         if self.tokenizer is None:
             raise ValueError("text needs a tokenizer: open a bundle, or pass token ids")
         return self.tokenizer.encode_prompt(
@@ -148,6 +174,7 @@ class Decoder:
     def _generation(
         self, prompt: Sequence[int], **options: Unpack[GenerationOptions]
     ) -> Generation:
+        self._check_open()
         return Generation(
             prompt,
             spec=self.target.spec,
@@ -156,16 +183,108 @@ class Decoder:
             **options,
         )
 
+    def _claim(self) -> Claim:
+        """The sole use of the engines, until it is released.
+
+        Raises:
+            DecoderBusyError: another generation has it.
+        """
+        own = [self.drafter] if not isinstance(self.drafter, NoDrafter) else []
+        return Claim(self.target, *own)
+
+    @contextmanager
+    def _calling(self, *, wait: bool = True) -> Iterator[None]:
+        """The engines run, in this thread alone."""
+        self._check_caller()
+        if not self._calls.acquire(blocking=wait):
+            raise DecoderBusyError("another thread runs this decoder: step it from one thread")
+        self._caller = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._caller = None
+            self._calls.release()
+
+    def _check_caller(self) -> None:
+        if self._caller == threading.get_ident():
+            raise DecoderBusyError(
+                "a callback, processor or drafter may not run or close the decoder it is of"
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the decoder is closed: open it again")
+
     def close(self) -> None:
-        """Release the engines."""
-        self.drafter.close()
-        self.target.close()
+        """Release the engines; a second time does nothing.
+
+        A round that another thread runs is waited for. What has not ended never will: going on
+        with it raises :class:`EngineError`.
+        """
+        self._check_caller()
+        self._closed = True  # before the lock, which a running generation lets go only to take it
+        with self._calling():
+            self.drafter.close()
+            self.target.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def check_draft_tokens(wanted: DraftTokens) -> None:
+    """Refuse what is no number of drafted tokens.
+
+    Raises:
+        ValueError: with the range.
+    """
+    check_value("draft_tokens", wanted, DraftTokens)
+    if wanted != "auto" and not 0 <= wanted < PREFILL_WIDTH:
+        raise ValueError(
+            f"draft_tokens {wanted!r}: need auto, or a number from 0 to {PREFILL_WIDTH - 1}"
+        )
+
+
+def check_drafting(drafter: str, draft_tokens: DraftTokens) -> None:
+    """Refuse a number of tokens for a drafter that drafts none.
+
+    Raises:
+        ValueError: the two contradict one another, or the number is none.
+    """
+    check_draft_tokens(draft_tokens)
+    if drafter == "none" and draft_tokens not in ("auto", 0):
+        raise ValueError(
+            f"draft_tokens {draft_tokens}: drafter 'none' drafts nothing; choose another one, or "
+            "leave draft_tokens out"
+        )
+
+
+def _token_ids(prompt: Any) -> list[int] | None:
+    """A prompt's token ids; None: it is text or messages.
+
+    Raises:
+        ValueError: it is nothing of the kind.
+    """
+    if isinstance(prompt, str):
+        return None
+    if isinstance(prompt, np.ndarray) and prompt.ndim == 1:
+        prompt = prompt.tolist()
+    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray | memoryview):
+        if all(isinstance(item, int | np.integer) and type(item) is not bool for item in prompt):
+            return [int(item) for item in prompt]
+        if all(isinstance(item, Mapping) for item in prompt):
+            return None
+        if all(isinstance(item, str) for item in prompt):
+            raise ValueError(
+                f"the prompt {shown(prompt)} is several texts: give one, or use BatchDecoder "
+                "for many at once"
+            )
+    raise ValueError(
+        f"the prompt {shown(prompt)} is a {type(prompt).__name__}: give text, a sequence of token "
+        "ids, or chat messages ({'role': …, 'content': …})"
+    )
 
 
 def verify(target: Engine, generation: Generation, proposal: Proposal) -> tuple[Scores, Verdict]:

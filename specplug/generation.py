@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypedDict, Unpack, cast
 
 from specplug.bad_words import with_bad_words
@@ -123,6 +123,10 @@ def split_options(options: CallOptions) -> tuple[PromptOptions, GenerationOption
 
 
 _OF_PROMPTS = PromptOptions.__annotations__.keys()
+ELSEWHERE = {
+    one.name: f"pass sampling=SamplingParams({one.name}=…)" for one in fields(SamplingParams)
+}
+"""What to do with keywords that are not a generation's own."""
 
 
 def check_generation(
@@ -299,6 +303,10 @@ class Generation:
             self._drafter = drafter
             self.stats.draft_length = draft_length
         self._drafter.reset(self.request)
+
+    def start_clock(self) -> None:
+        """The request comes now, and not when its arguments were checked."""
+        self._clock = time.perf_counter()
 
     # --- a round ------------------------------------------------------------------------------
 

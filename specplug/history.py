@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
 
+from specplug.arguments import checked
 from specplug.suffix_automaton import SuffixAutomaton
 
 DEFAULT_TOKENS = 100_000
@@ -28,6 +29,7 @@ class History:
         most_tokens: kept at most; 0 keeps nothing.
     """
 
+    @checked()
     def __init__(self, most_tokens: int = DEFAULT_TOKENS) -> None:
         if most_tokens < 0:
             raise ValueError(f"history of {most_tokens} tokens: need 0 or more")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, get_type_hints
 
+from specplug.arguments import check_fields, check_keywords, check_options, check_value, checked
 from specplug.bundle import Bundle, Component
 from specplug.drafters import (
+    DRAFTERS,
     OF_A_BUNDLE,
     BlockSource,
     HeadSource,
@@ -40,7 +44,11 @@ from specplug.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """How engines are to run; the same for target and draft."""
+    """How engines are to run; the same for target and draft.
+
+    Raises:
+        ValueError: a value of a wrong type or outside its range.
+    """
 
     engine: str | None = None
     """Name of the adapter; None: the one that the component was exported for."""
@@ -61,13 +69,84 @@ class EngineOptions:
     beside: Engine | None = None
     """The target, for a draft that is the target itself and may share its cache."""
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            (
+                ("engine", "the name of an engine", self.engine != ""),
+                ("device", "the name of a device, such as cpu or cuda:1", self.device != ""),
+                ("threads", "at least 1", self.threads is None or self.threads >= 1),
+                ("providers", "at least one provider's name", len(self.providers) > 0),
+                ("max_batch", "at least 1", self.max_batch >= 1),
+            ),
+        )
+
+
+_ENGINES_OWN = {
+    "engine": "pass target_engine= or draft_engine=",
+    "device": "pass target_device= or draft_device=",
+    "beside": "it is for engines, not for decoders",
+}
+_LOOKUP = ("prompt_lookup_min", "prompt_lookup_max")
+_OF_A_DRAFT = ("draft_engine", "draft_device")
+
+
+def check_drafter(name: object) -> None:
+    """Refuse what no drafter is called.
+
+    Raises:
+        ValueError: naming the nearest one.
+    """
+    check_value("drafter", name, str)
+    if name not in DRAFTERS:
+        near = difflib.get_close_matches(str(name), DRAFTERS, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"drafter {name!r}: {meant}it must be one of {', '.join(DRAFTERS)}")
+
+
+def check_part_options(call: str, drafter: str, options: Mapping[str, Any]) -> None:
+    """Refuse keywords of :func:`open_parts` that it does not have or that do nothing.
+
+    Args:
+        call: what was called.
+        drafter: its name.
+        options: the keywords.
+
+    Raises:
+        TypeError: an unknown keyword.
+        ValueError: a value of a wrong type or outside its range, or an option that the drafter
+            does not use.
+    """
+    check_drafter(drafter)
+    hints = get_type_hints(open_parts)
+    own = {name: hints[name] for name in open_parts.__kwdefaults__ or ()}
+    engine = {one.name for one in fields(EngineOptions)} - _ENGINES_OWN.keys()
+    check_keywords(call, options, own.keys() | engine, elsewhere=_ENGINES_OWN)
+    for name in options.keys() & own.keys():
+        check_value(name, options[name], own[name])
+    EngineOptions(**{name: options[name] for name in options.keys() & engine})
+    for name in _LOOKUP:
+        if options.get(name) is not None and drafter != "ngram":
+            raise ValueError(
+                f"{name} {options[name]}: drafter {drafter!r} does not use it, 'ngram' alone does"
+            )
+    for name in _OF_A_DRAFT:
+        if options.get(name) is not None and drafter not in (*OF_A_BUNDLE, "auto"):
+            raise ValueError(f"{name} {options[name]!r}: drafter {drafter!r} has no engine")
+    if drafter == "ngram":
+        NgramDrafter(**_lookup(options))
+
+
+def _lookup(options: Mapping[str, Any]) -> dict[str, int]:
+    return {name: options[name] for name in _LOOKUP if options.get(name) is not None}
+
 
 def open_parts(
     bundle: Bundle,
     drafter: str,
     *,
-    prompt_lookup_min: int = 2,
-    prompt_lookup_max: int = 16,
+    prompt_lookup_min: int | None = None,
+    prompt_lookup_max: int | None = None,
     history: History | None = None,
     target_engine: str | None = None,
     target_device: str | None = None,
@@ -80,8 +159,8 @@ def open_parts(
     Args:
         bundle: opened.
         drafter: a name of :data:`specplug.drafters.DRAFTERS`.
-        prompt_lookup_min: of the n-gram drafter.
-        prompt_lookup_max: of the n-gram drafter.
+        prompt_lookup_min: of the n-gram drafter; None: its own.
+        prompt_lookup_max: of the n-gram drafter; None: its own.
         history: texts of earlier requests for the drafters that look there, perhaps shared with
             other decoders; None: of this decoder's own requests.
         target_engine: as in :class:`EngineOptions`, like the three that follow.
@@ -89,9 +168,21 @@ def open_parts(
         draft_engine: see there.
         draft_device: see there.
         engine_options: the other fields of it, for both engines.
+
+    Raises:
+        TypeError: an unknown keyword.
+        ValueError: a value of a wrong type or outside its range, or an option that the drafter
+            does not use.
+        BundleError: the bundle holds no draft, and the drafter needs one.
+        EngineError: an engine cannot run it.
     """
     from specplug import engines
 
+    lookup = {"prompt_lookup_min": prompt_lookup_min, "prompt_lookup_max": prompt_lookup_max}
+    of_draft = {"draft_engine": draft_engine, "draft_device": draft_device}
+    named = {"target_engine": target_engine, "target_device": target_device, "history": history}
+    check_value("bundle", bundle, Bundle)
+    check_part_options("open_parts", drafter, {**lookup, **of_draft, **named, **engine_options})
     options = EngineOptions(**engine_options)
     if drafter == "self" and (
         bundle.manifest.draft is None or bundle.manifest.draft.layers is None
@@ -112,6 +203,9 @@ def open_parts(
             "use --drafter draft"
         )
     has_draft = drafter in OF_A_BUNDLE or (drafter == "auto" and bundle.manifest.draft is not None)
+    for name, value in of_draft.items():
+        if value is not None and not has_draft:
+            raise ValueError(f"{name} {value!r}: {bundle.path} holds no draft")
     if has_draft:
         check_draft(bundle)
         options = replace(options, share_threads=True)
@@ -120,7 +214,6 @@ def open_parts(
         bundle.manifest.target,
         replace(options, engine=target_engine, device=target_device),
     )
-    lookup = {"prompt_lookup_min": prompt_lookup_min, "prompt_lookup_max": prompt_lookup_max}
     try:
         costs = read_costs(bundle, target, options.threads)
         draft = None
@@ -139,13 +232,14 @@ def open_parts(
             draft=draft,
             history=history,
             continuations=bundle.continuations() if drafter in ("auto", "recycle") else None,
-            **lookup,
+            **_lookup(lookup),
         ),
         "tokenizer": bundle.tokenizer(),
         "costs": costs,
     }
 
 
+@checked(kept=("name",))
 def make_drafter(
     name: str,
     *,
@@ -162,7 +256,20 @@ def make_drafter(
         history: as in :func:`open_parts`.
         continuations: what token recycling begins with, i32[V, n]; None: nothing.
         lookup: arguments of the n-gram drafter.
+
+    Raises:
+        TypeError: an unknown keyword.
+        ValueError: no drafter has the name, one that needs a draft got none, or a drafter got
+            arguments that it does not use.
     """
+    check_drafter(name)
+    check_options("make_drafter", lookup, _Lookup)
+    if lookup and name != "ngram":
+        raise ValueError(f"{min(lookup)}: drafter {name!r} does not use it, 'ngram' alone does")
+    if draft is not None and name not in (*OF_A_BUNDLE, "auto"):
+        raise ValueError(f"draft: drafter {name!r} does not use it")
+    if draft is None and name in OF_A_BUNDLE:
+        raise ValueError(f"drafter {name!r} is a model: give draft=, or open a bundle with one")
     remembered = HistorySource(history if history is not None else History())
     match name:
         case "ngram":
@@ -173,7 +280,7 @@ def make_drafter(
             return TreeDrafter(name, [RecycleSource(continuations)])
         case "predicted":
             return TreeDrafter(name, [PredictedSource()])
-        case "draft" | "self" | "head" | "universal" if draft:
+        case "draft" | "self" | "head" | "universal" if draft is not None:
             return draft
         case "auto":
             sources: list[Source] = [
@@ -185,7 +292,17 @@ def make_drafter(
             if draft:
                 sources += draft.sources
             return TreeDrafter(name, sources)
-    return NoDrafter()
+        case "none":
+            return NoDrafter()
+    raise ValueError(
+        f"drafter {name!r} is in DRAFTERS, which does not say how it is made: pass the drafter "
+        "itself, SpeculativeDecoder(target, drafter=…)"
+    )
+
+
+class _Lookup(TypedDict, total=False):
+    prompt_lookup_min: int
+    prompt_lookup_max: int
 
 
 def open_draft(bundle: Bundle, options: EngineOptions) -> TreeDrafter:

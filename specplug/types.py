@@ -40,6 +40,14 @@ class EngineError(SpecplugError):
     """An inference backend failed, or was asked for something outside its :class:`EngineSpec`."""
 
 
+class DecoderBusyError(SpecplugError):
+    """A second generation was begun on an engine, or a drafter, that has one cache for one."""
+
+
+class DrafterError(SpecplugError):
+    """A drafter failed, or its proposal is not what :meth:`Drafter.propose` asks for."""
+
+
 class ContextLimitError(SpecplugError):
     """The prompt leaves no room for a new token in the engine's context."""
 

@@ -382,10 +382,10 @@ def test_one_sure_row_among_unsure_ones_is_not_worth_a_wide_call() -> None:
 # --- real engines -----------------------------------------------------------------------------
 
 
-def compare(bundle: Path, prompts: list[str], **options: Any) -> None:
+def compare(bundle: Path, prompts: list[str], draft_tokens: int, **options: Any) -> None:
     """Greedy and sampled answers in a batch are those of one decoder, alone."""
     with (
-        BatchDecoder.from_bundle(bundle, max_batch=4, **options) as many,
+        BatchDecoder.from_bundle(bundle, max_batch=4, draft_tokens=draft_tokens, **options) as many,
         SpeculativeDecoder.from_bundle(bundle, drafter="none", **options) as one,
     ):
         asked = []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specplug import Budget, History, Proposal, SamplingParams, SpeculativeDecoder
+from specplug import BatchDecoder, Budget, History, Proposal, SamplingParams, SpeculativeDecoder
 from specplug.budget import Prices
 from specplug.drafters import (
     DRAFTERS,
@@ -130,15 +130,17 @@ def test_a_finished_answer_is_remembered_and_an_interrupted_one_too() -> None:
 
 def test_an_abandoned_answer_is_remembered_under_its_own_tenant() -> None:
     """Though it is given up only when the next tenant's answer has begun."""
-    engine = FakeEngine(language(3, vocab_size=VOCAB), vocab_size=VOCAB)
+    engine = FakeEngine(language(3, vocab_size=VOCAB), vocab_size=VOCAB, max_batch=2)
     history = History()
     drafter = make_drafter("auto", history=history)
-    decoder = SpeculativeDecoder(engine, drafter=drafter, draft_tokens=2)
-    abandoned = decoder.stream([1, 2, 3], max_tokens=30, tenant="a")
-    next(abandoned)
-    other = decoder.stream([4, 5], max_tokens=30, tenant="b")
-    next(other)
-    abandoned.close()
+    decoder = BatchDecoder(engine, drafter=drafter, draft_tokens=2)
+    abandoned = decoder.submit([1, 2, 3], max_tokens=30, tenant="a")
+    decoder.submit([4, 5], max_tokens=30, tenant="b")
+    decoder.step()
+    decoder.step()
+    assert decoder.running == 2
+    abandoned.cancel()
+    decoder.step()
     assert history.texts("a")
     assert not history.texts("b")
 

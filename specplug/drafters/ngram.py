@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from specplug.arguments import checked
 from specplug.drafters.chances import Kind
 from specplug.drafters.matching import longest_matches
 from specplug.drafters.source import Guess, Source
@@ -30,6 +31,7 @@ class NgramSource(Source):
 
     name = "ngram"
 
+    @checked()
     def __init__(self, *, prompt_lookup_min: int = 2, prompt_lookup_max: int = 16) -> None:
         if not 1 <= prompt_lookup_min <= prompt_lookup_max:
             raise ValueError(
@@ -51,9 +53,11 @@ class NgramSource(Source):
         return (int(ends[-1]) + 1, length) if length >= self._shortest else None
 
     def step(self, place: Place, token: int) -> Place | None:
-        """One further along the match."""
+        """One further along the match; None where it ended, or another token came."""
         index, length = place
-        return (index + 1, length) if self._context[index] == token else None
+        if index >= len(self._context) or self._context[index] != token:
+            return None
+        return index + 1, length
 
     def guesses(self, place: Place) -> list[Guess]:
         """The next token of the match."""
@@ -71,6 +75,7 @@ class NgramSource(Source):
 class NgramDrafter(TreeDrafter):
     """Prompt lookup alone; for its arguments see :class:`NgramSource`."""
 
+    @checked()
     def __init__(self, *, prompt_lookup_min: int = 2, prompt_lookup_max: int = 16) -> None:
         super().__init__(
             "ngram",

@@ -20,12 +20,15 @@ from transformers.generation.utils import (
     GenerationMixin,
 )
 
+from specplug.arguments import checked
 from specplug.context import Token
-from specplug.drafters import DRAFTERS, OF_A_BUNDLE
+from specplug.decoding import check_drafting
+from specplug.drafters import OF_A_BUNDLE
 from specplug.generation import DraftTokens
 from specplug.history import History
 from specplug.integrations.transformers.choosing import check_processors, sampling_params
 from specplug.integrations.transformers.kept import Settings, decoder_of, kept
+from specplug.opening import check_drafter
 from specplug.sampling import SamplingParams
 from specplug.stats import SpeculationStats
 
@@ -36,6 +39,7 @@ _PREPARED = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", *A
 _RECORDED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
+@checked(kept=("drafter", "draft_tokens"))
 def speculate(
     *,
     bundle: str | Path | None = None,
@@ -64,8 +68,8 @@ def speculate(
     Raises:
         ValueError: an argument outside its range, or a drafter that needs a bundle.
     """
-    if drafter not in DRAFTERS:
-        raise ValueError(f"drafter {drafter!r} is none of {', '.join(DRAFTERS)}")
+    check_drafter(drafter)
+    check_drafting(drafter, draft_tokens)
     if drafter in OF_A_BUNDLE and bundle is None:
         raise ValueError(f"drafter {drafter!r} is a model in a bundle: give bundle, too")
     if seed is not None and not 0 <= seed < 1 << 64:
