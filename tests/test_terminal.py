@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from specplug import SpeculativeDecoder
+from tests_support.command import specplug
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 TERMINALS = {
@@ -164,3 +165,77 @@ def test_jobs_that_ignore_interrupts_go_on_ignoring_them() -> None:
     done = subprocess.run([sys.executable, "-c", code, "numpy"], capture_output=True, text=True)
     assert done.returncode == 2, "numpy is no command"
     assert "interrupted" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        (["--top-p", "0.9"], "--top-p does nothing here: at temperature 0"),
+        (["--seed", "3"], "--seed does nothing here: at temperature 0"),
+        (["--acceptance", "rejection"], "--acceptance does nothing here: at temperature 0"),
+        (["--prediction", "x", "--drafter", "ngram"], "--prediction does nothing here"),
+        (["--draft-engine", "pytorch", "--drafter", "none"], "--draft-engine does nothing here"),
+        (["--allow-inexact-trees", "--draft-tokens", "0"], "nothing is drafted"),
+    ],
+)
+def test_options_that_do_nothing_are_told(options: list[str], idle: str, tiny_bundle: Path) -> None:
+    told = specplug("generate", tiny_bundle, "x", "--max-tokens", "2", *options)
+    assert told.returncode == 0, told.stderr
+    assert idle in told.stderr
+    alone = specplug("generate", tiny_bundle, "x", "--max-tokens", "2")
+    assert "does nothing" not in alone.stderr
+    assert told.stdout == alone.stdout
+
+
+def test_drafting_nothing_and_something_is_a_contradiction(tiny_bundle: Path) -> None:
+    done = specplug("generate", tiny_bundle, "x", "--drafter", "none", "--draft-tokens", "4")
+    assert done.returncode == 1
+    assert "--draft-tokens 4: with drafter none nothing is drafted" in done.stderr
+
+
+UNIMPORTED = """
+import atexit, sys
+
+LONG = {"torch", "transformers", "mobius", "onnxruntime"}
+atexit.register(lambda: LONG & {*sys.modules} and print("imported", LONG & {*sys.modules}))
+from specplug.entry import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("export nowhere.gguf -o out", "nowhere.gguf does not exist"),
+        ("export {bundle} -o out", "is a bundle, which was exported already"),
+        ("export {source} -o {bundle}", "exists: choose another name"),
+        ("export {source} -o nowhere/out", "nowhere is not a folder"),
+        ("export {source} -o /proc/out", "/proc cannot be written to"),
+        ("export {source} -o out --keep-fp32 (", "is no regular expression"),
+        ("export {source} -o out --self-draft fast", "give a precision"),
+        ("export {source} -o out --precision gguf", "a GGUF file"),
+        ("export {source} -o out --draft nowhere", "nowhere does not exist"),
+        ("export {source} -o out --quality nowhere", "--quality nowhere"),
+        ("export --from-onnx nowhere -o out", "--from-onnx nowhere is no folder"),
+        ("verify {bundle} --source nowhere", "nowhere does not exist"),
+        ("distill nowhere --prompts {prompts} -o out", "nowhere does not exist"),
+        ("distill {source} --prompts {prompts} -o {bundle}", "exists: choose another name"),
+        ("distill {source} --prompts {prompts} -o out --layers x", "--layers x: need numbers"),
+    ],
+)
+def test_wrong_arguments_end_before_long_imports(
+    arguments: str, message: str, tiny_source: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """What a user waits for is those imports: without them a command ends within a second."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "x"}')
+    named = {"bundle": tiny_bundle, "source": tiny_source, "prompts": prompts}
+    done = subprocess.run(
+        [sys.executable, "-c", UNIMPORTED, *(word.format(**named) for word in arguments.split())],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+    assert [*tmp_path.iterdir()] == [prompts]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import typer
 
@@ -22,6 +24,7 @@ from specplug.cli import (
     tune,
     verify,
 )
+from specplug.cli.idle import idle_options
 from specplug.types import SpecplugError
 
 app = typer.Typer(
@@ -31,6 +34,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _checked(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose texts are UTF-8, and that tells of options which do nothing."""
+
+    @functools.wraps(command)
+    def called(**arguments: Any) -> None:
+        arguments = texts.check_arguments(arguments)
+        for line in idle_options(command, arguments):
+            console.note(line)
+        command(**arguments)
+
+    return called
+
 
 for _name, _command in (
     ("pull", pull.pull),
@@ -45,7 +62,7 @@ for _name, _command in (
     ("distill", distill.distill),
     ("bench", bench.bench),
 ):
-    app.command(name=_name)(texts.read_words(_command))
+    app.command(name=_name)(_checked(_command))
 
 
 def main() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable
 from io import TextIOWrapper
 from typing import Any, TextIO
 
@@ -26,23 +24,21 @@ def prepare_streams() -> None:
         sys.stdin.reconfigure(errors="surrogateescape")
 
 
-def read_words(command: Callable[..., None]) -> Callable[..., None]:
-    """Have a command get its text arguments as the UTF-8 that they are, in any locale.
+def check_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A command's arguments, of which texts are the UTF-8 that they are, in any locale.
 
     Python hands over bytes that the locale's encoding has no characters for as half surrogates,
     which no tokenizer takes. Paths stay as they are: their bytes name files.
+
+    Raises:
+        ValueError: a text is not UTF-8.
     """
-
-    @functools.wraps(command)
-    def called(**arguments: Any) -> None:
-        for name, value in arguments.items():
-            if isinstance(value, list):
-                arguments[name] = [_checked(name, each) for each in value]
-            else:
-                arguments[name] = _checked(name, value)
-        command(**arguments)
-
-    return called
+    return {
+        name: [_checked(name, each) for each in value]
+        if isinstance(value, list)
+        else _checked(name, value)
+        for name, value in arguments.items()
+    }
 
 
 def _checked(name: str, value: Any) -> Any:
