@@ -101,6 +101,17 @@ def export_onnx(
     return manifest
 
 
+def onnx_tokenizer(folder: Path) -> SourceTokenizer | None:
+    """The tokenizer beside an exported graph.
+
+    Raises:
+        ExportError: it cannot be read.
+    """
+    settings = _read_settings(folder)
+    model = _read_graph(folder / settings.graph, settings)
+    return folder_tokenizer(folder, _vocab_size(model), settings.end_tokens)
+
+
 def _write_component(
     folder: Path,
     settings: _Settings,

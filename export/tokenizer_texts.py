@@ -32,6 +32,9 @@ TEXTS: Sequence[str] = (
 )
 """Texts that tokenizers are compared on: all scripts, spaces, controls, and one that is long."""
 
+LONG_TEXT = "one 2 " * 10_000
+"""A text that is longer than any length that tokenizers are trained with."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds; empty if there is no file.

@@ -99,10 +99,14 @@ def verify(path: str | Path, options: VerifyOptions, report: Report) -> Iterator
     yield Check("files", True, f"{len(files)} files, all as the manifest says")
     if options.source is None:
         yield Check("source", None, "not given: --source compares the graph with it")
+        yield Check("tokenizer", None, "not given: --source compares the tokenizer with it")
     else:
         from specplug.export.reproducing import compare_with_source
+        from specplug.export.tokenizer_check import compare_tokenizers
 
         yield Check("source", *compare_with_source(bundle, options.source, report))
+        report("tokenizer", 0)
+        yield Check("tokenizer", *compare_tokenizers(bundle, options.source))
     yield _check_width(bundle, options, report)
     yield _check_batch(bundle, options, report)
     parts = open_parts(

@@ -94,6 +94,15 @@ def without(tokenizer: Tokenizer, letters: str) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(described))
 
 
+def limited(tokenizer: Tokenizer) -> str:
+    """``tokenizer.json`` with what its training left there, which changes no token."""
+    again = Tokenizer.from_str(tokenizer.to_str())
+    again.enable_truncation(8)
+    again.enable_padding(length=16)
+    again.model.dropout = 0.5
+    return again.to_str()
+
+
 def with_tokenizer(bundle: Path, text: str, copy: Path) -> Path:
     """A copy of a bundle with another ``tokenizer.json``."""
     shutil.copytree(bundle, copy)
@@ -113,7 +122,7 @@ def pair(
 ) -> Iterator[tuple[Native, Tokenizer]]:
     tokenizer = trained(request.param)
     copy = tmp_path_factory.mktemp("text") / "bundle"
-    with Native(with_tokenizer(tiny_bundles["w8a8"], tokenizer.to_str(), copy)) as native:
+    with Native(with_tokenizer(tiny_bundles["w8a8"], limited(tokenizer), copy)) as native:
         assert native.info["has_tokenizer"]
         yield native, tokenizer
 

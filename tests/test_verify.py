@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import load_model, save_model
+from tokenizers import Tokenizer
 
 from specplug import SamplingParams, Step, verification
-from specplug.bundle import MANIFEST
+from specplug.bundle import MANIFEST, Bundle
 from specplug.engines.fake import FakeEngine
 from specplug.engines.host import HostScores
 from specplug.engines.ort import OrtEngine
+from specplug.export.tokenizer_check import compare_tokenizers
 from specplug.law import check_law
 from specplug.sampler import Sampler
 from specplug.verification import Check, VerifyOptions
@@ -55,8 +58,9 @@ def rewrite(bundle: Path, change: Callable[[dict], None]) -> None:
     """Change the manifest, and put its hashes right."""
     manifest = json.loads((bundle / MANIFEST).read_text())
     change(manifest)
-    for part in (manifest["target"], manifest["draft"]):
-        for file in part["files"]:
+    parts = [part["files"] for part in (manifest["target"], manifest["draft"])]
+    for files in (*parts, [manifest["tokenizer"]["file"]]):
+        for file in files:
             content = (bundle / file["path"]).read_bytes()
             file |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (bundle / MANIFEST).write_text(json.dumps(manifest))
@@ -89,6 +93,7 @@ def test_a_good_bundle_passes(
     assert list(checks) == [
         "files",
         "source",
+        "tokenizer",
         "width",
         "batch",
         "greedy",
@@ -152,6 +157,116 @@ def test_a_changed_weight_is_caught(copied: Path, tiny_source: Path) -> None:
     assert checks["coupled"].passed
 
 
+def edit(bundle: Path, change: Callable[[dict], None]) -> None:
+    path = bundle / "tokenizer.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def with_digits(content: dict) -> None:
+    """SmolLM2's rule, which GPT-2's is not."""
+    rules = [{"type": "Digits", "individual_digits": True}, content["pre_tokenizer"]]
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": rules}
+
+
+def with_merge(content: dict) -> None:
+    """One more token, in the place of a byte that no text of UTF-8 has."""
+    content["model"]["vocab"]["12"] = content["model"]["vocab"].pop("\u00ff")
+    content["model"]["merges"].append(["1", "2"])
+
+
+def tokenizer_check(bundle: Path, source: Path) -> Check:
+    return Check("tokenizer", *compare_tokenizers(Bundle.open(bundle), source))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(pre_tokenizer=c["pre_tokenizer"] | {"add_prefix_space": True}), "here"),
+        (lambda c: c.update(normalizer={"type": "Lowercase"}), "'Hello world' is 11 tokens"),
+        (lambda c: c.update(added_tokens=c["added_tokens"][:-1]), "tokens of other names"),
+        (lambda c: c.update(decoder={"type": "Fuse"}), r"tokens .* are .* by transformers'"),
+        (with_merge, "tokens of other names"),
+    ],
+)
+def test_a_changed_tokenizer_is_caught(
+    copied: Path, tiny_source: Path, change: Callable[[dict], None], message: str
+) -> None:
+    edit(copied, change)
+    rewrite(copied, lambda manifest: None)
+    check = tokenizer_check(copied, tiny_source)
+    assert check.passed is False
+    assert re.search(message, check.summary), check.summary
+    assert check.summary.endswith(": export the model again")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda part: part.update(stop_token_ids=[]), "it stops at 0 tokens"),
+        (lambda part: part.update(stop_token_ids=[1, 256]), "it stops at 2 tokens 1, 256, the sou"),
+        (lambda part: part.update(chat_template="{{ messages }}"), "chat template is not"),
+        (lambda part: part.update(chat_template=None), "chat template is not"),
+    ],
+)
+def test_other_ends_and_templates_are_caught(
+    copied: Path, tiny_source: Path, change: Callable[[dict], None], message: str
+) -> None:
+    rewrite(copied, lambda manifest: change(manifest["tokenizer"]))
+    check = tokenizer_check(copied, tiny_source)
+    assert check.passed is False
+    assert message in check.summary
+
+
+def test_another_rule_for_digits_is_caught(copied: Path, tmp_path: Path, tiny_source: Path) -> None:
+    """As bundles have it that were made while SmolLM2's rule was read as GPT-2's."""
+    source = Path(shutil.copytree(tiny_source, tmp_path / "source"))
+    for folder in (source, copied):
+        edit(folder, with_merge)
+    edit(source, with_digits)
+    rewrite(copied, lambda manifest: None)
+    check = tokenizer_check(copied, source)
+    assert check.passed is False
+    assert "12" in check.summary
+    edit(copied, with_digits)
+    rewrite(copied, lambda manifest: None)
+    assert tokenizer_check(copied, source).passed
+
+
+def test_limits_of_an_older_bundle_do_no_harm(copied: Path, tiny_source: Path) -> None:
+    limits = Tokenizer.from_file(str(copied / "tokenizer.json"))
+    limits.enable_truncation(32)
+    limits.save(str(copied / "tokenizer.json"))
+    rewrite(copied, lambda manifest: None)
+    assert tokenizer_check(copied, tiny_source).passed
+
+
+def test_a_class_that_rebuilds_the_tokenizer_is_told(
+    copied: Path, tmp_path: Path, tiny_source: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_source, tmp_path / "source"))
+    for folder in (source, copied):
+        edit(folder, with_merge)
+        edit(folder, with_digits)
+    rewrite(copied, lambda manifest: None)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "GPT2Tokenizer"
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    check = tokenizer_check(copied, source)
+    assert check.passed, check
+    assert "transformers' GPT2Tokenizer does not read tokenizer.json as it is" in check.summary
+
+
+def test_a_tokenizer_on_one_side_only(copied: Path, tmp_path: Path, tiny_source: Path) -> None:
+    source = Path(shutil.copytree(tiny_source, tmp_path / "source"))
+    for file in source.glob("tokenizer*"):
+        file.unlink()
+    check = tokenizer_check(copied, source)
+    assert check.passed is False
+    assert "the bundle has a tokenizer, and the source has none" in check.summary
+
+
 def test_other_tools_are_judged_by_their_logits(copied: Path, tiny_source: Path) -> None:
     def older(manifest: dict) -> None:
         manifest["target"]["provenance"]["tools"]["onnx"] = "1.0"
@@ -213,7 +328,7 @@ def test_command(tiny_bundle: Path, copied: Path, tiny_source: Path) -> None:
     shown = specplug("verify", tiny_bundle, *few)
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["pass", "skip"] + ["pass"] * 5
+    assert [line.split()[0] for line in lines] == ["pass", "skip", "skip"] + ["pass"] * 5
     assert "equal plain decoding's, token for token" in shown.stdout
 
     rewrite(copied, lambda manifest: manifest["target"].update(min_width=1))

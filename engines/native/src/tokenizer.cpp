@@ -76,9 +76,7 @@ Tokenizer::Tokenizer(const Json& json) : pretokenizer_(json["pre_tokenizer"]) {
     compose_ = true;
   }
   if (type_of(json["decoder"]) != "ByteLevel") not_built_in("decoder but ByteLevel");
-  for (const auto* name : {"truncation", "padding"}) {
-    if (!json[name].null()) not_built_in(name);
-  }
+  // Truncation, padding and dropout are of somebody's training: Python turns them off, too.
   read_model(json["model"]);
   read_added(json["added_tokens"]);
   read_template(json["post_processor"]);
@@ -87,7 +85,7 @@ Tokenizer::Tokenizer(const Json& json) : pretokenizer_(json["pre_tokenizer"]) {
 void Tokenizer::read_model(const Json& model) {
   if (type_of(model) != "BPE") not_built_in("model but BPE");
   for (const auto* name :
-       {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"}) {
+       {"continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"}) {
     if (truthy(model[name]) || model[name].as<double>()) not_built_in(name);
   }
   ignore_merges_ = truthy(model["ignore_merges"]);
