@@ -18,8 +18,13 @@ import triton_python_backend_utils as pb_utils
 
 from specplug.batching import BatchDecoder
 from specplug.context import Token
-from specplug.generation import Generation
-from specplug.integrations.triton.asking import Asked, read_request
+from specplug.generation import (
+    DEFAULT_MAX_TOKENS,
+    Generation,
+    GenerationOptions,
+    split_options,
+)
+from specplug.integrations.triton.asking import read_request
 from specplug.integrations.triton.metrics import Metrics
 from specplug.integrations.triton.repository import BUNDLE, INPUTS, OUTPUTS
 from specplug.types import ContextLimitError, MissingExtraError, SpecplugError
@@ -77,8 +82,11 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 asked = read_request(_inputs(request), json.loads(request.parameters() or "{}"))
-                prompt = self._decoder.encode(asked.prompt, chat=asked.chat)
-                self._queue(asked, prompt, sender, list(request.requested_output_names()))
+                of_prompt, options = split_options(asked.options)
+                most = options.get("max_tokens", DEFAULT_MAX_TOKENS)
+                prompt = self._decoder.encode(asked.prompt, max_tokens=most, **of_prompt)
+                wanted = list(request.requested_output_names())
+                self._queue(prompt, options, _Answer(sender, asked.stream, wanted))
             except Exception as error:  # whatever it is, it is this request's alone
                 _refuse(sender, error)
 
@@ -95,16 +103,14 @@ class TritonPythonModel:
         self._abandon(_UnavailableError("the model is being unloaded"))
         self._decoder.close()
 
-    def _queue(
-        self, asked: Asked, prompt: Sequence[int], sender: Any, wanted: Sequence[str]
-    ) -> None:
+    def _queue(self, prompt: Sequence[int], options: GenerationOptions, answer: _Answer) -> None:
         with self._changed:  # held, so that the thread finds the answer when it has tokens for it
             if not self.is_ready():
                 raise _UnavailableError("the model does not take requests any more")
             if self._decoder.waiting >= self._most_waiting:
                 raise _UnavailableError(f"{self._most_waiting} requests wait already: try later")
-            generation = self._decoder.submit(prompt, **asked.options)
-            self._answers[generation] = _Answer(sender, asked.stream, wanted)
+            generation = self._decoder.submit(prompt, **options)
+            self._answers[generation] = answer
             self._changed.notify()
 
     # --- the thread ---------------------------------------------------------------------------

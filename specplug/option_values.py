@@ -1,0 +1,117 @@
+"""Values of options that come as text: from a command line, or from a request that has no types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def parsed_json(name: str, value: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON; as in all of these functions, naming the option.
+    """
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: not JSON: {error}") from error
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number."""
+    try:
+        if not isinstance(value, bool) and int(value) == float(value):
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"{name} {value!r}: need a whole number")
+
+
+def number(name: str, value: Any) -> float:
+    """Any number."""
+    try:
+        if not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name} {value!r}: need a number")
+
+
+def truth(name: str, value: Any) -> bool:
+    """``true`` or ``false``."""
+    if isinstance(value, bool):
+        return value
+    if value in ("true", "false"):
+        return bool(value == "true")
+    raise ValueError(f"{name} {value!r}: need true or false")
+
+
+def text(name: str, value: Any) -> str:
+    """A text."""
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"{name} {value!r}: need text")
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """One text, or a list of them, as JSON if it is a text itself."""
+    if isinstance(value, str) and value.startswith("["):
+        value = parsed_json(name, value)
+    return [text(name, one) for one in (value if isinstance(value, list) else [value])]
+
+
+def schema(name: str, value: Any) -> Any:
+    """A JSON schema, or its text."""
+    if isinstance(value, str | bool | dict):
+        return value
+    raise ValueError(f"{name} {value!r}: need a JSON schema")
+
+
+def table(name: str, value: Any) -> dict[str, Any]:
+    """An object, or its JSON."""
+    if isinstance(value, str):
+        value = parsed_json(name, value)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} {value!r}: need a JSON object")
+    return value
+
+
+def by_number(name: str, value: Any, each: Callable[[str, Any], T]) -> dict[int, T]:
+    """An object whose names are whole numbers, or its JSON."""
+    if isinstance(value, str):
+        value = parsed_json(name, value)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} {value!r}: need an object from token ids to numbers")
+    return {whole(name, key): each(name, one) for key, one in value.items()}
+
+
+def biases(name: str, value: Any) -> Mapping[int, float]:
+    """Numbers by token id."""
+    return by_number(name, value, number)
+
+
+def positions(name: str, value: Any) -> Mapping[int, int]:
+    """Token ids by position in the answer."""
+    return by_number(name, value, whole)
+
+
+def wholes(name: str, value: Any) -> list[int]:
+    """A list of token ids: JSON, or numbers with commas between them."""
+    if isinstance(value, str):
+        value = parsed_json(name, value) if value.startswith("[") else value.split(",")
+    if not isinstance(value, list):
+        raise ValueError(f"{name} {value!r}: need a list of token ids")
+    return [whole(name, one) for one in value]
+
+
+def whole_lists(name: str, value: Any) -> list[list[int]]:
+    """A list of lists of token ids, or its JSON."""
+    if isinstance(value, str):
+        value = parsed_json(name, value)
+    if not isinstance(value, list):
+        raise ValueError(f"{name} {value!r}: need a list of lists of token ids")
+    return [wholes(name, one) for one in value]
