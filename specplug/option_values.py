@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -102,7 +103,8 @@ def positions(name: str, value: Any) -> Mapping[int, int]:
 def wholes(name: str, value: Any) -> list[int]:
     """A list of token ids: JSON, or numbers with commas between them."""
     if isinstance(value, str):
-        value = parsed_json(name, value) if value.startswith("[") else value.split(",")
+        commas = re.fullmatch(r"[\s\d,+-]+", value)
+        value = value.split(",") if commas else parsed_json(name, value)
     if not isinstance(value, list):
         raise ValueError(f"{name} {value!r}: need a list of token ids")
     return [whole(name, one) for one in value]

@@ -8,7 +8,7 @@ drafts before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
@@ -116,8 +116,8 @@ class SamplingParams:
                 raise ValueError(f"forced_tokens: position {position} of the answer must be >= 0")
         if len(self.forms) > 1:
             raise ValueError(f"{' and '.join(self.forms)} exclude one another: give one of them")
-        if any(not len(sequence) for sequence in self.bad_words_ids):
-            raise ValueError("bad_words_ids: an empty sequence: each needs at least one token")
+        if any(not len(one) or isinstance(one, Set) for one in self.bad_words_ids):
+            raise ValueError("bad_words_ids: each must be a sequence of at least one token id")
         self._check_allowed()
 
     def _check_allowed(self) -> None:
@@ -188,12 +188,9 @@ class SamplingParams:
     @property
     def forms(self) -> list[str]:
         """The parameters given that say what the answer as a whole looks like."""
-        return [
-            name
-            for name in FORMS
-            if getattr(self, name) not in (None, False)
-            or (name == "json_schema" and self.json_schema is False)
-        ]
+        given = {name: getattr(self, name) for name in FORMS}
+        given["json_object"] = given["json_object"] or None
+        return [name for name, value in given.items() if value is not None]
 
     @property
     def shapes_logits(self) -> bool:
@@ -306,9 +303,9 @@ def shape_logits(
         ):
             logits[sequence[-1]] = -np.inf
     if len(params.banned_tokens):
-        logits[np.asarray(params.banned_tokens)] = -np.inf
+        logits[[*params.banned_tokens]] = -np.inf
     if params.allowed_token_ids is not None:
-        allowed = np.asarray(params.allowed_token_ids)
+        allowed = [*params.allowed_token_ids]
         only, logits = logits, np.full_like(logits, -np.inf)
         logits[allowed] = only[allowed]
     forced = params.forced_tokens.get(len(history) - prompt_tokens)
