@@ -156,7 +156,8 @@ void Decoder::commit(const Proposal& proposal, const Verdict& verdict, Scores& s
     } else if (!room()) {
       reason = all ? SPECPLUG_FINISH_LENGTH : SPECPLUG_FINISH_CONTEXT;
     }
-    text += text_->push(token, reason != SPECPLUG_FINISH_NONE);
+    const bool stop = stop_.count(token) != 0;  // its own text is no part of the answer
+    text += stop ? text_->end() : text_->push(token, reason != SPECPLUG_FINISH_NONE);
     if (text_->stopped()) reason = SPECPLUG_FINISH_STOP;
     if (reason != SPECPLUG_FINISH_NONE) break;
   }

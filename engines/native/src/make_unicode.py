@@ -18,16 +18,29 @@ CHARACTERS = [*range(0xD800), *range(0xE000, sys.maxunicode + 1)]
 HANGUL = range(0xAC00, 0xAC00 + 11172)  # composed by arithmetic
 FOLDER = Path(__file__).parent
 
+CLASSES = {
+    "kLetters": r"\p{L}",
+    "kNumbers": r"\p{N}",
+    "kSpaces": r"\s",
+    "kUpper": r"\p{Lu}",
+    "kLower": r"\p{Ll}",
+    "kTitle": r"\p{Lt}",
+    "kModifiers": r"\p{Lm}",
+    "kCaseless": r"\p{Lo}",
+    "kDigits": r"\p{Nd}",
+    "kMarks": r"\p{M}",
+    "kPunctuation": r"\p{P}",
+    "kSymbols": r"\p{S}",
+    "kHan": r"\p{Han}",
+}
+
 nfc = normalizers.NFC().normalize_str
 nfd = normalizers.NFD().normalize_str
 
 
 def main() -> None:
     """Write both files beside this one."""
-    classes = {
-        name: ranges(matching(pattern))
-        for name, pattern in (("kLetters", r"\p{L}"), ("kNumbers", r"\p{N}"), ("kSpaces", r"\s"))
-    }
+    classes = {name: ranges(matching(pattern)) for name, pattern in CLASSES.items()}
     write("unicode_classes.inc", {f"Range {n}": [*map(braced, r)] for n, r in classes.items()})
     decomposed = {c: nfd(chr(c)) for c in CHARACTERS if c not in HANGUL and nfd(chr(c)) != chr(c)}
     pairs = []

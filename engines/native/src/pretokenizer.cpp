@@ -1,8 +1,11 @@
 #include "pretokenizer.hpp"
 
 #include <algorithm>
+#include <iterator>
+#include <set>
 
 #include "error.hpp"
+#include "tokenizer_keys.hpp"
 #include "unicode.hpp"
 
 namespace specplug::native {
@@ -56,18 +59,34 @@ void not_built_in(std::string_view what) {
        ": pass token ids, or tokenize in Python");
 }
 
+void check_keys(const Json& json, std::string_view object) {
+  const auto* members = json.as<Json::Object>();
+  if (!members) return;
+  std::set<std::string_view> seen;
+  for (const auto& [key, value] : *members) {
+    const auto name = object.empty() ? key : text_of(object, ".", key);
+    if (std::find(std::begin(kTokenizerKeys), std::end(kTokenizerKeys), name) ==
+        std::end(kTokenizerKeys)) {
+      not_built_in(text_of("key ", quoted(name), " of tokenizer.json"));
+    }
+    if (!seen.insert(key).second) damaged("tokenizer.json is damaged: ", name, " is there twice");
+  }
+}
+
 Pretokenizer::Pretokenizer(const Json& json) {
   add(json);
-  if (steps_.empty()) not_built_in("pre_tokenizer of this kind");
+  if (!bytes_) not_built_in("pre_tokenizer without ByteLevel");
 }
 
 void Pretokenizer::add(const Json& json) {
+  check_keys(json, "pre_tokenizer");
   const auto* type = json["type"].as<std::string>();
   const auto flag = [&](std::string_view name, bool otherwise) {
     const auto* found = json[name].as<bool>();
     return found ? *found : otherwise;
   };
   if (!type) not_built_in("text without a pre_tokenizer");
+  if (bytes_) not_built_in(text_of("pre_tokenizer ", *type, " after ByteLevel"));
   if (*type == "Sequence") {
     const auto* parts = json["pretokenizers"].as<Json::Array>();
     for (const auto& part : parts ? *parts : Json::Array()) {
@@ -79,22 +98,35 @@ void Pretokenizer::add(const Json& json) {
   } else if (*type == "ByteLevel") {
     if (flag("add_prefix_space", true)) steps_.push_back({Cut::prefix});
     if (flag("use_regex", true)) steps_.push_back({Cut::gpt2});
-    else if (steps_.empty()) not_built_in("ByteLevel without an expression");
+    bytes_ = true;
   } else if (*type == "Digits") {
     steps_.push_back({Cut::digits, flag("individual_digits", false) ? std::size_t{1} : 0});
   } else if (*type == "Split") {
-    const auto* expression = json["pattern"]["Regex"].as<std::string>();
-    const auto* behavior = json["behavior"].as<std::string>();
-    const bool isolated = behavior && *behavior == "Isolated" && !flag("invert", false);
-    const bool matches = behavior && *behavior == "Removed" && flag("invert", false);
-    if (!expression || (*expression != kLlama && *expression != kQwen)) {
-      not_built_in(text_of("pre_tokenizer expression ", expression ? *expression : "of another kind"));
-    }
-    if (!isolated && !matches) not_built_in("Split of another behaviour than Isolated");
-    steps_.push_back({Cut::llama, *expression == kLlama ? std::size_t{3} : 1});
+    add_split(json);
   } else {
     not_built_in(text_of("pre_tokenizer ", *type));
   }
+}
+
+void Pretokenizer::add_split(const Json& json) {
+  const auto* expression = json["pattern"]["Regex"].as<std::string>();
+  const auto* behavior = json["behavior"].as<std::string>();
+  const auto* inverted = json["invert"].as<bool>();
+  if (!expression) not_built_in("Split by anything but a Regex");
+  Step step{Cut::expression};
+  if (behavior && *behavior == "Removed") {
+    (inverted && *inverted ? step.keeps_rest : step.keeps_matches) = false;
+  } else if (!behavior || *behavior != "Isolated") {
+    not_built_in("Split of another behaviour than Isolated or Removed");
+  }
+  const bool llama = *expression == kLlama || *expression == kQwen;
+  if (llama && step.keeps_matches) {  // nothing is between its matches
+    step.cut = Cut::llama;
+    step.digits = *expression == kLlama ? 3 : 1;
+  } else {
+    step.expression = std::make_shared<const Expression>(*expression);
+  }
+  steps_.push_back(std::move(step));
 }
 
 std::vector<std::string> Pretokenizer::pieces(const std::u32string& text) const {
@@ -119,6 +151,7 @@ std::vector<std::string> Pretokenizer::pieces(const std::u32string& text) const 
 
 std::vector<std::u32string> Pretokenizer::cut(const std::u32string& text, const Step& step) {
   if (step.cut == Cut::prefix) return {text[0] == ' ' ? text : U' ' + text};
+  if (step.cut == Cut::expression) return matched(text, step);
   std::vector<std::u32string> parts;
   for (Text rest = text; !rest.empty();) {
     std::size_t length = 0;
@@ -133,6 +166,21 @@ std::vector<std::u32string> Pretokenizer::cut(const std::u32string& text, const 
     parts.emplace_back(rest.substr(0, length));
     rest.remove_prefix(length);
   }
+  return parts;
+}
+
+std::vector<std::u32string> Pretokenizer::matched(Text text, const Step& step) {
+  std::vector<std::u32string> parts;
+  std::size_t end = 0;
+  const auto put = [&](std::size_t first, std::size_t last, bool kept) {
+    if (kept && last > first) parts.emplace_back(text.substr(first, last - first));
+  };
+  for (const auto& [first, last] : step.expression->matches(text)) {
+    put(end, first, step.keeps_rest);
+    put(first, last, step.keeps_matches);
+    end = last;
+  }
+  put(end, text.size(), step.keeps_rest);
   return parts;
 }
 

@@ -2,15 +2,21 @@
 
 #include <algorithm>
 
+#include "unicode.hpp"
+
 namespace specplug::native {
 namespace {
 
-constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
-
-// Whether the last bytes are no character, or not yet one.
-bool unfinished(const std::string& text) {
-  return text.size() >= kReplacement.size() &&
-         text.compare(text.size() - kReplacement.size(), kReplacement.size(), kReplacement) == 0;
+// How many of the last bytes may become a character.
+std::size_t begun(std::string_view bytes) {
+  for (std::size_t length = 1; length <= std::min<std::size_t>(bytes.size(), 3); ++length) {
+    const auto end = bytes.substr(bytes.size() - length);
+    const auto first = static_cast<unsigned char>(end[0]);
+    if (first < 0xC2 || first > 0xF4) continue;
+    std::size_t place = 0;
+    return next_character(end, place) == kNoCharacter && place == length ? length : 0;
+  }
+  return 0;
 }
 
 // How much of the end of a text is the beginning of a stop string.
@@ -23,11 +29,14 @@ std::size_t overlap(const std::string& text, const std::string& stop) {
 }  // namespace
 
 std::string TextStream::push(std::int64_t token, bool last) {
-  if (!tokenizer_) return "";
-  bytes_ += tokenizer_->bytes(token);
-  auto text = repaired(bytes_);
-  if (!last && unfinished(text)) return "";
-  bytes_.clear();
+  return tokenizer_ ? advance(tokenizer_->bytes(token), last) : "";
+}
+
+std::string TextStream::advance(std::string_view bytes, bool last) {
+  bytes_ += bytes;
+  const auto whole = bytes_.size() - (last ? 0 : begun(bytes_));
+  auto text = repaired(std::string_view(bytes_).substr(0, whole));
+  bytes_.erase(0, whole);
   text.insert(0, held_);
   held_.clear();
   if (stop_.empty()) return text;

@@ -18,9 +18,14 @@ class TextStream {
   // The text that a token completes; last: with whatever is still held back.
   std::string push(std::int64_t token, bool last);
 
+  // What is still held back; for a token that ends the text, and has none of its own.
+  std::string end() { return advance({}, true); }
+
   bool stopped() const { return stopped_; }  // whether a stop string was found
 
  private:
+  std::string advance(std::string_view bytes, bool last);
+
   const Tokenizer* tokenizer_;
   std::vector<std::string> stop_;
   std::string bytes_;  // not yet characters

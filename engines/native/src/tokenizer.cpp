@@ -71,6 +71,8 @@ std::uint64_t pair_key(std::int64_t left, std::int64_t right) {
 Tokenizer::Tokenizer(std::string_view json) : Tokenizer(Json::parse(json, kName)) {}
 
 Tokenizer::Tokenizer(const Json& json) : pretokenizer_(json["pre_tokenizer"]) {
+  check_keys(json, "");
+  for (const auto* name : {"normalizer", "decoder", "model"}) check_keys(json[name], name);
   if (!json["normalizer"].null()) {
     if (type_of(json["normalizer"]) != "NFC") not_built_in("normalizer but NFC");
     compose_ = true;
@@ -140,6 +142,7 @@ void Tokenizer::read_merges(const Json::Array& merges,
 void Tokenizer::read_added(const Json& added) {
   const auto* tokens = added.as<Json::Array>();
   for (const auto& token : tokens ? *tokens : Json::Array()) {
+    check_keys(token, "added_tokens");
     const auto id = need<std::int64_t>(token, "id");
     const auto& content = need<std::string>(token, "content");
     if (id < 0 || id >= kMostIds || content.empty()) damaged(kName, " is damaged at added_tokens");
@@ -156,6 +159,7 @@ void Tokenizer::read_added(const Json& added) {
 
 void Tokenizer::read_template(const Json& processor) {
   const auto type = type_of(processor);
+  check_keys(processor, "post_processor");
   if (processor.null() || type == "ByteLevel") return;
   if (type == "Sequence") {
     for (const auto& one : need<Json::Array>(processor, "processors")) {

@@ -168,6 +168,16 @@ bool is_number(char32_t character) {
 }
 
 bool is_space(char32_t character) { return within(kSpaces, character); }
+bool is_upper(char32_t character) { return within(kUpper, character); }
+bool is_lower(char32_t character) { return within(kLower, character); }
+bool is_title(char32_t character) { return within(kTitle, character); }
+bool is_modifier(char32_t character) { return within(kModifiers, character); }
+bool is_caseless(char32_t character) { return within(kCaseless, character); }
+bool is_digit(char32_t character) { return within(kDigits, character); }
+bool is_mark(char32_t character) { return within(kMarks, character); }
+bool is_punctuation(char32_t character) { return within(kPunctuation, character); }
+bool is_symbol(char32_t character) { return within(kSymbols, character); }
+bool is_han(char32_t character) { return within(kHan, character); }
 
 std::u32string composed(const std::u32string& text) {
   constexpr char32_t unchanged = 0x300;  // nothing below it composes or changes

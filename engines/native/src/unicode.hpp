@@ -18,9 +18,20 @@ void append_character(std::string& text, char32_t character);
 // Throws Error(INVALID_ARGUMENT) if it is not UTF-8.
 std::u32string characters(std::string_view text);
 
+// By general category, as the names in expressions have it: L, N, Lu, Ll, Lt, Lm, Lo, Nd, M, P, S.
 bool is_letter(char32_t character);
 bool is_number(char32_t character);
+bool is_upper(char32_t character);
+bool is_lower(char32_t character);
+bool is_title(char32_t character);
+bool is_modifier(char32_t character);
+bool is_caseless(char32_t character);
+bool is_digit(char32_t character);
+bool is_mark(char32_t character);
+bool is_punctuation(char32_t character);
+bool is_symbol(char32_t character);
 bool is_space(char32_t character);
+bool is_han(char32_t character);
 
 // Normalization form C.
 std::u32string composed(const std::u32string& text);
