@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -23,6 +25,7 @@ from tokenizers import (
 )
 
 from specplug.bundle import Bundle, describe_file
+from specplug.spelling import in_bytes
 from tests_support import native as support
 from tests_support.native import Native, NativeError, in_native, in_python
 from tests_support.tiny import SPECIAL_TOKENS
@@ -200,6 +203,89 @@ def test_other_tokenizers_are_refused(
             assert native.ask("generate", prompt=[1, 2], drafter="none", max_tokens=3)["tokens"]
             with pytest.raises(NativeError, match=words):
                 native.ask("generate", prompt=[1, 2], drafter="none", text=True)
+
+
+def test_limits_of_training_are_off(native_build: None, tiny_bundle: Path, tmp_path: Path) -> None:
+    """A file's truncation and padding cut and fill no prompt."""
+    tokenizer = trained("gpt2")
+    text = "one two three " * 40
+    whole = tokenizer.encode(text).ids
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=600)
+    assert tokenizer.encode(text).ids != whole
+    with Native(with_tokenizer(tiny_bundle, tokenizer.to_str(), tmp_path / "copy")) as native:
+        assert native.ask("encode", text=text) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"surprise": 1}, "key 'surprise'"),
+        ({"model": {"merge_limit": 3}}, "key 'model.merge_limit'"),
+        ({"decoder": {"cleanup": True}}, "key 'decoder.cleanup'"),
+    ],
+)
+def test_keys_that_nobody_reads_are_named(
+    native_build: None, tiny_bundle: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    described = json.loads(trained("gpt2").to_str())
+    for key, value in change.items():
+        old = described.get(key)
+        described[key] = old | value if isinstance(value, dict) else value
+    copy = with_tokenizer(tiny_bundle, json.dumps(described), tmp_path / "copy")
+    with Native(copy) as native, pytest.raises(NativeError, match=words) as caught:
+        native.ask("encode", text="a")
+    assert caught.value.status == support.UNSUPPORTED
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    prompt=st.lists(st.integers(0, 259), min_size=1, max_size=4),
+    answer=st.lists(st.integers(0, 259), min_size=1, max_size=12),
+    ended=st.booleans(),
+)
+def test_streamed_text_is_the_decoding_of_all_tokens(
+    forcing: tuple[Native, Tokenizer], prompt: list[int], answer: list[int], ended: bool
+) -> None:
+    """Whatever tokens: bytes that are no text, rows without a token, a character begun in the
+    prompt; a stop token's own text, special or not, is no part of the answer."""
+    native, tokenizer = forcing
+    stop = [answer[-1]] if ended else []
+    answer = answer[: answer.index(answer[-1]) + 1] if ended else answer
+    found = native.ask(
+        "generate",
+        fresh=True,
+        prompt=prompt,
+        drafter="none",
+        max_tokens=len(answer),
+        stop_token_ids=stop,
+        text=True,
+        forced_tokens=dict(enumerate(answer)),
+    )
+    assert found["tokens"] == answer
+    shown = answer[:-1] if ended else answer
+    special = {token for token, one in tokenizer.get_added_tokens_decoder().items() if one.special}
+
+    def spelled(tokens: list[int]) -> bytes:
+        names = [tokenizer.id_to_token(token) for token in tokens if token not in special]
+        return b"".join(in_bytes(name) for name in names if name)
+
+    before = codecs.getincrementaldecoder("utf-8")("replace")
+    before.decode(spelled(prompt))
+    assert found["text"] == before.decode(spelled(shown), True)
+
+
+@pytest.fixture(scope="module")
+def forcing(
+    native_build: None, tiny_bundles: dict[str, Path]
+) -> Iterator[tuple[Native, Tokenizer]]:
+    """The bundle whose tokens are bytes; and how they become text."""
+    tokenizer = Bundle.open(tiny_bundles["w8a8"]).tokenizer()
+    assert tokenizer
+    with Native(tiny_bundles["w8a8"], history_tokens=0) as native:
+        yield native, tokenizer.backend
 
 
 def test_text_of_a_generation(native_build: None, tiny_bundle: Path) -> None:

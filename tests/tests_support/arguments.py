@@ -97,6 +97,19 @@ CASES: tuple[Case, ...] = (
         {7: "acceptance 7: it must be", -1: "acceptance -1: it must be"},
     ),
     Case("generation", "acceptance", "coupled", beside=(("temperature", 1.0),)),
+    Case(
+        "generation",
+        "forced_tokens",
+        [(2, 5)],
+        "forced_tokens: token 5 at 2 is in banned_tokens",
+        beside=(("banned_tokens", [4, 5]),),
+    ),
+    *_cases(
+        "generation",
+        "stop_token_ids",
+        ([], [5, 5]),
+        {(bad,): f"stop_token_ids: token id {bad} is not in" for bad in (-1, VOCAB, LARGEST)},
+    ),
     *_cases(
         "generation",
         "stop",

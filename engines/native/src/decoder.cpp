@@ -76,7 +76,11 @@ void Decoder::check(const Tokens& prompt, const GenerationOptions& options) cons
   };
   known("", prompt);
   known("prediction: ", options.prediction);
-  if (options.stop_token_ids) known("stop_token_ids: ", *options.stop_token_ids);
+  for (const auto token : options.stop_token_ids.value_or(Tokens())) {
+    if (token < 0 || token >= vocab) {
+      refuse("stop_token_ids: token id ", token, " is not in [0, ", vocab, ")");
+    }
+  }
   if (static_cast<std::int64_t>(prompt.size()) >= limit) {
     fail(SPECPLUG_ERROR_CONTEXT_LIMIT, "the prompt has ", prompt.size(),
          " tokens and the context ends at ", limit, ": shorten the prompt");
@@ -98,7 +102,7 @@ void Decoder::begin(const Tokens& prompt, const GenerationOptions& options) {
   cached_ = 0;
   sampler_.emplace(options.sampling, target_->vocab(), prompt.size());
   const bool reads = options.text || !options.stop.empty();
-  text_.emplace(reads ? &model_->tokenizer() : nullptr, options.stop);
+  text_.emplace(reads ? &model_->tokenizer() : nullptr, options.stop, prompt);
   const auto& stop = options.stop_token_ids ? *options.stop_token_ids : model_->stop_token_ids();
   stop_ = {stop.begin(), stop.end()};
 }

@@ -335,7 +335,8 @@ class ExpressionParser {
       ++at_;
     }
     const bool whole = braced ? digits > 0 && take(U"}") : digits == most;
-    if (!whole || found > 0x10FFFF) unknown("hexadecimal character of this kind");
+    const bool a_byte = most == 2 && found >= 0x80;  // of a character, not one
+    if (!whole || a_byte || found > 0x10FFFF) unknown("hexadecimal character of this kind");
     return found;
   }
 

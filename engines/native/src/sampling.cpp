@@ -189,6 +189,9 @@ void SamplingParams::check(std::int64_t vocab_size) const {
     if (position < 0) {
       refuse("forced_tokens: position ", position, " of the answer must be >= 0");
     }
+    if (std::find(banned_tokens.begin(), banned_tokens.end(), token) != banned_tokens.end()) {
+      refuse("forced_tokens: token ", token, " at ", position, " is in banned_tokens");
+    }
   }
 }
 

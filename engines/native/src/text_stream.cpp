@@ -28,6 +28,16 @@ std::size_t overlap(const std::string& text, const std::string& stop) {
 
 }  // namespace
 
+TextStream::TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop,
+                       const std::vector<std::int64_t>& after)
+    : tokenizer_(tokenizer), stop_(std::move(stop)) {
+  if (!tokenizer) return;
+  for (auto token = after.rbegin(); token != after.rend() && bytes_.size() < 4; ++token) {
+    bytes_.insert(0, tokenizer->bytes(*token));
+  }
+  bytes_.erase(0, bytes_.size() - begun(bytes_));
+}
+
 std::string TextStream::push(std::int64_t token, bool last) {
   return tokenizer_ ? advance(tokenizer_->bytes(token), last) : "";
 }

@@ -2,6 +2,7 @@
 // yet a character, and what may be the beginning of a stop string.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -11,9 +12,10 @@ namespace specplug::native {
 
 class TextStream {
  public:
-  // tokenizer: null: there is no text.
-  TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop)
-      : tokenizer_(tokenizer), stop_(std::move(stop)) {}
+  // tokenizer: null: there is no text. after: tokens that come before and are not shown; the first
+  // that is pushed may complete their last character.
+  TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop,
+             const std::vector<std::int64_t>& after = {});
 
   // The text that a token completes; last: with whatever is still held back.
   std::string push(std::int64_t token, bool last);
