@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from specplug.cli import choosing, console, interrupts, texts
-from specplug.cli.choosing import MinP, Seed, Temperature, TopK, TopP
+from typing import cast
+
+from specplug.cli import choosing, console, interrupts, options, texts
+from specplug.cli.choosing import Acceptance, MinP, Seed, Temperature, TopK, TopP
 from specplug.cli.console import (
     AllowNarrow,
     BundlePath,
@@ -19,9 +21,11 @@ from specplug.cli.console import (
     Threads,
 )
 from specplug.decoder import SpeculativeDecoder
+from specplug.generation import CallOptions
 from specplug.types import ContextLimitError
 
 
+@options.takes(options.SAMPLING, options.ANSWER, options.TEMPLATE)
 def chat(
     bundle: BundlePath,
     drafter: DrafterName = "auto",
@@ -32,6 +36,8 @@ def chat(
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
     seed: Seed = None,
+    acceptance: Acceptance = choosing.AcceptanceRule.coupled,
+    more: options.More | None = None,
     target_engine: TargetEngine = None,
     target_device: TargetDevice = None,
     draft_engine: DraftEngine = None,
@@ -43,8 +49,19 @@ def chat(
 ) -> None:
     """Talk to the model. /reset forgets the conversation, /exit or Ctrl-D ends it."""
     sampling = choosing.choice(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        acceptance=acceptance,
+        more=options.sampling_fields(more or {}),
     )
+    asked: CallOptions = {
+        "max_tokens": max_tokens,
+        "sampling": sampling,
+        **cast(CallOptions, options.other_fields(more or {})),
+    }
     with console.open_decoder(
         SpeculativeDecoder,
         bundle,
@@ -75,7 +92,7 @@ def chat(
             messages.append({"role": "user", "content": line})
             parts = []
             try:
-                for token in decoder.stream(messages, max_tokens=max_tokens, sampling=sampling):
+                for token in decoder.stream(messages, **asked):
                     parts.append(token.text)
                     console.show(token)
             except ContextLimitError as error:

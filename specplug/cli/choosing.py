@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from specplug.cli import console
 from specplug.sampling import SamplingParams
-from specplug.text_file import read_text
 
 
 class AcceptanceRule(StrEnum):
@@ -54,10 +53,9 @@ def choice(
     min_p: float,
     seed: int | None,
     acceptance: AcceptanceRule = AcceptanceRule.coupled,
-    json_schema: str | None = None,
-    regex: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> SamplingParams:
-    """The parameters that the options ask for."""
+    """The parameters that the options ask for; ``more``: further fields."""
     drawn = seed is None and temperature > 0
     params = SamplingParams(
         temperature=temperature,
@@ -66,19 +64,8 @@ def choice(
         min_p=min_p,
         seed=secrets.randbits(32) if drawn else seed or 0,
         acceptance=acceptance.value,
-        json_schema=_schema(json_schema),
-        regex=regex,
+        **(more or {}),
     )
     if drawn:
         console.note(f"--seed {params.seed} gives this text again")
     return params
-
-
-def _schema(given: str | None) -> str | None:
-    """The schema itself, of which the option may name the file."""
-    if given is None or given.lstrip().startswith(("{", "true", "false")):
-        return given
-    path = Path(given)
-    if not path.is_file():
-        raise ValueError(f"--json-schema {given}: neither JSON nor a file")
-    return read_text(path, "--json-schema")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
-from specplug.cli import choosing, console, texts
+from specplug import option_values as values
+from specplug.cli import choosing, console, options, texts
 from specplug.cli.choosing import Acceptance, MinP, Seed, Temperature, TopK, TopP
 from specplug.cli.console import (
     AllowNarrow,
@@ -23,12 +26,21 @@ from specplug.cli.console import (
     TargetEngine,
     Threads,
 )
-from specplug.context import Token
 from specplug.decoder import SpeculativeDecoder
-from specplug.generation import GenerationOptions, Result
+from specplug.generation import CallOptions, Result, split_options
+from specplug.logprobs import TokenLogprobs
+from specplug.text import Messages
 from specplug.text_file import read_text
 
 
+class LogprobsModeName(StrEnum):
+    """Values of ``--logprobs-mode``."""
+
+    raw = "raw"
+    processed = "processed"
+
+
+@options.takes(options.SAMPLING, options.ANSWER, options.PROMPT)
 def generate(
     bundle: BundlePath,
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
@@ -44,22 +56,6 @@ def generate(
     samples: Annotated[
         int, typer.Option("-n", min=1, help="Answers to give, each with noise of its own.")
     ] = 1,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option("--stop", help="A string that ends the answer, not shown. Repeatable."),
-    ] = None,
-    json_schema: Annotated[
-        str | None,
-        typer.Option(
-            "--json-schema",
-            metavar="SCHEMA",
-            help="Answer in JSON of this schema: JSON, or a file.",
-        ),
-    ] = None,
-    regex: Annotated[
-        str | None,
-        typer.Option("--regex", help="Answer with text that as a whole matches this expression."),
-    ] = None,
     prediction: Annotated[
         str | None,
         typer.Option(
@@ -76,6 +72,18 @@ def generate(
             help="Give each token's log-probability and the N likeliest tokens.",
         ),
     ] = None,
+    logprobs_mode: Annotated[
+        LogprobsModeName,
+        typer.Option(
+            "--logprobs-mode", help="raw: of the target as it is; processed: as it is sampled."
+        ),
+    ] = LogprobsModeName.raw,
+    prompt_logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--prompt-logprobs", metavar="N", help="As --logprobs, of the prompt's tokens."
+        ),
+    ] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Give the prompt, too.")] = False,
     chat: Annotated[
         bool | None,
@@ -83,6 +91,13 @@ def generate(
             "--chat/--raw", help="Use the chat template, or not. Default: if there is one."
         ),
     ] = None,
+    as_messages: Annotated[
+        bool,
+        typer.Option(
+            "--messages", help="The prompt is a JSON list of messages with role and content."
+        ),
+    ] = False,
+    more: options.More | None = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object instead of streamed text.")
     ] = False,
@@ -103,21 +118,25 @@ def generate(
         min_p=min_p,
         seed=seed,
         acceptance=acceptance,
-        json_schema=json_schema,
-        regex=regex,
+        more=options.sampling_fields(more or {}),
     )
     if samples > 1 and not temperature:
         raise ValueError(f"-n {samples}: greedy answers are all the same: set --temperature")
     if prompt == "-":
         prompt = texts.read_input("the prompt")
-    options: GenerationOptions = {
+    asked: CallOptions = {
         "max_tokens": max_tokens,
         "sampling": sampling,
-        "stop": stop or [],
         "logprobs": logprobs,
+        "logprobs_mode": logprobs_mode.value,
+        "prompt_logprobs": prompt_logprobs,
         "echo": echo,
         "prediction": _prediction(prediction),
+        "chat": chat,
+        **cast(CallOptions, options.other_fields(more or {})),
     }
+    of_prompt, of_answer = split_options(asked)
+    read = _messages(prompt) if as_messages else prompt
     with console.open_decoder(
         SpeculativeDecoder,
         bundle,
@@ -133,19 +152,24 @@ def generate(
         inexact_trees=inexact_trees,
     ) as decoder:
         answers = []
-        for options["sample"] in range(samples):
+        ids = decoder.encode(read, max_tokens=max_tokens, **of_prompt)
+        for of_answer["sample"] in range(samples):
             if as_json:
-                answers.append(_described(decoder, decoder.generate(prompt, chat=chat, **options)))
+                answers.append(_described(decoder, ids, decoder.generate(ids, **of_answer)))
                 continue
             if samples > 1:
-                console.note(f"answer {options['sample'] + 1} of {samples}")
+                console.note(f"answer {of_answer['sample'] + 1} of {samples}")
             tokens = []
-            for token in decoder.stream(prompt, chat=chat, **options):
+            for token in decoder.stream(ids, **of_answer):
                 console.show(token)
                 tokens.append(token)
             print()
+            if decoder.prompt_logprobs is not None:
+                _show_logprobs(decoder, ids, decoder.prompt_logprobs)
             if logprobs is not None:
-                _show_logprobs(decoder, tokens)
+                _show_logprobs(
+                    decoder, [one.id for one in tokens], [one.logprobs for one in tokens]
+                )
             console.note(console.closing_line(decoder))
     if as_json:
         whole = answers[0] if samples == 1 else {"samples": answers}
@@ -159,7 +183,15 @@ def _prediction(given: str | None) -> str:
     return read_text(Path(given[1:]), "--prediction")
 
 
-def _described(decoder: SpeculativeDecoder, result: Result) -> dict[str, Any]:
+def _messages(prompt: str) -> Messages:
+    """The messages that a prompt is the JSON of."""
+    found = values.parsed_json("--messages", prompt)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ValueError("--messages: need a JSON list of objects with role and content")
+    return found
+
+
+def _described(decoder: SpeculativeDecoder, prompt: list[int], result: Result) -> dict[str, Any]:
     stats = result.stats
     answer: dict[str, Any] = {
         "text": result.text,
@@ -171,28 +203,36 @@ def _described(decoder: SpeculativeDecoder, result: Result) -> dict[str, Any]:
         "speculative_decoding": stats.as_dict(),
     }
     if any(token.logprobs for token in result.tokens):
-        answer["logprobs"] = [
-            token.logprobs
-            and {
-                "token": _name(decoder, token.id),
-                "logprob": token.logprobs.chosen,
-                "top": [
-                    {"id": other, "token": _name(decoder, other), "logprob": value}
-                    for other, value in token.logprobs.top
-                ],
-            }
-            for token in result.tokens
-        ]
+        answer["logprobs"] = [_entry(decoder, one.id, one.logprobs) for one in result.tokens]
+    if result.prompt_logprobs is not None:
+        pairs = zip(prompt, result.prompt_logprobs, strict=True)
+        answer["prompt_logprobs"] = [_entry(decoder, token, found) for token, found in pairs]
     return answer
 
 
-def _show_logprobs(decoder: SpeculativeDecoder, tokens: list[Token]) -> None:
-    """A line a token: itself, its log-probability, and the likeliest ones."""
-    for token in tokens:
-        if token.logprobs:
+def _entry(
+    decoder: SpeculativeDecoder, token: int, found: TokenLogprobs | None
+) -> dict[str, Any] | None:
+    """A token's log-probabilities as JSON has them."""
+    return found and {
+        "token": _name(decoder, token),
+        "logprob": found.chosen,
+        "top": [
+            {"id": other, "token": _name(decoder, other), "logprob": value}
+            for other, value in found.top
+        ],
+    }
+
+
+def _show_logprobs(
+    decoder: SpeculativeDecoder, tokens: Sequence[int], found: Sequence[TokenLogprobs | None]
+) -> None:
+    """A line a token: its log-probability, itself, and the likeliest ones."""
+    for token, logprobs in zip(tokens, found, strict=True):
+        if logprobs:
             print(
-                f"{token.logprobs.chosen:9.4f} {_name(decoder, token.id)!r}",
-                *(f"{_name(decoder, other)!r} {value:.4f}" for other, value in token.logprobs.top),
+                f"{logprobs.chosen:9.4f} {_name(decoder, token)!r}",
+                *(f"{_name(decoder, other)!r} {value:.4f}" for other, value in logprobs.top),
                 sep="\t",
             )
 
