@@ -31,6 +31,10 @@ class Token:
     """If asked for."""
     offset: int = 0
     """Characters of the text before the token's own, the echoed prompt's included."""
+    utf8: bytes = b""
+    """The token's own bytes in the text, which need not be whole characters; none for a special or
+    a stop token that is not shown. Those of all tokens together are the text's.
+    """
 
     @property
     def from_draft(self) -> bool:
@@ -110,7 +114,7 @@ class Context:
                 self.finish_reason = "stop"
             details = logprobs[position] if logprobs else None
             origin: Origin = "draft" if position < len(tokens) - 1 else own
-            made.append(Token(token, text, origin, details, self.text.offset))
+            made.append(Token(token, text, origin, details, self.text.offset, self.text.utf8))
             if self.finish_reason is not None:
                 break
         return made

@@ -254,11 +254,16 @@ class Generation:
         self.request = Request(
             sampler=self._sampler,
             prompt_tokens=len(prompt),
-            prediction=_predicted(options.get("prediction", ()), tokenizer, spec.vocab_size),
+            prediction=_predicted(
+                options.get("prediction", ()), prompt, tokenizer, spec.vocab_size
+            ),
             tenant=options.get("tenant", ""),
             slot=self.slot,
         )
         self.prompt = list(prompt)
+        prediction = options.get("prediction", "")
+        self.predicted_text = prediction if isinstance(prediction, str) else ""
+        """What the answer is expected to be, if that was said in text."""
         self.speculation = options.get("speculation", True)
         self.echo = options.get("echo", False)
         self._asked = options.get("cancelled", lambda: False)
@@ -452,8 +457,8 @@ class Generation:
         if self._top is None:
             found = (None,) * len(self.prompt)
         return [
-            Token(token, text, "plain", details, offset)
-            for token, (text, offset), details in zip(
+            Token(token, text, "plain", details, offset, utf8)
+            for token, (text, offset, utf8), details in zip(
                 self.prompt, self.context.text.shown, found, strict=True
             )
         ]
@@ -468,7 +473,10 @@ def _own(proposal: Proposal, verdict: Verdict) -> Origin:
 
 
 def _predicted(
-    prediction: str | Sequence[int], tokenizer: Tokenizer | None, vocab_size: int
+    prediction: str | Sequence[int],
+    prompt: Sequence[int],
+    tokenizer: Tokenizer | None,
+    vocab_size: int,
 ) -> Sequence[int]:
     """The token ids of an expected answer."""
     if not isinstance(prediction, str):
@@ -480,4 +488,4 @@ def _predicted(
         return prediction
     if tokenizer is None:
         raise ValueError("a prediction in text needs a tokenizer: pass token ids")
-    return tokenizer.encode(prediction)
+    return tokenizer.encode_after(prompt, prediction)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -112,6 +113,24 @@ class Tokenizer:
         added = self.backend.get_added_tokens_decoder()
         return {one.content: token for token, one in added.items() if one.special}
 
+    def encode_after(self, before: Sequence[int], text: str) -> list[int]:
+        """Token ids of text that goes on after tokens: nothing is put before or around it.
+
+        A tokenizer may put a space before a text, or what begins one; so the text is tokenized
+        behind a line break or a letter where it is not its own tokens' text otherwise.
+        """
+        alone = self.encode(text, special_tokens=False)
+        pieces = self.detokenizer
+        if all(pieces.is_special(token) or not pieces.spell(token) for token in before):
+            return alone  # it begins the text
+        for anchor in ("", "\n", "a", ".", " "):
+            ids = self.encode(anchor + text, special_tokens=False)
+            cut = len(self.encode(anchor, special_tokens=False)) if anchor else 0
+            own = b"".join(map(pieces.spell, ids[cut:]))
+            if own.decode(errors="replace") == text:
+                return ids[cut:]
+        return alone
+
     def for_grammars(self, vocab_size: int, stop_token_ids: tuple[int, ...]) -> Any:
         """An ``llguidance.LLTokenizer`` of these tokens, made once.
 
@@ -193,6 +212,8 @@ class TextStream:
         self._exempt = 0  # characters of the text within which no stop string ends
         self.offset = 0
         """Characters of the text before the latest token."""
+        self.utf8 = b""
+        """The latest token's own bytes in the text; none if it is not shown."""
         self.stopped = False
         """Whether a stop string was found."""
         if self._detokenizer is not None and self._decoding is not None and after:
@@ -201,8 +222,8 @@ class TextStream:
                 self._decode(token)
             self._decoding.settle()
         self._certain = 0
-        self.shown = [(self.push(token), self.offset) for token in shown]
-        """The pieces of text of those tokens, and how many characters come before each."""
+        self.shown = [(self.push(token), self.offset, self.utf8) for token in shown]
+        """Of each of those tokens its piece of text, and :attr:`offset` and :attr:`utf8`."""
         self._watched_from = self._length
         self._stop = stop
         self._stop_token_ids = stop_token_ids
@@ -224,7 +245,7 @@ class TextStream:
             return ""
         self.offset = self._length
         hidden = token in self._stop_token_ids and not self._include_stop
-        text = "" if hidden else self._decode(token)
+        text, self.utf8 = ("", b"") if hidden else self._decode(token)
         if last:
             rest = self._decoding.flush()
             self._certain += len(rest)
@@ -235,14 +256,21 @@ class TextStream:
             self._exempt = self._length
         return self._watched(self._held + text, last)
 
-    def _decode(self, token: int) -> str:
+    def _decode(self, token: int) -> tuple[str, bytes]:
+        """The text that is certain with a token and was not before, and the token's own bytes."""
         assert self._detokenizer is not None
         assert self._decoding is not None
         if self._skip_special and self._detokenizer.is_special(token):
-            return ""
+            return "", b""
+        before = self._length
         text = self._decoding.push(token)
         self._certain += len(text)
-        return text
+        utf8, longer = self._detokenizer.spell(token), self._length - before
+        if longer < len(utf8):  # a first space may be stripped
+            with suppress(UnicodeDecodeError):
+                own = utf8.decode()
+                utf8 = own[max(0, len(own) - longer) :].encode()
+        return text, utf8
 
     def _watched(self, text: str, last: bool) -> str:
         assert self._decoding is not None

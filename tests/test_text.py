@@ -74,7 +74,7 @@ def test_an_answer_goes_on_where_the_prompt_ends(name: str, data: st.DataObject)
     skip = data.draw(st.booleans())
     whole = kind.tokenizer.decode([*prompt, *answer], skip_special_tokens=skip)
     echoing = TextStream(kind.tokenizer, shown=prompt, skip_special_tokens=skip)
-    echoed = "".join(text for text, _ in echoing.shown) + "".join(pieces(echoing, answer))
+    echoed = "".join(text for text, *_ in echoing.shown) + "".join(pieces(echoing, answer))
     assert echoed == whole
     stream = TextStream(kind.tokenizer, after=prompt, skip_special_tokens=skip)
     before = kind.tokenizer.decode(prompt, skip_special_tokens=skip)

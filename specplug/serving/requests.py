@@ -138,6 +138,8 @@ class GenerateRequest(_Body):
     prediction: Prediction | None = None
     speculation: bool | None = None
     """False: nothing is drafted for this request. The text is the same."""
+    return_tokens_as_token_ids: bool | None = None
+    """Log-probabilities name tokens ``token_id:…``."""
     user: str | None = None
     """Ignored."""
 

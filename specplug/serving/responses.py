@@ -66,7 +66,7 @@ class TopLogprob(_Body):
     token: str
     logprob: float
     bytes: list[int] | None
-    """UTF-8; None: the token is a part of a character."""
+    """Of the text, perhaps a part of a character; None: a special or a stop token, not shown."""
 
 
 class TokenLogprob(TopLogprob):
@@ -120,9 +120,13 @@ class CompletionLogprobs(_Body):
     """Of a choice, an item a token."""
 
     tokens: list[str]
+    """A part of a character is ``bytes:`` and the bytes, ``\\x…`` each."""
     token_logprobs: list[float | None]
     """None: the first token of an echoed prompt."""
     top_logprobs: list[dict[str, float] | None]
+    """The likeliest first, the chosen token's own included; of those with one text the likeliest
+    has it, and the others are named ``token_id:…``.
+    """
     text_offset: list[int]
     """Characters of the text before the token."""
 

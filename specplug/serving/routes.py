@@ -39,7 +39,10 @@ async def chat_completions(request: ChatRequest, http: Request) -> Response:
     if not service.tokenizer.has_chat_template:
         raise ApiError(404, "this model has no chat template: use /v1/completions")
     shape = ChatShape(
-        service.tokenizer, logprobs=bool(request.logprobs), origins=_wants_origins(request)
+        service.tokenizer,
+        logprobs=bool(request.logprobs),
+        origins=_wants_origins(request),
+        as_ids=bool(request.return_tokens_as_token_ids),
     )
     return await _reply(http, request, [options.chat_prompt(request)], shape)
 
@@ -51,6 +54,7 @@ async def completions(request: CompletionRequest, http: Request) -> Response:
         _service(http).tokenizer,
         logprobs=request.logprobs is not None,
         origins=_wants_origins(request),
+        as_ids=bool(request.return_tokens_as_token_ids),
     )
     return await _reply(http, request, options.completion_prompts(request), shape)
 

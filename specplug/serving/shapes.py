@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from specplug.context import Token
+from specplug.logprobs import TokenLogprobs
 from specplug.text import Tokenizer
 
 _LEAST_LOGPROB = -9999.0  # what OpenAI writes where JSON has no infinity
@@ -19,6 +20,7 @@ class Shape(ABC):
         tokenizer: names tokens.
         logprobs: whether choices have them.
         origins: whether streamed choices have ``tokens``.
+        as_ids: log-probabilities name tokens ``token_id:…``.
     """
 
     prefix: str
@@ -27,11 +29,20 @@ class Shape(ABC):
     """``object`` of an answer that is not streamed."""
     piece: str
     """``object`` of a streamed one's pieces."""
+    _part_prefix = ""
 
-    def __init__(self, tokenizer: Tokenizer, *, logprobs: bool, origins: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        logprobs: bool,
+        origins: bool = False,
+        as_ids: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._with_logprobs = logprobs
         self._with_origins = origins
+        self._as_ids = as_ids
 
     @abstractmethod
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -54,8 +65,22 @@ class Shape(ABC):
     @abstractmethod
     def _delta(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]: ...
 
-    def _name(self, token: int) -> str:
-        return self._tokenizer.name(token)
+    def _name(self, token: int, utf8: bytes) -> str:
+        """A token in a log-probability: its text, of a part of a character the bytes."""
+        if self._as_ids:
+            return f"token_id:{token}"
+        utf8 = utf8 or self._tokenizer.detokenizer.spell(token)
+        try:
+            return utf8.decode()
+        except UnicodeDecodeError:
+            return self._part_prefix + utf8.decode(errors="backslashreplace")
+
+    def _spell(self, other: int, token: Token) -> bytes:
+        """The bytes of a token at the place of one of the answer; none of special tokens."""
+        if other == token.id:
+            return token.utf8
+        detokenizer = self._tokenizer.detokenizer
+        return b"" if detokenizer.is_special(other) else detokenizer.spell(other)
 
 
 class ChatShape(Shape):
@@ -90,18 +115,17 @@ class ChatShape(Shape):
         content = []
         for token in tokens:
             if token.logprobs is not None:
-                top = [self._logprob(other, value) for other, value in token.logprobs.top]
-                chosen = self._logprob(token.id, token.logprobs.chosen)
+                top = [self._logprob(token, *entry) for entry in token.logprobs.top]
+                chosen = self._logprob(token, token.id, token.logprobs.chosen)
                 content.append({**chosen, "top_logprobs": top})
         return {"content": content, "refusal": None}
 
-    def _logprob(self, token: int, value: float) -> dict[str, Any]:
-        name = self._name(token)
-        whole = "\N{REPLACEMENT CHARACTER}" not in name  # else a part of a character
+    def _logprob(self, token: Token, other: int, value: float) -> dict[str, Any]:
+        utf8 = self._spell(other, token)
         return {
-            "token": name,
+            "token": self._name(other, utf8),
             "logprob": max(value, _LEAST_LOGPROB),
-            "bytes": list(name.encode()) if whole else None,
+            "bytes": list(utf8) or None,
         }
 
 
@@ -110,10 +134,7 @@ class CompletionShape(Shape):
 
     prefix = "cmpl"
     whole = piece = "text_completion"
-
-    def __init__(self, tokenizer: Tokenizer, *, logprobs: bool, origins: bool = False) -> None:
-        super().__init__(tokenizer, logprobs=logprobs, origins=origins)
-        self._lengths: dict[int, int] = {}  # characters that were streamed, by choice
+    _part_prefix = "bytes:"  # as OpenAI's own completions name them
 
     def opening(self, index: int) -> None:
         """Nothing."""
@@ -123,17 +144,14 @@ class CompletionShape(Shape):
         return {
             "index": index,
             "text": _text(tokens),
-            "logprobs": self._logprobs(tokens, 0),
+            "logprobs": self._logprobs(tokens),
             "finish_reason": reason,
         }
 
     def _delta(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
-        before = self._lengths.get(index, 0)
-        text = _text(tokens)
-        self._lengths[index] = before + len(text)
-        return {"text": text, "logprobs": self._logprobs(tokens, before)}
+        return {"text": _text(tokens), "logprobs": self._logprobs(tokens)}
 
-    def _logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self._with_logprobs:
             return None
         found: dict[str, list[Any]] = {
@@ -144,14 +162,25 @@ class CompletionShape(Shape):
         }
         for token in tokens:
             likely = token.logprobs
-            found["tokens"].append(self._name(token.id))
+            found["tokens"].append(self._name(token.id, token.utf8))
             found["token_logprobs"].append(likely and max(likely.chosen, _LEAST_LOGPROB))
-            found["top_logprobs"].append(
-                likely
-                and {self._name(other): max(value, _LEAST_LOGPROB) for other, value in likely.top}
-            )
-            found["text_offset"].append(offset)
-            offset += len(token.text)
+            found["top_logprobs"].append(likely and self._top(token, likely))
+            found["text_offset"].append(token.offset)
+        return found
+
+    def _top(self, token: Token, likely: TokenLogprobs) -> dict[str, float]:
+        """The likeliest tokens and the chosen one, by their names. Of several with one name the
+        likeliest has it, and the others are named by their ids: none is lost.
+        """
+        entries = [*likely.top]
+        if token.id not in dict(entries):
+            entries.append((token.id, likely.chosen))
+        found: dict[str, float] = {}
+        for other, value in entries:
+            name = self._name(other, self._spell(other, token))
+            if name in found:
+                name = f"token_id:{other}"
+            found[name] = max(value, _LEAST_LOGPROB)
         return found
 
 

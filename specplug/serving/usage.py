@@ -63,12 +63,16 @@ def followed(generation: Generation, tokens: Sequence[Token]) -> int:
 
     The answer is gone through again with the drafter's own rule, so the number is that of a
     decoder which drafts nothing but the prediction, and never depends on what was really drafted:
-    not on the load, nor on other drafters, nor on ``speculation: false``.
+    not on the load, nor on other drafters, nor on ``speculation: false``. Where the answer is
+    the predicted text, all of them came true, whatever its tokens are.
     """
     request = generation.request
+    echoed = len(tokens) - generation.stats.new_tokens
+    text = "".join(token.text for token in tokens[echoed:])
+    if generation.predicted_text and text == generation.predicted_text:
+        return len(request.prediction)
     source = PredictedSource()
     source.reset(request)
-    echoed = len(tokens) - generation.stats.new_tokens
     answer = [token.id for token in tokens[echoed:]]
     context = np.array([*generation.prompt, *answer], dtype=np.int64)
     reached = set()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from specplug.engines.fake import FakeEngine
 from tests_support.made_tokenizers import END, TEXT, USER, byte_level, sentencepiece, words
 
 BEGIN, TURN = "<s>", "<turn>"
+TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 PADDING = 7  # rows of the model that no token has
 
 
@@ -60,16 +62,30 @@ class Kind:
 
         return PreTrainedTokenizerFast(tokenizer_object=self.backend)
 
-    def scripted(self, prompt: list[int], answer: list[int], *, rows: int = 1) -> FakeEngine:
-        """Answers a prompt with these tokens, and then with the end token."""
 
-        def row(prefix: tuple[int, ...]) -> np.ndarray:
-            place = len(prefix) - len(prompt)
-            made = np.random.default_rng(prefix[-1]).normal(size=self.vocab_size)
-            made[answer[place] if 0 <= place < len(answer) else self.end_id] = 9.0
-            return made
+class Script:
+    """Rows of a model that answers as it is told to, whatever the prompt."""
 
-        return FakeEngine(row, vocab_size=self.vocab_size, max_batch=rows)
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+        self._prompt, self._answer = 0, [kind.end_id]
+
+    def say(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """After a prompt of so many tokens these come, and then the end token."""
+        self._prompt, self._answer = len(prompt), [*answer, self._kind.end_id]
+
+    def row(self, prefix: tuple[int, ...]) -> np.ndarray:
+        """Scores after a prefix; of tokens that are not chosen they are random."""
+        made = np.random.default_rng([len(prefix), prefix[-1]]).normal(size=self._kind.vocab_size)
+        place = len(prefix) - self._prompt
+        if 0 <= place < len(self._answer):
+            made[self._answer[place]] = 9.0
+        return made
+
+    def engine(self, rows: int = 1) -> FakeEngine:
+        return FakeEngine(
+            self.row, vocab_size=self._kind.vocab_size, max_batch=rows, max_length=400
+        )
 
 
 def _gemma() -> tokenizers.Tokenizer:
@@ -144,5 +160,7 @@ def made_kind(name: str) -> Kind:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         backend.save(str(path))
-        tokenizer = specplug.Tokenizer(path, stop_token_ids=[backend.token_to_id(end)])
+        tokenizer = specplug.Tokenizer(
+            path, stop_token_ids=[backend.token_to_id(end)], chat_template=TEMPLATE
+        )
     return Kind(name, backend, tokenizer, end)
