@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+from pydantic import BaseModel
+
+from specplug import bundle
+from specplug.tuning import TunedCosts, Tuning
+from tests_support.c_interface import fields
+from tests_support.native import ROOT
+
 DOCUMENT = Path(__file__).parents[1] / "docs" / "INPUTS.md"
+NATIVE = ROOT / "engines" / "native" / "src"
 
 
 def listed(section: str, table: int = 0) -> set[str]:
@@ -23,3 +32,35 @@ def listed(section: str, table: int = 0) -> set[str]:
 
 def test_the_document_has_sections() -> None:
     assert DOCUMENT.read_text(encoding="utf-8").count("\n## ") >= 10
+
+
+# --- C and C++ --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("table", "struct"), [(0, "model"), (1, "decoder"), (2, "generation")])
+def test_c_options_are_those_of_the_header(table: int, struct: str) -> None:
+    assert listed("C and C++", table) == fields(f"specplug_{struct}_options").keys()
+
+
+def test_cpp_reads_the_listed_keys_of_tokenizers() -> None:
+    text = (NATIVE / "tokenizer_keys.hpp").read_text(encoding="utf-8")
+    known = set(re.findall(r'^ {4}"(.+)",$', text, flags=re.MULTILINE))
+    assert listed("C and C++", 3) == known
+    used = re.findall(
+        r'\["(\w+)"\]|(?:flag|need<.*>)\((?:\w+, )?"(\w+)"',
+        "".join((NATIVE / name).read_text() for name in ("tokenizer.cpp", "pretokenizer.cpp")),
+    )
+    inner = {key.rpartition(".")[2] for key in known}
+    inner |= {"Regex", "SpecialToken", "id", "ids"}  # of values whose keys are data
+    assert {one or other for one, other in used} <= inner
+
+
+def test_cpp_reads_every_field_of_a_manifest() -> None:
+    """Those that Python reads and writes, all of them by name."""
+    parts = [one for one in vars(bundle).values() if isinstance(one, type)]
+    models = [one for one in parts if issubclass(one, BaseModel)] + [TunedCosts, Tuning]
+    written = {name for model in models for name in model.model_fields}
+    plans = {*bundle.TensorRTPlan.model_fields} - {"path"}  # of another engine: not looked into
+    assert listed("C and C++", 4) == written - plans
+    text = (NATIVE / "manifest.cpp").read_text(encoding="utf-8")
+    assert written - plans <= {*re.findall(r'"(\w+)"', text)}

@@ -15,8 +15,12 @@
  *   other status they are left alone, and specplug_error_message() of the same thread says what was
  *   wrong, with which value, and what would be right. No C++ exception leaves the library, and
  *   memory that cannot be had is a status (SPECPLUG_ERROR_OUT_OF_MEMORY), too.
+ * Arguments. Checked before any work: NULL where something is needed, a count that cannot be, a
+ *   number outside its range, NaN, a key that is there twice, text that is not UTF-8. Flags are
+ *   int32_t: 0 is no, anything else yes.
  * Ownership. Who creates destroys: models are closed, decoders destroyed, and memory that a
- *   function hands out through a pointer to a pointer is given back to specplug_free(). Whatever a
+ *   function hands out through a pointer to a pointer is given back to specplug_free(). A handle or
+ *   memory that was given back must not be used again, which the library cannot find out. Whatever a
  *   caller passes in is copied if it is needed after the call returns.
  * Threads. A model may be used by any number of threads at once. A decoder runs one generation at a
  *   time, in whichever thread calls; a second call meanwhile is refused (SPECPLUG_ERROR_BUSY).
@@ -24,7 +28,8 @@
  * Text is UTF-8. Token ids are int64_t, as in ONNX Runtime.
  * Options. A struct of options begins with its size, by which the library tells what the caller
  *   knows of; later versions add fields at the end. Fill it by its _init function, then change
- *   fields. NULL in place of options means the defaults.
+ *   fields. NULL in place of options means the defaults; an _init function leaves NULL alone.
+ *   Fields that are set beyond those that the library knows are refused.
  */
 #ifndef SPECPLUG_H
 #define SPECPLUG_H
@@ -79,7 +84,7 @@ typedef struct specplug_model specplug_model;
 
 typedef struct specplug_model_options {
   size_t size;
-  int32_t threads;   /* worker threads; 0: one a physical core */
+  int32_t threads;   /* worker threads, 0 to 1024; 0: one a physical core */
   int32_t load_draft; /* open the bundle's draft model, too. It shares a thread pool with the target,
                          and ONNX Runtime's only shared pool is the process's: once it is there, other
                          sessions of the process must be made with DisablePerSessionThreads. */
@@ -87,7 +92,8 @@ typedef struct specplug_model_options {
                                    as "CUDAExecutionProvider"; none: the CPU. Others than the CPU's
                                    are handed to ONNX Runtime as they are, and have not been tried. */
   size_t provider_count;
-  size_t history_tokens; /* of earlier requests that drafters may look at; 0: nothing is kept */
+  size_t history_tokens; /* of earlier requests that drafters may look at, to 2^30; 0: nothing is
+                            kept */
   int32_t allow_narrow;  /* give up the width rule: faster calls of one token, perhaps other text */
 } specplug_model_options;
 
@@ -156,7 +162,7 @@ typedef struct specplug_decoder_options {
                            costs, from tuning.json or else from a second of calls before the
                            model's first answer */
   int32_t inexact_trees; /* draft trees where scores in a tree are not those in a chain, too */
-  int32_t prompt_lookup_min; /* of "ngram" */
+  int32_t prompt_lookup_min; /* of "ngram": 1 <= min <= max tokens */
   int32_t prompt_lookup_max;
 } specplug_decoder_options;
 
@@ -192,7 +198,8 @@ typedef enum specplug_acceptance {
   SPECPLUG_BLOCK = 2
 } specplug_acceptance;
 
-/* As in Python's SamplingParams and GenerationOptions, in their order and with their defaults. */
+/* As in Python's SamplingParams and GenerationOptions, in their order, with their defaults and
+ * their ranges, which docs/INPUTS.md lists. */
 typedef struct specplug_generation_options {
   size_t size;
   int64_t max_tokens; /* new tokens, a final stop token included; 256 */
@@ -218,7 +225,8 @@ typedef struct specplug_generation_options {
   uint64_t sample; /* which of several answers to the prompt */
   specplug_acceptance acceptance;
 
-  const int64_t *stop_token_ids; /* NULL: the bundle's; else these, perhaps none */
+  const int64_t *stop_token_ids; /* NULL: the bundle's; else these, perhaps none. The one that ends
+                                    the answer is among its tokens, and not in its text */
   size_t stop_token_count;
   const char *const *stop; /* strings that end the answer; they need a tokenizer */
   size_t stop_count;
