@@ -108,6 +108,8 @@ def mobius_module(source_config: Any, weights: dict[str, Any]) -> Any:
     # mobius ties by the names of Llama; a head under another name comes as a weight of its own.
     tied = "model.embed_tokens.weight" in weights and "lm_head.weight" not in weights
     config = dataclasses.replace(config, tie_word_embeddings=tied)
+    if getattr(source_config, "mlp_bias", False):  # mobius reads it for some families only
+        config = dataclasses.replace(config, mlp_bias=True)
     if source_config.model_type == "falcon":
         config = _falcon(source_config, config, weights)
     module = made(config)

@@ -1,69 +1,86 @@
-"""GGUF files: configuration, tokenizer and weights, dequantized to fp32.
+"""GGUF files: configuration, tokenizer and weights, dequantized to fp32, as llama.cpp reads them.
 
-llama.cpp's own package reads the tensors, transformers the tokenizer, and mobius knows the names.
-What is left for us is the metadata's meaning and the order of query and key rows.
+llama.cpp's own package dequantizes the tensors. What is left for us is the metadata's meaning, the
+tensors' names, and the order of query and key rows.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 import transformers
-from mobius.integrations.gguf._tensor_mapping import map_gguf_to_hf_names
-from transformers.integrations.gguf.gguf_tokenizer_mapping import (
-    convert_gguf_tokenizer,
-    get_gguf_tokenizer,
-)
-from transformers.integrations.gguf.reader import read_gguf_metadata
 
-from specplug.export.gguf_pretokenizers import pre_tokenizer
+from specplug.export.gguf_file import Tensor, read_gguf
+from specplug.export.gguf_keys import check_keys
+from specplug.export.gguf_rotation import FREQUENCIES, rope_parameters
+from specplug.export.gguf_vocabulary import gguf_tokenizer
 from specplug.export.lazy import LazyTensor
 from specplug.export.source import Source, load_model, model_weights
-from specplug.export.tokenizers import SourceTokenizer
 from specplug.types import ExportError
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """What is read from GGUF; the other families come from Hugging Face folders."""
 
-# Of the tensors llama.cpp adds beside the weights; our graphs compute what they hold.
-_NOT_WEIGHTS = ("rope_freqs.weight",)
-
 _ROWS = 512  # dequantized at once: what comes in between stays in the cache
+
+_ATTENTION = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}
+_FEED_FORWARD = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}  # of qwen3
+
+TENSORS = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    **{
+        f"blk.N.{own}.{part}": f"model.layers.N.{theirs}.{part}"
+        for own, theirs in (_ATTENTION | _FEED_FORWARD).items()
+        for part in ("weight", "bias")
+    },
+    **{
+        f"blk.N.{own}.weight": f"model.layers.N.{theirs}.weight"
+        for own, theirs in (_NORMS | _HEAD_NORMS).items()
+    },
+}
+"""transformers' names of the tensors, by those of the file; N is the number of a layer."""
 
 
 def open_gguf(path: Path) -> Source:
     """Read a GGUF file.
 
     Raises:
-        ExportError: not a GGUF file, or one of an architecture or type that is not supported.
+        ExportError: not a GGUF file, one that is cut off or damaged, or one of an architecture or
+            type, or with metadata or tensors, that is not supported.
     """
+    file = read_gguf(path)
+    metadata, tensors = file.metadata, dict(file.tensors)
+    architecture = metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise ExportError(
+            f"{path.name} is of architecture {architecture!r}: have {', '.join(ARCHITECTURES)}"
+        )
     try:
-        metadata, names = read_gguf_metadata(str(path))
-        architecture = metadata["general.architecture"]
-        if architecture not in ARCHITECTURES:
-            raise ExportError(
-                f"{path.name} is of architecture {architecture!r}: have {', '.join(ARCHITECTURES)}"
-            )
-        tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-        config = _config(architecture, metadata, tensors)
+        frequencies = tensors.pop(FREQUENCIES, None) if architecture == "llama" else None
+        config = _config(architecture, metadata, tensors, frequencies, path.name)
+        tokenizer = gguf_tokenizer(metadata)
         weights = _weights(architecture, config, tensors)
         model, surplus = load_model(config, weights, path.name)
         if surplus:  # the configuration is of our own making: it must account for everything
             raise ValueError(f"{architecture} has no place for {', '.join(surplus[:3])}")
-        tokenizer = _tokenizer(path)
     except ExportError:
         raise
     except Exception as error:  # a damaged file can make the readers raise anything
         raise ExportError(f"{path.name} cannot be read as GGUF: {error}") from error
-    if "rope_freqs.weight" in names:
-        raise ExportError(
-            f"{path.name} scales its rotary frequencies, which is not supported yet from GGUF: "
-            "export from the Hugging Face folder"
-        )
     return Source(
         path=path,
         config=config,
@@ -74,101 +91,109 @@ def open_gguf(path: Path) -> Source:
     )
 
 
-def _config(architecture: str, metadata: dict[str, Any], tensors: dict[str, Any]) -> Any:
-    def get(key: str, default: Any = None) -> Any:
+def _config(
+    architecture: str,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    frequencies: Tensor | None,
+    name: str,
+) -> Any:
+    def get(key: str, default: float | None = None) -> Any:
         value = metadata.get(f"{architecture}.{key}", default)
-        if value is None:
-            raise KeyError(f"metadata {architecture}.{key}")
+        if type(value) is list and len(set(value)) == 1:  # one a layer, all the same
+            value = value[0]
+        if type(value) not in (int, float):
+            what = "missing" if value is None else f"{value!r}, and one number is read"
+            raise ValueError(f"{architecture}.{key} is {what}")
         return value
 
-    if f"{architecture}.rope.scaling.type" in metadata:
-        kind = get("rope.scaling.type")
-        if kind != "none":
-            raise ValueError(f"rotary scaling {kind!r} is not supported yet from GGUF")
-    heads = get("attention.head_count")
-    hidden = get("embedding_length")
+    heads, hidden = get("attention.head_count"), get("embedding_length")
+    shape = {
+        "context": get("context_length"),
+        "hidden": hidden,
+        "head": get("attention.key_length", hidden // heads),
+        "base": get("rope.freq_base", 10000.0),
+    }
+    check_keys(metadata, architecture, shape, name)
+    if "token_embd.weight" not in tensors:
+        raise ValueError("tensor token_embd.weight is missing")
+    biased = [
+        any(tensor.endswith(f".{part}.bias") for part in parts for tensor in tensors)
+        for parts in (_ATTENTION, _FEED_FORWARD)
+    ]
+    options = {} if architecture == "qwen2" else {"attention_bias": biased[0]}
+    if architecture == "llama":
+        options["mlp_bias"] = biased[1]
     return transformers.AutoConfig.for_model(
         architecture,
-        vocab_size=int(tensors["token_embd.weight"].shape[-1]),
+        vocab_size=tensors["token_embd.weight"].shape[0],
         hidden_size=hidden,
         intermediate_size=get("feed_forward_length"),
         num_hidden_layers=get("block_count"),
         num_attention_heads=heads,
         num_key_value_heads=get("attention.head_count_kv", heads),
-        head_dim=get("attention.key_length", hidden // heads),
-        max_position_embeddings=get("context_length"),
+        head_dim=shape["head"],
+        max_position_embeddings=shape["context"],
         rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": get("rope.freq_base", 10000.0)},
+        rope_parameters=rope_parameters(metadata, architecture, shape, frequencies),
         tie_word_embeddings="output.weight" not in tensors,
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
+        **options,
     )
 
 
-def _weights(architecture: str, config: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+def _weights(architecture: str, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     weights = {}
     for name, tensor in tensors.items():
-        if name in _NOT_WEIGHTS:
-            continue
         values: Any = _lazy(tensor)
         if architecture == "llama":  # the converters of the other families leave the order alone
             if ".attn_q." in name:
                 values = _rotary_halves(values, config.num_attention_heads)
             elif ".attn_k." in name:
                 values = _rotary_halves(values, config.num_key_value_heads)
-        renamed = map_gguf_to_hf_names(name, architecture)
-        if renamed is None:
-            raise ValueError(f"tensor {name} has no place in {architecture}")
-        weights[renamed] = values
+        weights[_renamed(name, architecture)] = values
+    for name, size in _missing_biases(architecture, config, tensors).items():
+        weights[_renamed(name, architecture)] = torch.zeros(size)
     return weights
 
 
-def _lazy(tensor: gguf.ReaderTensor) -> LazyTensor:
-    shape = [int(size) for size in reversed(tensor.shape)]
+def _renamed(name: str, architecture: str) -> str:
+    layer = re.match(r"blk\.(\d+)\.", name)
+    found = TENSORS.get(name if layer is None else "blk.N." + name[layer.end() :])
+    if found is None:
+        raise ValueError(f"tensor {name} has no place in {architecture}")
+    return found if layer is None else found.replace("N", layer[1], 1)
 
+
+def _missing_biases(
+    architecture: str, config: Any, tensors: Mapping[str, Tensor]
+) -> dict[str, int]:
+    """Biases that the transformers model has, and that llama.cpp adds only where they are."""
+    parts = list(_ATTENTION if getattr(config, "attention_bias", False) else ())
+    if architecture == "qwen2":
+        parts = ["attn_q", "attn_k", "attn_v"]
+    if getattr(config, "mlp_bias", False):
+        parts += _FEED_FORWARD
+    names = [f"blk.{layer}.{part}" for layer in range(config.num_hidden_layers) for part in parts]
+    return {
+        f"{name}.bias": tensors[f"{name}.weight"].shape[0]
+        for name in names
+        if f"{name}.bias" not in tensors and f"{name}.weight" in tensors
+    }
+
+
+def _lazy(tensor: Tensor) -> LazyTensor:
     def make() -> torch.Tensor:
-        values = np.empty((*tensor.data.shape[:-1], shape[-1]), dtype=np.float32)
+        values = np.empty((*tensor.stored.shape[:-1], tensor.shape[-1]), dtype=np.float32)
         for start in range(0, len(values), _ROWS):
             part = slice(start, start + _ROWS)
-            values[part] = gguf.dequantize(tensor.data[part], tensor.tensor_type)
-        return torch.from_numpy(values).reshape(shape)
+            values[part] = tensor.rows(part)
+        return torch.from_numpy(values)
 
-    return LazyTensor(torch.empty(shape, device="meta"), make)
+    return LazyTensor(torch.empty(tensor.shape, device="meta"), make)
 
 
 def _rotary_halves(rows: Any, heads: int) -> Any:
     """Undo llama.cpp's order: it keeps the two halves of a rotated pair in neighbouring rows."""
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
-
-
-def _tokenizer(path: Path) -> SourceTokenizer:
-    architecture, data, settings = get_gguf_tokenizer(str(path))
-    backend, _ = convert_gguf_tokenizer(architecture, data)
-    if data.get("tokenizer_type") == "gpt2" and "pre_tokenizer_type" in data:
-        rule = pre_tokenizer(data["pre_tokenizer_type"])
-        if rule is not None:
-            backend.pre_tokenizer = rule
-    if settings.get("add_bos_token"):
-        from tokenizers import processors
-
-        bos = settings["bos_token"]
-        backend.post_processor = processors.Sequence(
-            [
-                backend.post_processor,
-                processors.TemplateProcessing(
-                    single=f"{bos} $A", special_tokens=[(bos, data["bos_token_id"])]
-                ),
-            ]
-        )
-    special = {
-        name: token
-        for name, token in settings.items()
-        if name.endswith("_token") and isinstance(token, str)
-    }
-    eos = data.get("eos_token_id")
-    return SourceTokenizer(
-        json=backend.to_str(),
-        stop_token_ids=() if eos is None else (eos,),
-        special_tokens=special,
-        chat_template=settings.get("chat_template"),
-    )
