@@ -285,7 +285,7 @@ def pre_type(name: str) -> PreType:
 def pre_tokenizer(rule: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
     """A rule as a pre-tokenizer, which leaves the bytes in GPT-2's letters."""
     last = rule[-1] == _GPT2
-    steps = [
+    steps: list[pre_tokenizers.PreTokenizer] = [
         pre_tokenizers.Digits(individual_digits=True)
         if expression == _DIGIT
         else pre_tokenizers.Split(Regex(expression), behavior="isolated")

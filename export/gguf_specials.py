@@ -169,7 +169,7 @@ class SpecialTokens:
         pieces = self._metadata.get("tokenizer.ggml.model") == "llama"
         named = TYPES.get(self._metadata.get("tokenizer.ggml.pre") or "default")
         adds = {"bos": pieces or (named is not None and named.add_bos), "eos": False}
-        made = []
+        made: list[tuple[str, int] | None] = []
         for role, otherwise in adds.items():
             key = f"tokenizer.ggml.add_{role}_token"
             if not self._metadata.get(key, otherwise):
