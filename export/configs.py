@@ -14,8 +14,19 @@ from specplug.export.folders import CONFIG, check_folder, read_json
 from specplug.export.tokenizer_texts import first_line
 from specplug.types import ExportError
 
-_QUANTIZATION = ("quantization_config", "compression_config", "quantization")
-"""Keys of config.json that say how weights are quantized; the last is MLX's."""
+QUANTIZATION_KEYS = {
+    "quantization_config": "how the weights are quantized",
+    "compression_config": "the same, in old files",
+    "quantization": "the same, of MLX; refused",
+}
+"""Keys of config.json that say how weights are quantized."""
+KEYS = {
+    "model_type": "which of transformers' classes reads all other keys; refused if missing",
+    "auto_map": "refused if it names another class for the model than transformers' own",
+    "transformers_weights": "refused",
+    **QUANTIZATION_KEYS,
+}
+"""Keys of config.json that are read here; transformers' class of the model type reads the rest."""
 
 
 def read_config(folder: Path) -> tuple[Any, Mapping[str, Any] | None]:
@@ -31,7 +42,7 @@ def read_config(folder: Path) -> tuple[Any, Mapping[str, Any] | None]:
     found = read_json(folder / CONFIG)
     check_folder(folder, found)
     _check_kind(folder, found)
-    quantization = next((found[key] for key in _QUANTIZATION if found.get(key)), None)
+    quantization = next((found[key] for key in QUANTIZATION_KEYS if found.get(key)), None)
     if quantization is not None and not isinstance(quantization, dict):
         raise ExportError(f"{folder / CONFIG}: quantization_config is no object")
     try:
@@ -43,7 +54,7 @@ def read_config(folder: Path) -> tuple[Any, Mapping[str, Any] | None]:
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise ExportError(f"transformers cannot load {folder}: {first_line(error)}") from error
     _check_class(folder, found, config)
-    for key in _QUANTIZATION:
+    for key in QUANTIZATION_KEYS:
         if hasattr(config, key):
             delattr(config, key)
     return config, quantization

@@ -108,7 +108,8 @@ def gptq_parts(config: Mapping[str, Any], stored: Stored) -> list[Packed]:
         ExportError: a format that is not read, or tensors that are missing or contradict it.
     """
     bits = int(config["bits"])
-    form = config.get("checkpoint_format") or config.get("format") or "gptq"
+    forms = {config[key] for key in ("checkpoint_format", "format") if config.get(key)} or {"gptq"}
+    form = " or ".join(sorted(forms))
     wrong = {
         f"bits {bits}": bits not in _GPTQ_BITS,
         f"checkpoint_format {form!r}": form not in ("gptq", "gptq_v2"),
@@ -140,8 +141,7 @@ def gptq_parts(config: Mapping[str, Any], stored: Stored) -> list[Packed]:
             _expect(f"{base}.g_idx", order, (inputs,))
         else:
             order = torch.arange(inputs) // (size if size > 0 else inputs)
-        if symmetric:
-            _check_symmetric(base, zeros, bits, outputs, form)
+        _check_zeros(f"{base}.qzeros", zeros, bits, outputs, form, symmetric)
         _check_order(base, order, count)
         make = partial(_gptq, bits=bits, offset=None if symmetric else offset)
         names = tuple(f"{base}.{end}" for end in ("qweight", "qzeros", "scales", "g_idx"))
@@ -167,17 +167,24 @@ def _overrides(dynamic: Any) -> bool:
     return any(not str(pattern).startswith("-") for pattern in dynamic or ())
 
 
-def _check_symmetric(base: str, zeros: torch.Tensor, bits: int, outputs: int, form: str) -> None:
+def _check_zeros(
+    name: str, zeros: torch.Tensor, bits: int, outputs: int, form: str, symmetric: bool
+) -> None:
     given = _values(zeros)
     if given is None:
         return
     stored = sorted(set(unpacking.unpack_bits(given, bits, outputs).flatten().tolist()))
-    middle = 1 << (bits - 1)
+    middle, highest = 1 << (bits - 1), (1 << bits) - 1
     allowed = [[middle]] if form == "gptq_v2" else [[middle - 1], [middle]]
-    if stored not in allowed:
+    if symmetric and stored not in allowed:
         raise ExportError(
-            f"{base}.qzeros holds {stored[0]} to {stored[-1]}, and with sym in the format {form} "
-            f"each would be {allowed[0][0]}: set sym to false if the checkpoint is asymmetric"
+            f"{name} holds {stored[0]} to {stored[-1]}, and with sym in the format {form} each "
+            f"would be {allowed[0][0]}: set sym to false if the checkpoint is asymmetric"
+        )
+    if not symmetric and form == "gptq" and stored[-1] == highest:
+        raise ExportError(
+            f"{name} holds {highest}, which some tools read as the zero point {highest + 1} and "
+            "others as 0: save the checkpoint in the format gptq_v2"
         )
 
 
@@ -208,9 +215,13 @@ def awq_parts(config: Mapping[str, Any], stored: Stored) -> list[Packed]:
     """
     bits = config.get("bits", config.get("w_bit", 4))
     size = int(config.get("group_size", config.get("q_group_size", 128)))
-    kind = str(config.get("version", config.get("format", "gemm"))).lower()
+    kinds = {
+        str(config[k]).lower() for k in ("version", "checkpoint_format", "format") if k in config
+    }
+    kind = " or ".join(sorted(kinds or {"gemm"}))
     zero_point = config.get("zero_point", True)
-    if bits != 4 or kind != "gemm" or not zero_point:
+    others = _overrides(config.get("dynamic")) or config.get("pack_dtype", "int32") != "int32"
+    if bits != 4 or kind != "gemm" or not zero_point or others:
         raise ExportError(
             f"AWQ of kind {kind!r} with {bits} bits and zero_point {zero_point} is not read: "
             "quantize with version gemm, 4 bits and zero points, or give the checkpoint that was "

@@ -34,6 +34,38 @@ from specplug.types import ExportError, Int32Array
 _CONFIG = "config.json"
 _KINDS = {"eagle3": ("llama", "qwen3"), "dflash": ("qwen3",)}
 """Kinds of heads, and of decoder layers that the library builds them of."""
+KEYS = {
+    "speculators_model_type": "eagle3 or dflash",
+    "architectures": "tells a head in another format from a model",
+    "transformer_layer_config": "the layers, by transformers' class of their model_type",
+    "speculators_config": "the verifier that the head was made for",
+    "draft_vocab_size": "",
+    "target_hidden_size": "",
+    "eagle_aux_hidden_state_layer_ids": "the target's layers whose inputs the head reads",
+    "aux_hidden_state_layer_ids": "the same",
+    "norm_before_residual": "",
+    "norm_before_fc": "",
+    "fc_norm": "",
+    "norm_output": "",
+    "block_size": "",
+    "mask_token_id": "",
+    "sample_from_anchor": "",
+    "tie_word_embeddings": "true is refused",
+    "quantization_config": "as of a Hugging Face folder",
+}
+"""Keys of a head's configuration that are read."""
+UNUSED_KEYS = (
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "embed_requires_grad",
+    "sliding_window_non_causal",
+    "speculators_version",
+    "transformers_version",
+    "model_type",
+)
+"""Keys that do not change what a head guesses: the library's version, its training, its code, and
+of sliding windows, which are refused."""
 _WHY_NOT = {
     "mtp": ". MTP heads are built for targets with recurrent layers or sparse attention, whose "
     "caches cannot be rolled back by length"
@@ -182,8 +214,15 @@ def _check_kind(path: Path, config: dict[str, Any]) -> None:
             "format of the speculators library (which converts heads in others)"
             + _WHY_NOT.get(kind or "", "")
         )
+    for key in config:
+        if key not in KEYS and key not in UNUSED_KEYS:
+            raise ExportError(
+                f"the head {path.name} has the key {key!r} in its {_CONFIG}, which is not known: "
+                "remove it if the head is the same without"
+            )
     layer = config["transformer_layer_config"]
     wrong = {
+        "tie_word_embeddings": (config.get("tie_word_embeddings", False), (False,)),
         "layers of kind": (layer["model_type"], _KINDS[kind]),
         "hidden_act": (layer.get("hidden_act", "silu"), ("silu",)),
         "attention_bias": (layer.get("attention_bias", False), (False,)),
