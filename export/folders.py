@@ -21,18 +21,21 @@ FILES = {
     CONFIG: "the architecture and its sizes",
     WEIGHTS: "the weights; where it exists, no index is read",
     INDEX: "which file holds which tensor; only the files that it names are read",
-    "generation_config.json": "`eos_token_id`",
-    "tokenizer.json": "the tokenizer",
-    "tokenizer_config.json": "the tokenizer's class, its special tokens, its chat template",
-    "special_tokens_map.json": "special tokens",
-    "added_tokens.json": "added tokens",
-    "vocab.json": "the tokenizer, if there is no tokenizer.json",
-    "merges.txt": "the tokenizer, if there is no tokenizer.json",
-    "tokenizer.model": "the tokenizer, if there is no tokenizer.json",
-    "chat_template.jinja": "the chat template, before that of tokenizer_config.json",
-    "chat_template.json": "the chat template, if no other file has one",
 }
-"""What is read of a folder, beside the files that its index names."""
+"""What is read of a folder, beside the files that its index names and those of a tokenizer."""
+TOKENIZER_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What :mod:`specplug.export.tokenizer_folder` reads, looked at before anything is."""
 REFUSED_FILES = {
     "adapter_config.json": "merge the adapter into its model (PEFT's merge_and_unload) and give "
     "the folder of the merged model",
@@ -72,7 +75,7 @@ def check_files(folder: Path) -> None:
     Raises:
         ExportError: naming the file and the remedy.
     """
-    for name in FILES:
+    for name in (*FILES, *TOKENIZER_FILES):
         if (folder / name).is_file():
             check_file(folder / name)
 

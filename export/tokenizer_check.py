@@ -167,7 +167,9 @@ def _of_transformers(source: Path) -> _Judge:
         name = f"transformers' {type(opened).__name__}"
     except Exception:  # a class that needs code of the folder's own, or another vocabulary
         opened, name = None, "transformers' AutoTokenizer"
-    plain = transformers.PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
+    plain = transformers.PreTrainedTokenizerFast.from_pretrained(
+        source, local_files_only=True, trust_remote_code=False
+    )
     if opened is not None and all(
         opened(text).input_ids == plain(text).input_ids for text in TEXTS
     ):

@@ -19,7 +19,7 @@ from specplug.export.planning import plan_export
 from specplug.export.source import open_source
 from specplug.export.tokenizer_folder import folder_tokenizer
 from specplug.types import ExportError
-from tests_support.tiny import CHAT_TEMPLATE
+from tests_support.tiny import CHAT_TEMPLATE, write_checkpoint
 
 TOKENS = [[1, 2, 3, 40, 50, 60, 7]]
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
@@ -216,13 +216,19 @@ def test_refusals_name_a_file_of_a_sharded_model(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model_type"),
+    ("name", "family"),
     [
-        ("model.layers.0.self_attn.rotary_emb.inv_freq", "llama"),
-        ("model.rotary_emb.inv_freq", "llama"),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", {"model_type": "llama"}),
+        ("model.rotary_emb.inv_freq", {"model_type": "llama"}),
+        ("transformer.h.1.attn.bias", {"model_type": "gpt2", "head_dim": None}),
+        ("transformer.h.1.attn.masked_bias", {"model_type": "gpt2", "head_dim": None}),
+        ("gpt_neox.layers.0.attention.bias", {"model_type": "gpt_neox", "head_dim": None}),
+        ("gpt_neox.layers.0.attention.masked_bias", {"model_type": "gpt_neox", "head_dim": None}),
     ],
 )
-def test_harmless_tensors(name: str, model_type: str, folder: Path) -> None:
+def test_harmless_tensors(name: str, family: dict[str, Any], tmp_path: Path) -> None:
+    """Those that transformers does not load either."""
+    folder = write_checkpoint(tmp_path / "tiny", **family)
     tensors = load_file(folder / WEIGHTS) | {name: torch.ones(8)}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     check(folder)

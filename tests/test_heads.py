@@ -280,8 +280,10 @@ def test_a_head_stored_in_8_bits_stays_in_them(
             expected_size = pytest.approx(file.bytes, rel=0.03, abs=5_000)
             assert plan.files[file.path] == expected_size, file.path
     texts = []
-    for drafter in ("none", "head"):
-        with SpeculativeDecoder.from_bundle(bundle, drafter=drafter, draft_tokens=3) as decoder:
+    for drafter, drafted in (("none", "auto"), ("head", 3)):
+        with SpeculativeDecoder.from_bundle(
+            bundle, drafter=drafter, draft_tokens=drafted
+        ) as decoder:
             made = decoder.generate(PROMPT, max_tokens=20)
         texts.append(made.token_ids)
     assert made.stats.drafted

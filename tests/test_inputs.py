@@ -9,12 +9,26 @@ import pytest
 from pydantic import BaseModel
 
 from specplug import bundle
+from specplug.export import (
+    compressed,
+    configs,
+    folders,
+    harmless,
+    quantized,
+    speculators,
+    tokenizer_folder,
+)
 from specplug.tuning import TunedCosts, Tuning
 from tests_support.c_interface import fields
 from tests_support.native import ROOT
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "INPUTS.md"
 NATIVE = ROOT / "engines" / "native" / "src"
+
+
+def section_text(section: str) -> str:
+    """A section, without its heading."""
+    return DOCUMENT.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
 
 
 def listed(section: str, table: int = 0) -> set[str]:
@@ -24,10 +38,12 @@ def listed(section: str, table: int = 0) -> set[str]:
         section: its heading.
         table: which of its tables, from 0.
     """
-    text = DOCUMENT.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    text = section_text(section)
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
     rows = tables[table].splitlines()[2:]
-    return {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    return {
+        name for row in rows for name in re.findall(r"`([^`]+)`", re.split(r"(?<!\\)\|", row)[1])
+    }
 
 
 def test_the_document_has_sections() -> None:
@@ -64,3 +80,28 @@ def test_cpp_reads_every_field_of_a_manifest() -> None:
     assert listed("C and C++", 4) == written - plans
     text = (NATIVE / "manifest.cpp").read_text(encoding="utf-8")
     assert written - plans <= {*re.findall(r'"(\w+)"', text)}
+
+
+def test_hugging_face_folders() -> None:
+    tables = [
+        folders.FILES,
+        folders.REFUSED_FILES,
+        configs.KEYS,
+        quantized.METHODS,
+        quantized.REFUSED_METHODS,
+        {pattern.replace("|", r"\|") for pattern in harmless.HARMLESS},
+        harmless.NOTED,
+    ]
+    for number, table in enumerate(tables):
+        assert listed("Hugging Face folders", number) == set(table), number
+    text = " ".join(section_text("Hugging Face folders").split())
+    for name, method in quantized.METHODS.items():
+        assert f"| `{name}` | {', '.join(method.read)}; {', '.join(method.unused)} |" in text
+    assert f"compressed-tensors' formats are {', '.join(compressed.FORMATS)}." in text
+    read = {*tokenizer_folder.VOCABULARIES, *tokenizer_folder.COMPANIONS}
+    assert read - {*folders.FILES, *folders.TOKENIZER_FILES} == {"additional_chat_templates"}
+
+
+def test_draft_heads() -> None:
+    assert listed("Draft heads") == set(speculators.KEYS)
+    assert listed("Draft heads", 1) == set(speculators.UNUSED_KEYS)
