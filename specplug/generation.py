@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, TypedDict, Unpack, cast
 
 from specplug.bad_words import with_bad_words
@@ -449,7 +449,7 @@ class Generation:
         return None if self._prompt_top is None else self._of_prompt_with(self._prompt_top)
 
     def _of_prompt_with(self, top: int) -> tuple[TokenLogprobs | None, ...]:
-        return tuple(one and TokenLogprobs(one.chosen, one.top[:top]) for one in self._of_prompt)
+        return tuple(one and replace(one, top=one.top[:top]) for one in self._of_prompt)
 
     def echoed(self) -> list[Token]:
         """The prompt's tokens; their log-probabilities are raw, and the first has none."""

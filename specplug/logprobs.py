@@ -21,6 +21,8 @@ class TokenLogprobs:
     """-inf where only ``processed`` looks: a token that truncation would have excluded."""
     top: tuple[tuple[int, float], ...]
     """Token ids and log-probabilities, likeliest first; of equal ones the lower id first."""
+    rank: int
+    """The token's place among all tokens, the likeliest one's being 1."""
 
 
 def log_softmax(logits: Float32Array | Float64Array) -> Float64Array:
@@ -39,4 +41,5 @@ def token_logprobs(values: Float64Array, token: int, top: int) -> TokenLogprobs:
         candidates = np.flatnonzero(values >= kth)
         order = candidates[np.argsort(-values[candidates], kind="stable")][:top]
         best = [(int(i), float(values[i])) for i in order if values[i] > -np.inf]
-    return TokenLogprobs(float(values[token]), tuple(best))
+    rank = 1 + int(np.count_nonzero(values > values[token]))
+    return TokenLogprobs(float(values[token]), tuple(best), rank)

@@ -59,6 +59,11 @@ class Tokenizer:
         """Whether messages can be rendered."""
         return self._template is not None
 
+    @property
+    def template_variables(self) -> frozenset[str]:
+        """The names that the chat template reads; empty without one."""
+        return frozenset() if self._template is None else self._template.variables
+
     def render(self, messages: Messages, **options: Unpack[TemplateOptions]) -> str:
         """The prompt text of a conversation, ready for the assistant's answer.
 

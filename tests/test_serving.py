@@ -203,12 +203,12 @@ def test_stop_strings(client, alone) -> None:
 
 
 def test_lengths(client, alone) -> None:
-    for name in ("max_tokens", "max_completion_tokens"):
-        made = chat(client, **{"max_tokens": None, name: 3})
+    for name in ("max_tokens", "max_completion_tokens", "max_new_tokens", "n_predict"):
+        made = chat(client, max_tokens=None, extra_body={name: 3})
         assert made.usage.completion_tokens == 3
         assert made.choices[0].finish_reason == "length"
-    made = chat(client, max_tokens=5, max_completion_tokens=2)
-    assert made.usage.completion_tokens == 2
+    with pytest.raises(openai.BadRequestError, match="give one of them"):
+        chat(client, max_tokens=5, max_completion_tokens=2)
 
 
 def test_without_a_length_an_answer_may_fill_the_context(client, alone) -> None:
@@ -375,10 +375,10 @@ def test_prompts_that_begin_alike_are_read_once(client) -> None:
     assert first.choices[0].message.content == second.choices[0].message.content
 
 
-def test_unknown_fields_are_ignored(client) -> None:
+def test_harmless_fields_change_nothing(client) -> None:
     fields = {"user": "someone", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"}
-    odd = {"parallel_tool_calls": True, "tools": [], "tool_choice": "auto", "best_before": 3}
-    made = chat(client, **fields, extra_body=odd | {"modalities": ["text"]})
+    off = {"parallel_tool_calls": True, "tools": [], "tool_choice": "auto", "modalities": ["text"]}
+    made = chat(client, **fields, extra_body=off | {"request_id": "7", "priority": 3})
     assert made.choices[0].message.content == chat(client).choices[0].message.content
 
 

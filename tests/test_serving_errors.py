@@ -149,8 +149,8 @@ def test_prompts_that_are_too_long(server, batch) -> None:
     for path, name in (("chat/completions", "messages"), ("completions", "prompt")):
         for size, length in ((limit, 1), (limit - 40, 50)):
             text = "x" * size
-            asked = {"prompt": text, "messages": [{"role": "user", "content": text}]}
-            error = refused(server, f"/v1/{path}", {**asked, "max_tokens": length})
+            asked = text if name == "prompt" else [{"role": "user", "content": text}]
+            error = refused(server, f"/v1/{path}", {name: asked, "max_tokens": length})
             assert error["code"] == "context_length_exceeded"
             assert error["param"] == name
             assert str(limit) in error["message"]

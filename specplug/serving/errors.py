@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+
+from specplug.serving.fields import UNKNOWN, UNSUPPORTED
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _OUTCOMES = {500: "failed", 504: "timeout"}
@@ -100,18 +102,28 @@ def from_http(error: HTTPException) -> ApiError:
 
 def from_validation(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a body, status 400."""
-    first = max(error.errors(), key=lambda one: len(one["loc"]))  # of alternatives, the one meant
+    first = max(error.errors(), key=lambda one: len(_place(one)))  # of alternatives, the one meant
     if first["type"] == "json_invalid":
         why = f"{first['ctx']['error']} at {first['loc'][1]}"
         return ApiError(400, f"the body is not JSON: {why}", code="invalid_json")
     if first["type"] == "missing" and first["loc"] == ("body",):
         return ApiError(400, "the body is empty: send a JSON object", code="invalid_json")
-    param = _param(first["loc"][1:])
+    param = _param(_place(first)[1:])
     if first["type"] == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
+    if "field" in first.get("ctx", {}):  # the whole object is wrong because of this field of it
+        code = first["type"] if first["type"] in (UNKNOWN, UNSUPPORTED) else None
+        return ApiError(400, f"{param}: {first['msg']}", param=param, code=code)
     return ApiError(
         400, f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=param
     )
+
+
+def _place(error: Mapping[str, Any]) -> tuple[int | str, ...]:
+    """Where an error is, the field included that an object's own check found wrong."""
+    place: tuple[int | str, ...] = error["loc"]
+    named = error.get("ctx", {}).get("field")
+    return place if named is None else (*place, named)
 
 
 def _param(location: Sequence[int | str]) -> str | None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-
-from pydantic import BaseModel
+from collections.abc import Set
+from typing import Any
 
 from specplug.generation import GenerationOptions, Prompt
+from specplug.prompts import PromptOptions
 from specplug.sampling import SamplingParams
+from specplug.serving.constraints import constraint
 from specplug.serving.errors import ApiError
 from specplug.serving.requests import (
+    LENGTHS,
+    RANDOM_SEED,
     ChatRequest,
     CompletionRequest,
     Content,
     GenerateRequest,
-    JsonObjectFormat,
-    JsonSchemaFormat,
+    Message,
 )
 from specplug.serving.settings import ServerSettings
 from specplug.types import EngineSpec
@@ -26,60 +28,23 @@ COMPLETION_TOKENS = 16
 
 _COLDEST = 1e-4  # below it logits divided by the temperature leave what 32 bits can tell apart
 
-_UNSUPPORTED = {
-    "tools": "tools are not supported",
-    "tool_choice": "tools are not supported",
-    "functions": "functions are not supported",
-    "function_call": "functions are not supported",
-    "tool_calls": "tools are not supported",
-    "audio": "audio is not supported",
-    "modalities": "only text is supported",
-    "web_search_options": "web search is not supported",
-    "moderation": "moderation is not supported",
-    "suffix": "text before a suffix is not supported",
-}
-_HARMLESS: dict[str, Sequence[object]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "tool_calls": ([],),
-    "modalities": (["text"],),
-    "suffix": ("",),
-}
-
-
-def refuse_unsupported(request: GenerateRequest) -> None:
-    """Refuse what would change the answer and cannot be done; other unknown fields are ignored.
-
-    Raises:
-        ApiError: status 400.
-    """
-    if isinstance(request, CompletionRequest) and request.best_of not in (None, request.n or 1):
-        raise ApiError(
-            400, f"best_of {request.best_of}: only n ({request.n or 1}) is supported",
-            param="best_of", code="unsupported_parameter",
-        )  # fmt: skip
-    bodies: list[tuple[str, BaseModel]] = [("", request)]
-    if isinstance(request, ChatRequest):
-        bodies += [(f"messages.{i}.", message) for i, message in enumerate(request.messages)]
-    for where, body in bodies:
-        for name, value in (body.model_extra or {}).items():
-            if name in _UNSUPPORTED and value is not None and value not in _HARMLESS.get(name, ()):
-                raise ApiError(
-                    400, _UNSUPPORTED[name], param=where + name, code="unsupported_parameter"
-                )
-
 
 def chat_prompt(request: ChatRequest) -> Prompt:
     """The messages, as a template takes them."""
-    return [
-        {
-            "role": "system" if message.role == "developer" else message.role,
-            "content": _text(message.content, "\n"),
-        }
-        for message in request.messages
-    ]
+    return [_message(message) for message in request.messages]
+
+
+def _message(message: Message) -> dict[str, str]:
+    made = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": _text(message.content, "\n"),
+    }
+    if message.name is not None:
+        made["name"] = message.name
+    thought = message.reasoning_content or message.reasoning
+    if thought is not None:  # templates use one name or the other
+        made |= {"reasoning_content": thought, "reasoning": thought}
+    return made
 
 
 def completion_prompts(request: CompletionRequest) -> list[Prompt]:
@@ -92,17 +57,84 @@ def completion_prompts(request: CompletionRequest) -> list[Prompt]:
     return list(prompt)
 
 
+def prompt_options(
+    request: GenerateRequest, variables: Set[str], spec: EngineSpec, settings: ServerSettings
+) -> PromptOptions:
+    """How the prompt becomes token ids.
+
+    Args:
+        request: a chat or a completion.
+        variables: that the chat template reads.
+        spec: of the target.
+        settings: of the server.
+
+    Raises:
+        ApiError: status 400: what the template cannot do, or fields that contradict one another.
+    """
+    made: PromptOptions = {
+        "chat": isinstance(request, ChatRequest),
+        "truncate_prompt_tokens": request.truncate_prompt_tokens,
+    }
+    if request.truncate_prompt_tokens == -1:
+        room = spec.context_limit - (_length(request)[1] or COMPLETION_TOKENS)
+        made["truncate_prompt_tokens"] = max(1, min(room, settings.max_prompt_tokens or room))
+    if isinstance(request, ChatRequest):
+        made["chat_template_kwargs"] = _template_variables(request, variables)
+        made["add_generation_prompt"] = request.add_generation_prompt
+        made["continue_final_message"] = bool(request.continue_final_message)
+    return made
+
+
+def _template_variables(request: ChatRequest, variables: Set[str]) -> dict[str, Any]:
+    """Variables for the template, from all fields that are about them."""
+    made = dict(request.chat_template_kwargs or {})
+    effort, thinking = request.reasoning_effort, request.enable_thinking
+    for name, value in (("enable_thinking", thinking), ("reasoning_effort", effort)):
+        if value is not None and made.get(name, value) != value:
+            raise ApiError(
+                400, f"{name} {value!r}: chat_template_kwargs has {made[name]!r}: give one of them",
+                param=name,
+            )  # fmt: skip
+    if thinking is not None:
+        if "enable_thinking" in variables:
+            made["enable_thinking"] = thinking
+        elif thinking:
+            raise _no_variable("enable_thinking")
+    if effort is not None:
+        if "reasoning_effort" in variables:
+            made["reasoning_effort"] = effort
+        if "enable_thinking" in variables:
+            made.setdefault("enable_thinking", effort != "none")
+        elif "reasoning_effort" not in variables and effort != "none":
+            raise _no_variable("reasoning_effort")
+    return made
+
+
+def _no_variable(name: str) -> ApiError:
+    return ApiError(
+        400, f"{name}: this model's chat template does not know it",
+        param=name, code="unsupported_parameter",
+    )  # fmt: skip
+
+
 def generation_options(request: GenerateRequest, *, tenant: str) -> GenerationOptions:
     """All but ``max_tokens`` and ``sample``, which differ between a request's answers.
 
     Raises:
-        ValueError: an option out of its range.
+        ApiError, ValueError: an option out of its range.
     """
     options: GenerationOptions = {
         "sampling": _sampling(request),
+        "min_tokens": request.min_tokens or 0,
         "stop": request.stop or (),
+        "stop_token_ids": request.stop_token_ids or (),
+        "ignore_eos": bool(request.ignore_eos),
+        "include_stop_str_in_output": bool(request.include_stop_str_in_output),
+        "skip_special_tokens": request.skip_special_tokens is not False,
+        "bad_words": request.bad_words or (),
         "tenant": tenant,
         "logprobs": _logprobs(request),
+        "prompt_logprobs": request.prompt_logprobs,
         "speculation": request.speculation is not False,
     }
     if request.prediction is not None:
@@ -110,6 +142,14 @@ def generation_options(request: GenerateRequest, *, tenant: str) -> GenerationOp
     if isinstance(request, CompletionRequest):
         options["echo"] = bool(request.echo)
     return options
+
+
+def echoed(request: GenerateRequest) -> str:
+    """The text that a chat's answer begins with."""
+    if not isinstance(request, ChatRequest) or not request.echo:
+        return ""
+    last = request.messages[-1]
+    return _text(last.content, "\n") if last.role == "assistant" else ""
 
 
 def max_tokens(
@@ -121,9 +161,7 @@ def max_tokens(
         ApiError: status 400: more than the server allows, or than the context has room for.
     """
     prompt = "messages" if isinstance(request, ChatRequest) else "prompt"
-    param, asked = "max_tokens", request.max_tokens
-    if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
-        param, asked = "max_completion_tokens", request.max_completion_tokens
+    param, asked, usual = _length(request)
     room = spec.context_limit - prompt_tokens
     if room >= 1 and prompt_tokens > (settings.max_prompt_tokens or prompt_tokens):
         raise ApiError(
@@ -143,33 +181,46 @@ def max_tokens(
         )
     most = min(room, settings.max_tokens or room)
     if asked is None:
-        return min(most, COMPLETION_TOKENS) if isinstance(request, CompletionRequest) else most
+        return min(most, usual or most)
     if asked > most:
         raise ApiError(400, f"{param} {asked}: this server gives {most} at most", param=param)
     return asked
+
+
+def _length(request: GenerateRequest) -> tuple[str, int | None, int | None]:
+    """The field that says how long an answer may be, what it says, and how long the answer is if
+    that is None; both None: any length.
+    """
+    for name in LENGTHS:
+        asked: int | None = getattr(request, name)
+        if asked is not None:
+            return name, None if asked == -1 else asked, None
+    usual = COMPLETION_TOKENS if isinstance(request, CompletionRequest) else None
+    return "max_tokens", None, usual
 
 
 def _sampling(request: GenerateRequest) -> SamplingParams:
     temperature = 1.0 if request.temperature is None else request.temperature
     if temperature < _COLDEST:
         temperature = 0.0
-    seed = secrets.randbits(63) if request.seed is None else request.seed % (1 << 64)
-    schema = None
-    if isinstance(request.response_format, JsonObjectFormat):
-        schema = {"type": "object"}
-    elif isinstance(request.response_format, JsonSchemaFormat):
-        schema = request.response_format.json_schema.schema_
+    seed = request.seed
+    if seed is None or seed == RANDOM_SEED:
+        seed = secrets.randbits(63)
+    wanted = constraint(request)
     return SamplingParams(
         temperature=temperature,
         top_p=request.top_p or 1.0,
         top_k=max(request.top_k or 0, 0),
         min_p=request.min_p or 0.0,
-        repetition_penalty=request.repetition_penalty or 1.0,
+        typical_p=request.typical_p or 1.0,
+        repetition_penalty=request.repetition_penalty or request.repeat_penalty or 1.0,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
+        no_repeat_ngram=request.no_repeat_ngram_size or 0,
         logit_bias={int(token): bias for token, bias in (request.logit_bias or {}).items()},
-        json_schema=schema,
-        seed=seed,
+        allowed_token_ids=request.allowed_token_ids,
+        seed=seed % (1 << 64),
+        **({} if wanted is None else {wanted.name: wanted.value}),
     )
 
 
@@ -177,9 +228,28 @@ def _logprobs(request: GenerateRequest) -> int | None:
     if isinstance(request, CompletionRequest):
         return request.logprobs
     assert isinstance(request, ChatRequest)
-    if request.top_logprobs and not request.logprobs:
-        raise ApiError(400, "top_logprobs: it needs logprobs to be true", param="top_logprobs")
     return (request.top_logprobs or 0) if request.logprobs else None
+
+
+def field_of(message: str, request: GenerateRequest) -> str | None:
+    """The field that an error of the decoder is about; its message begins with the option's name.
+
+    Args:
+        message: of the error.
+        request: whose option it was.
+    """
+    name = message.partition(" ")[0].rstrip(":")
+    wanted = constraint(request)
+    if wanted is not None and name == wanted.name:
+        return wanted.field
+    if name in _OTHER_NAMES:
+        return _OTHER_NAMES[name]
+    if name in type(request).model_fields:
+        return name
+    return "prompt" if message.startswith(("the prompt", "token id")) else None
+
+
+_OTHER_NAMES = {"no_repeat_ngram": "no_repeat_ngram_size", "bad_words_ids": "bad_words"}
 
 
 def _text(content: Content, between: str) -> str:

@@ -58,7 +58,15 @@ class Reply:
             for index, tokens in enumerate(self._texts)
         ]
         head = {**self._head, "object": self._shape.whole}
-        return json_reply({**head, "choices": choices, **self._totals(answers)})
+        whole = {**head, "choices": choices, **self._totals(answers)}
+        if self._asked.request.prompt_logprobs is not None:
+            found = [self._shape.prompt_logprobs(one.generation) for one in answers.channels]
+            if self._asked.chat:
+                whole["prompt_logprobs"] = found[0]
+            else:
+                for choice, logprobs in zip(choices, found, strict=True):
+                    choice["prompt_logprobs"] = logprobs
+        return json_reply(whole)
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         options = self._asked.request.stream_options

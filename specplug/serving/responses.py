@@ -82,6 +82,19 @@ class ChatLogprobs(_Body):
     refusal: None
 
 
+class PromptLogprob(_Body):
+    """A token of the prompt, or a likely one in its place."""
+
+    logprob: float
+    rank: int
+    """Among all tokens; 1: the likeliest."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By token ids, an item a token of the prompt; None: the first token."""
+
+
 class AssistantMessage(_Body):
     """The answer."""
 
@@ -114,6 +127,8 @@ class ChatResponse(_Whole):
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    prompt_logprobs: PromptLogprobs | None = None
+    """If asked for."""
 
 
 class CompletionLogprobs(_Body):
@@ -138,6 +153,8 @@ class CompletionChoice(_Body):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
+    prompt_logprobs: PromptLogprobs | None = None
+    """If asked for."""
 
 
 class CompletionResponse(_Whole):

@@ -43,6 +43,7 @@ async def chat_completions(request: ChatRequest, http: Request) -> Response:
         logprobs=bool(request.logprobs),
         origins=_wants_origins(request),
         as_ids=bool(request.return_tokens_as_token_ids),
+        echoed=options.echoed(request),
     )
     return await _reply(http, request, [options.chat_prompt(request)], shape)
 
@@ -107,7 +108,6 @@ async def _reply(
     service = _service(http)
     if request.model is not None:
         _check_model(service, request.model)
-    options.refuse_unsupported(request)
     asked = Asked(
         request,
         prompts,

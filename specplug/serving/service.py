@@ -14,6 +14,7 @@ from specplug.batching import BatchDecoder
 from specplug.generation import Prompt
 from specplug.serving import options
 from specplug.serving.answers import Answers
+from specplug.serving.constraints import constraint
 from specplug.serving.errors import ApiError
 from specplug.serving.limits import Admission
 from specplug.serving.metrics import Metrics
@@ -133,38 +134,28 @@ class Service:
         """Tokenize, check and queue; on a thread of the pool."""
         request = asked.request
         try:
-            prompts = [self.decoder.encode(prompt, chat=asked.chat) for prompt in asked.prompts]
+            spec, settings = self.decoder.target.spec, self.settings
+            reading = options.prompt_options(
+                request, self.tokenizer.template_variables, spec, settings
+            )
+            prompts = [self.decoder.encode(prompt, **reading) for prompt in asked.prompts]
         except ValueError as error:
-            where = "messages" if asked.chat else "prompt"
+            where = options.field_of(str(error), request)
+            where = where or ("messages" if asked.chat else "prompt")
             raise ApiError(400, str(error), param=where) from error
         try:
             made = options.generation_options(request, tenant=asked.owner)
             for prompt in prompts:
-                made["max_tokens"] = options.max_tokens(
-                    request, len(prompt), self.decoder.target.spec, self.settings
-                )
+                made["max_tokens"] = options.max_tokens(request, len(prompt), spec, settings)
                 for made["sample"] in range(request.n or 1):
                     channels.append(self.worker.submit(prompt, **made))
         except MissingExtraError:
             raise ApiError(
                 400,
                 "this server was set up without structured output",
-                param="response_format",
+                param=wanted.field if (wanted := constraint(request)) else None,
                 code="unsupported_parameter",
             ) from None
         except ValueError as error:
-            raise ApiError(400, str(error), param=_param(str(error))) from error
-
-
-_NAMES = {
-    "json_schema": "response_format",
-    "logit_bias": "logit_bias",
-    "prediction": "prediction",
-    "the prompt": "prompt",
-    "token id": "prompt",
-}
-
-
-def _param(message: str) -> str | None:
-    """The field that the decoder's message, which begins with its own name, is about."""
-    return next((name for own, name in _NAMES.items() if message.startswith(own)), None)
+            where = options.field_of(str(error), request)
+            raise ApiError(400, str(error), param=where) from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from specplug.context import Token
+from specplug.generation import Generation
 from specplug.logprobs import TokenLogprobs
 from specplug.text import Tokenizer
 
@@ -21,6 +22,7 @@ class Shape(ABC):
         logprobs: whether choices have them.
         origins: whether streamed choices have ``tokens``.
         as_ids: log-probabilities name tokens ``token_id:…``.
+        echoed: a text that every answer begins with.
     """
 
     prefix: str
@@ -38,11 +40,13 @@ class Shape(ABC):
         logprobs: bool,
         origins: bool = False,
         as_ids: bool = False,
+        echoed: str = "",
     ) -> None:
         self._tokenizer = tokenizer
         self._with_logprobs = logprobs
         self._with_origins = origins
         self._as_ids = as_ids
+        self._echoed = echoed
 
     @abstractmethod
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -60,6 +64,34 @@ class Shape(ABC):
             made["tokens"] = [
                 {"id": token.id, "text": token.text, "origin": token.origin} for token in tokens
             ]
+        return made
+
+    def prompt_logprobs(self, generation: Generation) -> list[dict[str, Any] | None]:
+        """Of each of the prompt's tokens, by token ids as text, its own and the likeliest; null for
+        the first. As vLLM has them.
+        """
+        made: list[dict[str, Any] | None] = []
+        found = generation.prompt_logprobs or ()
+        for token, likely in zip(generation.prompt, found, strict=True):
+            if likely is None:
+                made.append(None)
+                continue
+            ranked = [(token, likely.chosen, likely.rank)]
+            ranked += [
+                (other, value, rank)
+                for rank, (other, value) in enumerate(likely.top, 1)
+                if other != token
+            ]
+            made.append(
+                {
+                    str(one): {
+                        "logprob": max(value, _LEAST_LOGPROB),
+                        "rank": rank,
+                        "decoded_token": self._tokenizer.name(one),
+                    }
+                    for one, value, rank in ranked
+                }
+            )
         return made
 
     @abstractmethod
@@ -92,12 +124,13 @@ class ChatShape(Shape):
 
     def opening(self, index: int) -> dict[str, Any]:
         """Whose words follow."""
-        delta = {"role": "assistant", "content": ""}
+        delta = {"role": "assistant", "content": self._echoed}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def choice(self, index: int, tokens: Sequence[Token], reason: str) -> dict[str, Any]:
         """With a message."""
-        message = {"role": "assistant", "content": _text(tokens), "refusal": None}
+        text = self._echoed + _text(tokens)
+        message = {"role": "assistant", "content": text, "refusal": None}
         return {
             "index": index,
             "message": message,

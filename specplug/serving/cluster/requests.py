@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
+from specplug.serving.requests import RANDOM_SEED
+
 GENERATING = ("/v1/chat/completions", "/v1/completions")
 """Paths whose answers are generated, and so are worth a replica that knows the prompt's prefix."""
 
@@ -49,7 +51,8 @@ def prepared(request: Forwarded, *, prefix_characters: int) -> Forwarded:
         return request
     tenant = request.header(b"authorization")
     request = replace(request, prefix=shared_prefix(body, tenant, prefix_characters))
-    if body.get("seed") is not None:
+    seed = body.get("seed")
+    if not (seed is None or (type(seed) is int and seed == RANDOM_SEED)):
         return request
     content = json.dumps(body | {"seed": secrets.randbits(63)}).encode()
     kept = tuple(pair for pair in request.headers if pair[0] != b"content-length")
