@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import typer
 from pydantic import BaseModel
 
-from specplug import bundle
+from specplug import SamplingParams, bundle, cli
 from specplug.export import (
     compressed,
     configs,
@@ -18,6 +20,9 @@ from specplug.export import (
     speculators,
     tokenizer_folder,
 )
+from specplug.generation import CallOptions
+from specplug.integrations.triton import asking
+from specplug.integrations.triton.repository import INPUTS, SETTINGS
 from specplug.tuning import TunedCosts, Tuning
 from tests_support.c_interface import fields
 from tests_support.native import ROOT
@@ -105,3 +110,39 @@ def test_hugging_face_folders() -> None:
 def test_draft_heads() -> None:
     assert listed("Draft heads") == set(speculators.KEYS)
     assert listed("Draft heads", 1) == set(speculators.UNUSED_KEYS)
+
+
+def test_calls_in_python() -> None:
+    assert listed("Calls in Python", 0) == CallOptions.__annotations__.keys()
+    assert listed("Calls in Python", 1) == {field.name for field in fields(SamplingParams)}
+
+
+def test_the_command_line() -> None:
+    text = (
+        DOCUMENT.read_text(encoding="utf-8").split("\n## The command line\n")[1].split("\n## ")[0]
+    )
+    written = {
+        row.split("|")[1].strip(" `"): {*re.findall(r"`([^`]+)`", row.split("|")[2])}
+        for row in re.findall(r"^\| `.*$", text, flags=re.MULTILINE)
+    }
+    app = typer.main.get_command(cli.app)
+    assert written == {
+        name: {
+            spelled
+            for one in command.params
+            if one.param_type_name == "option"
+            for spelled in (*one.opts, *one.secondary_opts)
+        }
+        for name, command in app.commands.items()
+    }
+
+
+def test_triton() -> None:
+    assert listed("Triton", 0) == INPUTS.keys()
+    assert listed("Triton", 1) - {"true", "false"} == asking._KINDS.keys()
+    assert listed("Triton", 2) == SETTINGS.keys()
+    asked = CallOptions.__annotations__.keys() | {field.name for field in fields(SamplingParams)}
+    missing = asked - asking._KINDS.keys()
+    # Callables cannot be sent; there are no outputs for log-probabilities.
+    own = {"sampling", "cancelled", "processors"}
+    assert missing == own | {"logprobs", "logprobs_mode", "prompt_logprobs"}

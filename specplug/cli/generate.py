@@ -214,7 +214,9 @@ def _entry(
     decoder: SpeculativeDecoder, token: int, found: TokenLogprobs | None
 ) -> dict[str, Any] | None:
     """A token's log-probabilities as JSON has them."""
-    return found and {
+    if found is None:
+        return None
+    return {
         "token": _name(decoder, token),
         "logprob": found.chosen,
         "top": [

@@ -177,5 +177,7 @@ def _parameter(name: str, row: Row) -> Parameter:
     if name in _BOTH_WAYS:
         spelled += f"/--no-{spelled[2:]}"
     option = typer.Option(spelled, help=row.help, metavar=row.metavar, show_default=False)
-    kind = Annotated[row.kind | None, option]
-    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=kind)
+    kind: Any = row.kind | None
+    return Parameter(
+        name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[kind, option]
+    )

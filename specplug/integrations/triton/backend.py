@@ -26,7 +26,7 @@ from specplug.generation import (
 )
 from specplug.integrations.triton.asking import read_request
 from specplug.integrations.triton.metrics import Metrics
-from specplug.integrations.triton.repository import BUNDLE, INPUTS, OUTPUTS
+from specplug.integrations.triton.repository import BUNDLE, INPUTS, OUTPUTS, read_settings
 from specplug.types import ContextLimitError, MissingExtraError, SpecplugError
 
 
@@ -57,15 +57,9 @@ class TritonPythonModel:
         try:
             if not config.get("model_transaction_policy", {}).get("decoupled", False):
                 raise ValueError("config.pbtxt: need model_transaction_policy { decoupled: true }")
-            self._most_waiting = int(told.get("max_waiting") or 256)
-            draft_tokens = told.get("draft_tokens") or "auto"
-            self._decoder = BatchDecoder.from_bundle(
-                folder / told.get(BUNDLE, BUNDLE),
-                max_batch=int(told.get("max_batch") or 8),
-                drafter=told.get("drafter") or "auto",
-                draft_tokens="auto" if draft_tokens == "auto" else int(draft_tokens),
-                threads=int(told["threads"]) if told.get("threads") else None,
-            )
+            asked = read_settings(told)
+            self._most_waiting = asked.pop("max_waiting")
+            self._decoder = BatchDecoder.from_bundle(folder / asked.pop(BUNDLE), **asked)
             self._decoder.prepare()
         except (SpecplugError, ValueError) as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error

@@ -8,9 +8,11 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from specplug.batching import DEFAULT_BATCH
 from specplug.bundle import Bundle, Manifest
+from specplug.option_values import whole
 from specplug.staging import check_place, staged
 from specplug.types import ExportError
 
@@ -34,6 +36,40 @@ OUTPUTS: Mapping[str, tuple[str, int]] = {
     "finish_reason": ("TYPE_STRING", 1),
     "statistics": ("TYPE_STRING", 1),
 }
+
+SETTINGS: Mapping[str, Any] = {
+    BUNDLE: BUNDLE,
+    "max_batch": DEFAULT_BATCH,
+    "max_waiting": 256,
+    "drafter": "auto",
+    "draft_tokens": "auto",
+    "threads": None,
+}
+"""Parameters of the configuration, and what they are where they are left out or empty."""
+
+
+def read_settings(parameters: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that a configuration's parameters ask for.
+
+    Args:
+        parameters: by name; those in capitals are the Python backend's own.
+
+    Raises:
+        ValueError: a parameter is unknown, or its value is not of its kind.
+    """
+    found = dict(SETTINGS)
+    for name, value in parameters.items():
+        if name.isupper():
+            continue
+        if name not in SETTINGS:
+            raise ValueError(f"parameter {name!r} is not known: have {', '.join(SETTINGS)}")
+        if not value:
+            continue
+        counted = name in ("max_batch", "max_waiting", "threads")
+        counted = counted or (name == "draft_tokens" and value != "auto")
+        found[name] = whole(name, value) if counted else value
+    return found
+
 
 _MODEL = '''\
 """Triton loads this file; what it does is in the installed specplug package."""
