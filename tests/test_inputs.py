@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -114,7 +114,9 @@ def test_draft_heads() -> None:
 
 def test_calls_in_python() -> None:
     assert listed("Calls in Python", 0) == CallOptions.__annotations__.keys()
-    assert listed("Calls in Python", 1) == {field.name for field in fields(SamplingParams)}
+    assert listed("Calls in Python", 1) == {
+        field.name for field in dataclasses.fields(SamplingParams)
+    }
 
 
 def test_the_command_line() -> None:
@@ -141,7 +143,9 @@ def test_triton() -> None:
     assert listed("Triton", 0) == INPUTS.keys()
     assert listed("Triton", 1) - {"true", "false"} == asking._KINDS.keys()
     assert listed("Triton", 2) == SETTINGS.keys()
-    asked = CallOptions.__annotations__.keys() | {field.name for field in fields(SamplingParams)}
+    asked = CallOptions.__annotations__.keys() | {
+        field.name for field in dataclasses.fields(SamplingParams)
+    }
     missing = asked - asking._KINDS.keys()
     # Callables cannot be sent; there are no outputs for log-probabilities.
     own = {"sampling", "cancelled", "processors"}
