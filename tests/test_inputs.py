@@ -28,6 +28,7 @@ from tests_support.c_interface import fields
 from tests_support.native import ROOT
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "INPUTS.md"
+SAMPLING = {field.name for field in dataclasses.fields(SamplingParams)}
 NATIVE = ROOT / "engines" / "native" / "src"
 
 
@@ -114,9 +115,7 @@ def test_draft_heads() -> None:
 
 def test_calls_in_python() -> None:
     assert listed("Calls in Python", 0) == CallOptions.__annotations__.keys()
-    assert listed("Calls in Python", 1) == {
-        field.name for field in dataclasses.fields(SamplingParams)
-    }
+    assert listed("Calls in Python", 1) == SAMPLING
 
 
 def test_the_command_line() -> None:
@@ -143,9 +142,7 @@ def test_triton() -> None:
     assert listed("Triton", 0) == INPUTS.keys()
     assert listed("Triton", 1) - {"true", "false"} == asking._KINDS.keys()
     assert listed("Triton", 2) == SETTINGS.keys()
-    asked = CallOptions.__annotations__.keys() | {
-        field.name for field in dataclasses.fields(SamplingParams)
-    }
+    asked = CallOptions.__annotations__.keys() | SAMPLING
     missing = asked - asking._KINDS.keys()
     # Callables cannot be sent; there are no outputs for log-probabilities.
     own = {"sampling", "cancelled", "processors"}
