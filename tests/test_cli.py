@@ -118,6 +118,9 @@ def test_stop_logprobs_and_echo(tiny_bundle: Path) -> None:
     for entry in answer["logprobs"][len(PROMPT) :]:
         assert entry["logprob"] == entry["top"][0]["logprob"]
         assert len(entry["top"]) == 2
+    of_prompt = [bytes(entry["bytes"]) for entry in answer["logprobs"][1 : len(PROMPT)]]
+    assert b"".join(of_prompt) == PROMPT.encode()[1:]
+    assert [entry["id"] for entry in answer["logprobs"][1:]] == answer["token_ids"][1:]
     shown = specplug("generate", tiny_bundle, PROMPT, "--max-tokens", "5", "--logprobs", "1")
     assert len(re.findall(r"^ *-\d+\.\d{4} '", shown.stdout, re.M)) == 5
 

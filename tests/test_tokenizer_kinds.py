@@ -224,6 +224,63 @@ def test_an_end_token_is_no_part_of_the_answer(
 
 @EXAMPLES
 @given(data=st.data())
+def test_special_tokens_and_stops_are_shown_where_asked_for(
+    kind: Kind, script: Script, data: Any
+) -> None:
+    """As transformers shows them; the end token's own text only with the stop included."""
+    prompt, answer = kind.tokenizer.encode("the fox"), data.draw(answers(kind))
+    script.say(prompt, answer)
+    skip, include = data.draw(st.booleans()), data.draw(st.booleans())
+    options = {"skip_special_tokens": skip, "include_stop_str_in_output": include}
+    result = decoder(kind, script).generate(prompt, echo=True, max_tokens=40, **options)
+    shown = [*prompt, *answer, *[kind.end_id] * include]
+    assert result.text == kind.transformers.decode(
+        shown, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+    )
+    if "\ufffd" not in result.text:
+        assert b"".join(token.utf8 for token in result.tokens).decode() == result.text
+    alone = decoder(kind, script).generate(prompt, max_tokens=40, **options)
+    if "\ufffd" not in result.text:
+        assert result.text.endswith(alone.text)
+    if not alone.text:
+        return
+    begin = data.draw(st.integers(0, len(alone.text) - 1))
+    stop = alone.text[begin : begin + 2]
+    stopped = decoder(kind, script).generate(prompt, stop=stop, max_tokens=40, **options)
+    end = alone.text.find(stop) + len(stop) * include
+    assert stopped.text == alone.text[:end]
+
+
+@EXAMPLES
+@given(data=st.data())
+def test_before_min_tokens_stop_strings_are_text(kind: Kind, script: Script, data: Any) -> None:
+    """And one that comes to its end later ends the answer, wherever tokens end."""
+    prompt, answer = kind.tokenizer.encode("the fox"), ids_of(kind, data.draw(WORDS) + " the end")
+    script.say(prompt, answer)
+    least = data.draw(st.integers(0, len(answer)))
+    pieces = [one.utf8 for one in decoder(kind, script).generate(prompt, max_tokens=40).tokens]
+    whole = b"".join(pieces).decode()
+    exempt = len(b"".join(pieces[:least]).decode(errors="ignore"))
+    stop = data.draw(st.sampled_from([whole[n : n + 2] for n in range(len(whole))]))
+    ends = [n for n in range(exempt + 1, len(whole) + 1) if whole[:n].endswith(stop)]
+    result = decoder(kind, script).generate(prompt, stop=stop, min_tokens=least, max_tokens=40)
+    assert result.text == (whole[: ends[0] - len(stop)] if ends else whole)
+
+
+def test_an_ignored_end_token_is_a_token_like_any(kind: Kind, script: Script) -> None:
+    """Special ones are left out, others are text, and the answer goes on."""
+    prompt, fox = kind.tokenizer.encode("the fox"), ids_of(kind, " fox")
+    script.say(prompt, [kind.end_id, *fox])
+    options = {"ignore_eos": True, "max_tokens": 1 + len(fox)}
+    result = decoder(kind, script).generate(prompt, **options)
+    assert result.text == ("" if kind.special else kind.end) + " fox"
+    assert result.finish_reason == "length"
+    shown = decoder(kind, script).generate(prompt, skip_special_tokens=False, **options)
+    assert shown.text == kind.end + " fox"
+
+
+@EXAMPLES
+@given(data=st.data())
 def test_a_prediction_that_is_the_answer_is_accepted(
     kind: Kind, script: Script, client: openai.OpenAI, data: Any
 ) -> None:

@@ -217,13 +217,16 @@ def _entry(
     if found is None:
         return None
     return {
-        "token": _name(decoder, token),
+        **_named(decoder, token),
         "logprob": found.chosen,
-        "top": [
-            {"id": other, "token": _name(decoder, other), "logprob": value}
-            for other, value in found.top
-        ],
+        "top": [{**_named(decoder, other), "logprob": value} for other, value in found.top],
     }
+
+
+def _named(decoder: SpeculativeDecoder, token: int) -> dict[str, Any]:
+    """A token's id and text; of a part of a character only the bytes tell which."""
+    utf8 = decoder.tokenizer.detokenizer.spell(token) if decoder.tokenizer else b""
+    return {"id": token, "token": _name(decoder, token), "bytes": list(utf8)}
 
 
 def _show_logprobs(

@@ -134,6 +134,13 @@ def _suffixes() -> tokenizers.Tokenizer:
     return made
 
 
+def _added() -> tokenizers.Tokenizer:
+    """Byte-level, with added tokens that are no letters of bytes, or look like some."""
+    made = tokenizers.Tokenizer.from_str(byte_level(60).to_str())
+    made.add_tokens(["<狐>", " x ", "Ġy", "a b", "<é>"])
+    return made
+
+
 _MADE = {
     "byte-level": lambda: byte_level(120),
     "byte-level-bos": lambda: byte_level(60, begin=BEGIN),
@@ -143,6 +150,7 @@ _MADE = {
     "sentencepiece-turns": lambda: _with_turn(sentencepiece(300, begin=BEGIN)),
     "gemma": _gemma,
     "metaspace": _metaspace,
+    "byte-level-added": _added,
     "words": words,
     "wordpiece": _wordpiece,
     "suffixes": _suffixes,
