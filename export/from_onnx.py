@@ -7,11 +7,8 @@ they are, but for the slice before the LM head.
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,36 +25,35 @@ from specplug.bundle import (
 from specplug.engines.ort import OrtEngine
 from specplug.engines.ort_concat import OrtConcatEngine
 from specplug.export import graphs, measuring
-from specplug.export.passes import ExplicitLengths, FuseSilu, PackGateUp, PadAttention, ScoresFrom
+from specplug.export.onnx_folder import (
+    FLOATS,
+    Settings,
+    external_tensors,
+    read_graph,
+    read_settings,
+)
+from specplug.export.passes import (
+    ExplicitLengths,
+    FuseSilu,
+    PackGateUp,
+    PadAttention,
+    ScoresFrom,
+    SingleLogits,
+)
 from specplug.export.passes.editing import attention_nodes
 from specplug.export.provenance import write_provenance
 from specplug.export.quality_text import Sample, take_sample
 from specplug.export.tokenizer_folder import folder_tokenizer
+from specplug.export.tokenizer_texts import first_line
 from specplug.export.tokenizers import SourceTokenizer, encoder, write_tokenizer
 from specplug.opening import EngineOptions
 from specplug.staging import staged
-from specplug.types import ExportError, Float32Array, Step
+from specplug.types import EngineError, ExportError, Float32Array, Step
 
-_GENAI = "genai_config.json"
-_KINDS = ("key", "value")
 _TOOLS = ("specplug", "onnx-ir", "onnxruntime")
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What a folder's configuration says of its graph, whichever tool wrote it."""
-
-    graph: str
-    architecture: str
-    max_positions: int
-    end_tokens: dict[str, Any]
-    """What it says of them, by file, beside the files that every folder may have."""
-    head_size: int | None
-    """None: the graph itself says it."""
-    cache_names: tuple[tuple[str, str], ...]
-    """Names of layer N's past and present, with %d for N: keys, then values."""
-    config: str
-    """The file that says so."""
+_HALF_TOLERANCE = 2e-2
+"""In place of :data:`specplug.export.measuring.PARITY_TOLERANCE`: calls of another width sum in
+another order, and round to eleven bits."""
 
 
 def export_onnx(
@@ -85,9 +81,9 @@ def export_onnx(
         ParityError: the bundle's graph does not reproduce the one it was made of.
     """
     folder = Path(folder)
-    settings = _read_settings(folder)
+    settings = read_settings(folder)
     report(f"reading {folder.name}")
-    model = _read_graph(folder / settings.graph, settings)
+    model = read_graph(folder, settings)
     tokenizer = folder_tokenizer(folder, _vocab_size(model), settings.end_tokens)
     with staged(Path(output), replace=force) as stage:
         text = Path(quality_text) if quality_text else None
@@ -107,14 +103,14 @@ def onnx_tokenizer(folder: Path) -> SourceTokenizer | None:
     Raises:
         ExportError: it cannot be read.
     """
-    settings = _read_settings(folder)
-    model = _read_graph(folder / settings.graph, settings)
+    settings = read_settings(folder)
+    model = read_graph(folder, settings)
     return folder_tokenizer(folder, _vocab_size(model), settings.end_tokens)
 
 
 def _write_component(
     folder: Path,
-    settings: _Settings,
+    settings: Settings,
     model: Any,
     tokenizer: SourceTokenizer | None,
     quality_text: Path | None,
@@ -122,6 +118,8 @@ def _write_component(
     report: Callable[[str], None],
 ) -> Component:
     layout, vocab_size = graphs.cache_layout(model), _vocab_size(model)
+    data = {str(tensor.location) for tensor in external_tensors(model)}
+    precision, parameters = _precision(model), _parameters(model)
     appending = not attention_nodes(model.graph)
     longest = settings.max_positions - 1  # a padded attention row takes one
     sample = take_sample(encoder(tokenizer), vocab_size, longest, quality_text)
@@ -132,10 +130,16 @@ def _write_component(
     try:
         # As it came, but for the names of its cache; both kinds can be run by appending.
         graphs.save(model, work / "graph")
-        original = OrtConcatEngine(
-            work / "graph" / graphs.GRAPH, cache=layout, options=EngineOptions(), **size
-        )
-        reference = _write_reference(original, sample, work / "reference.f32")
+        try:
+            original = OrtConcatEngine(
+                work / "graph" / graphs.GRAPH, cache=layout, options=EngineOptions(), **size
+            )
+            reference = _write_reference(original, sample, work / "reference.f32")
+        except EngineError as error:
+            raise ExportError(
+                f"{settings.graph} does not run on ONNX Runtime's CPU provider as it is: "
+                f"{first_line(error)}"
+            ) from error
         report("writing the target")
         _shape(model, appending)
         layout = graphs.cache_layout(model)
@@ -144,8 +148,12 @@ def _write_component(
         make = OrtConcatEngine if appending else OrtEngine
         path = f"target/{graphs.GRAPH}"
         engine = make(stage / path, cache=layout, options=EngineOptions(), **size)
-        parity = measuring.check_parity(engine, reference)
+        half = layout.dtype == "float16"
+        tolerance = _HALF_TOLERANCE if half else measuring.PARITY_TOLERANCE
+        parity = measuring.check_parity(engine, reference, tolerance)
         min_width = measuring.measure_min_width(engine, sample.tokens)
+        if half:  # as in export.exporter: one row takes another kernel
+            min_width = max(min_width, 2)
         quality = measuring.measure_quality(engine, reference)
         engine.close()
     finally:
@@ -153,8 +161,8 @@ def _write_component(
     return Component(
         dialect="concat" if appending else "ort",
         architecture=settings.architecture,
-        precision=_precision(model),
-        parameters=_parameters(model),
+        precision=precision,
+        parameters=parameters,
         graph=path,
         files=[
             describe_file(stage, str(file.relative_to(stage)))
@@ -168,99 +176,10 @@ def _write_component(
         quality=quality,
         provenance=write_provenance(
             folder.name,
-            {
-                file.name: file_sha256(file)
-                for file in sorted(folder.glob("*.onnx*"))
-                if file.name.startswith(settings.graph)
-            },
+            {name: file_sha256(folder / name) for name in sorted({settings.graph, *data})},
             _TOOLS,
         ),
     )
-
-
-# --- reading -----------------------------------------------------------------------------------
-
-
-def _read_settings(folder: Path) -> _Settings:
-    try:
-        if (folder / _GENAI).is_file():
-            return _genai_settings(json.loads((folder / _GENAI).read_bytes()))
-        if (folder / "config.json").is_file():
-            return _optimum_settings(json.loads((folder / "config.json").read_bytes()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{folder}'s configuration cannot be read: {error!r}") from error
-    raise ExportError(
-        f"{folder} has neither a {_GENAI} nor a config.json: give the folder that Optimum or "
-        "onnxruntime-genai's builder wrote"
-    )
-
-
-def _genai_settings(config: dict[str, Any]) -> _Settings:
-    model = config["model"]
-    decoder = model["decoder"]
-    names = tuple(
-        (decoder["inputs"][f"past_{kind}_names"], decoder["outputs"][f"present_{kind}_names"])
-        for kind in _KINDS
-    )
-    return _Settings(
-        graph=decoder["filename"],
-        architecture=model["type"],
-        max_positions=int(model["context_length"]),
-        end_tokens={_GENAI: model.get("eos_token_id")},
-        head_size=int(decoder["head_size"]),
-        cache_names=names,
-        config=_GENAI,
-    )
-
-
-def _optimum_settings(config: dict[str, Any]) -> _Settings:
-    positions = config.get("max_position_embeddings") or config["n_positions"]
-    return _Settings(
-        graph="model.onnx",
-        architecture=config["model_type"],
-        max_positions=int(positions),
-        end_tokens={},
-        head_size=None,
-        cache_names=tuple((f"past_key_values.%d.{kind}", f"present.%d.{kind}") for kind in _KINDS),
-        config="config.json",
-    )
-
-
-def _read_graph(path: Path, settings: _Settings) -> Any:
-    """The graph, its cache under our names.
-
-    Raises:
-        ExportError: not there, or not a decoder with a cache.
-    """
-    if not path.is_file():
-        raise ExportError(
-            f"{path} is missing: export with a cache (task text-generation-with-past)"
-        )
-    try:
-        model = ir.load(path)
-    except Exception as error:  # a damaged file can make the reader raise anything
-        raise ExportError(f"{path} cannot be read as ONNX: {error}") from error
-    graph = model.graph
-    for value in graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
-            raise ExportError(f"{path.name} keeps weights in {tensor.location}, which is missing")
-    values = {value.name: value for value in [*graph.inputs, *graph.outputs]}
-    layers = 0
-    while settings.cache_names[0][0] % layers in values:
-        for (past, present), kind in zip(settings.cache_names, _KINDS, strict=True):
-            cache = values[past % layers]
-            if settings.head_size is not None:
-                cache.shape = ir.Shape([*cache.shape[:3], settings.head_size])
-            cache.name = f"past_key_values.{layers}.{kind}"
-            values[present % layers].name = f"present.{layers}.{kind}"
-        layers += 1
-    if not layers or "input_ids" not in values or "logits" not in values:
-        raise ExportError(
-            f"{path.name} has inputs {', '.join(list(values)[:4])}, …: need input_ids, logits and "
-            f"a cache named {settings.cache_names[0][0]}, as {settings.config} has it"
-        )
-    return model
 
 
 def _write_reference(engine: OrtConcatEngine, sample: Sample, path: Path) -> measuring.Reference:
@@ -279,13 +198,16 @@ def _write_reference(engine: OrtConcatEngine, sample: Sample, path: Path) -> mea
 
 def _shape(model: Any, appending: bool) -> None:
     """Our passes, as far as they fit."""
-    passes = [ScoresFrom()] if appending else [ExplicitLengths(), ScoresFrom(), FuseSilu()]
-    if not appending:
-        passes += [PackGateUp(), PadAttention()] if _precision(model) != "fp32" else [PackGateUp()]
-    ir.passes.Sequential(*passes)(model)
+    half = graphs.cache_layout(model).dtype == "float16"
+    passes = [ScoresFrom()] if appending else [ExplicitLengths(), ScoresFrom()]
+    if not appending and not half:  # whose steps are rounded as its maker wrote them
+        passes += [FuseSilu(), PackGateUp()]
+    if not appending and (half or _precision(model) != "fp32"):
+        passes += [PadAttention()]
+    ir.passes.Sequential(*passes, SingleLogits())(model)
 
 
-def _precision(model: Any) -> Literal["fp32", "int4", "int8", "w8a8"]:
+def _precision(model: Any) -> Literal["fp32", "fp16", "int4", "int8", "w8a8"]:
     bits = {
         node.attributes["bits"].value if "bits" in node.attributes else 4
         for node in model.graph
@@ -294,21 +216,34 @@ def _precision(model: Any) -> Literal["fp32", "int4", "int8", "w8a8"]:
     if bits:
         return "int4" if 4 in bits else "int8"
     integer = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
-    return "w8a8" if any(node.op_type in integer for node in model.graph) else "fp32"
+    if any(node.op_type in integer for node in model.graph):
+        return "w8a8"
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    sizes = {dtype: sum(t.size for t in tensors if t.dtype == dtype) for dtype in FLOATS}
+    return "fp16" if sizes[ir.DataType.FLOAT16] > sizes[ir.DataType.FLOAT] else "fp32"
 
 
 def _vocab_size(model: Any) -> int:
     logits = next(value for value in model.graph.outputs if value.name == "logits")
-    last = logits.shape[2] if logits.shape is not None else None
-    if not isinstance(last, int):
-        raise ExportError("the graph does not say how many logits it gives: fix logits' last size")
-    return last
+    return int(logits.shape[2])
 
 
 def _parameters(model: Any) -> int:
-    """Elements of the weights; those packed into 4 bits count twice."""
-    return sum(
-        math.prod(value.shape) * (2 if value.dtype == ir.DataType.UINT8 else 1)
-        for value in model.graph.initializers.values()
-        if value.dtype in (ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT8)
-    )
+    """How many weights the graph's products, tables and norms hold, each once."""
+    found: dict[str, int] = {}
+    for node in model.graph:
+        weights = [value for value in node.inputs if value is not None and value.is_initializer()]
+        if node.op_type == "MatMulNBits":  # by its scales, which a table may share with it
+            found[node.inputs[2].name] = node.attributes["K"].value * node.attributes["N"].value
+        elif node.op_type == "GatherBlockQuantized":
+            block = node.attributes["block_size"].value if "block_size" in node.attributes else 128
+            found[node.inputs[2].name] = int(node.inputs[2].const_value.size) * block
+        elif node.op_type not in ("GroupQueryAttention", "RotaryEmbedding", "Reshape"):
+            for value in weights[: 1 if node.op_type == "DequantizeLinear" else None]:
+                if value.const_value.dtype in _WEIGHTS and value.const_value.size > 1:
+                    found[value.name] = int(value.const_value.size)
+    return sum(found.values())
+
+
+_INTEGERS = {ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT4, ir.DataType.INT4}
+_WEIGHTS = {*FLOATS, *_INTEGERS}

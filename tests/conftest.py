@@ -120,7 +120,7 @@ def tiny_bundles(tiny_source: Path, made_once: Made) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def foreign_bundles(made_once: Made) -> dict[str, Path]:
     """Bundles of the graphs that other tools made, by tool and precision."""
-    names = ("optimum", "genai-fp32", "genai-int4")
+    names = ("optimum", "genai-fp32", "genai-fp16", "genai-int4")
 
     def export(folder: Path) -> None:
         for name in names:

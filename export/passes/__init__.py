@@ -18,6 +18,7 @@ from specplug.export.passes.quantize_nbits import QuantizeNBits
 from specplug.export.passes.quantize_w8a8 import QuantizeW8A8
 from specplug.export.passes.rotate_outside import RotateOutside
 from specplug.export.passes.scores_from import ScoresFrom
+from specplug.export.passes.single_logits import SingleLogits
 from specplug.export.passes.skip_layers import SkipLayers
 from specplug.export.passes.source_attention import SourceAttention
 from specplug.export.passes.standard_attention import StandardAttention
@@ -40,6 +41,7 @@ __all__ = [
     "QuantizeW8A8",
     "RotateOutside",
     "ScoresFrom",
+    "SingleLogits",
     "SkipLayers",
     "SourceAttention",
     "StandardAttention",

@@ -17,7 +17,7 @@ environment() {
 environment optimum optimum-onnx==0.1.0 onnxruntime onnx
 environment genai -c constraints.txt onnxruntime-genai==0.18.0 onnxruntime transformers onnx onnx-ir
 
-rm -rf "$work/checkpoint" "$here"/{optimum,genai-fp32,genai-int4}
+rm -rf "$work/checkpoint" "$here"/{optimum,genai-fp32,genai-int4,genai-fp16}
 PYTHONPATH=tests .venv/bin/python - "$work/checkpoint" <<'PY'
 import sys
 from pathlib import Path
@@ -37,3 +37,6 @@ for precision in fp32 int4; do
     -o "$here/genai-$precision" -p "$precision" -e cpu -c "$work/cache" \
     --extra_options int4_accuracy_level=4 int4_block_size=32
 done
+# In fp16 as for GPUs: its graph for cpu in fp16 is one that onnxruntime-genai does not run itself.
+"$work/genai/bin/python" -m onnxruntime_genai.models.builder -m tiny -i "$work/checkpoint" \
+  -o "$here/genai-fp16" -p fp16 -e cuda -c "$work/cache"
