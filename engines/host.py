@@ -15,7 +15,8 @@ class HostScores:
     def __init__(
         self, logits: Float32Array, hidden: Mapping[str, Float32Array] | None = None
     ) -> None:
-        self._logits = logits
+        self._logits = logits.view()
+        self._logits.flags.writeable = False  # drafters look at it before the verdict
         self._hidden = hidden
         self._best: Int64Array | None = None
 
@@ -26,7 +27,7 @@ class HostScores:
         return self._best
 
     def logits(self) -> Float32Array:
-        """The array itself."""
+        """The array itself, not to be written to."""
         return self._logits
 
     def hidden(self, name: str) -> Float32Array:

@@ -205,9 +205,9 @@ def describe(hint: Any) -> str:
         return _CALLED[hint]
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(describe, inner)))
+        return _either([*dict.fromkeys(map(describe, inner))])
     if origin is Literal:
-        return " or ".join(map(str, inner))
+        return _either([str(value) for value in inner])
     if origin in (Sequence, list, tuple):
         return f"a sequence of {describe(inner[0])}" if inner else "a sequence"
     if origin in (Mapping, dict):
@@ -217,15 +217,15 @@ def describe(hint: Any) -> str:
     return f"a {getattr(origin or hint, '__name__', hint)}"
 
 
+def _either(words: list[str]) -> str:
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
 # --- dataclasses and functions ----------------------------------------------------------------
 
 
-def check_fields(options: Any, ranges: Iterable[Range] = ()) -> None:
-    """Check a dataclass's values, from its ``__post_init__``.
-
-    Args:
-        options: the dataclass.
-        ranges: see :func:`check_ranges`; looked at once all values have the right type.
+def check_types(options: Any) -> None:
+    """Check the types of a dataclass's values, from its ``__post_init__``.
 
     Raises:
         ValueError: naming the field, its value and what it must be.
@@ -234,7 +234,6 @@ def check_fields(options: Any, ranges: Iterable[Range] = ()) -> None:
     for name, hint in _hints(kind).items():
         if not _accepts(getattr(options, name), hint):
             check_value(name, getattr(options, name), hint)
-    check_ranges(options, ranges)
 
 
 def check_ranges(options: Any, ranges: Iterable[Range]) -> None:

@@ -79,8 +79,10 @@ class Context:
 
     @property
     def tokens(self) -> Int64Array:
-        """The prompt's and the answer's so far, i64[length]."""
-        return self._tokens[: self.length]
+        """The prompt's and the answer's so far, i64[length], not to be written to."""
+        found = self._tokens[: self.length]
+        found.flags.writeable = False  # drafters and processors see it
+        return found
 
     @property
     def room(self) -> int:

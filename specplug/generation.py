@@ -20,6 +20,7 @@ from specplug.ends import check_ends
 from specplug.grammar import Grammar
 from specplug.logprobs import LogprobsMode, TokenLogprobs
 from specplug.prompts import PromptOptions
+from specplug.proposals import drafting, propose
 from specplug.sampler import Sampler
 from specplug.sampling import SamplingParams
 from specplug.stats import SpeculationStats
@@ -307,7 +308,8 @@ class Generation:
         if self.speculation:
             self._drafter = drafter
             self.stats.draft_length = draft_length
-        self._drafter.reset(self.request)
+        with drafting(self._drafter, "reset"):
+            self._drafter.reset(self.request)
 
     def start_clock(self) -> None:
         """The request comes now, and not when its arguments were checked."""
@@ -346,17 +348,21 @@ class Generation:
         if budget is None:
             return Proposal()
         started = time.perf_counter()
-        try:
-            proposal = self._drafter.propose(self.context.tokens, budget)
-        except ValueError:  # no token may follow a draft: the target will say so if it gets there
-            proposal = Proposal()
+        proposal = propose(
+            self._drafter,
+            self.context.tokens,
+            budget,
+            vocab_size=self._sampler.vocab_size,
+            drawn=self._sampler.draws,
+        )
         self._reading_seconds = self._drafter.reading_seconds
         self.draft_seconds = time.perf_counter() - started - self._reading_seconds
         return proposal
 
     def observe(self, past: int, tokens: Sequence[int], scores: Scores) -> None:
         """The target has read tokens, of which the committed ones are told to the drafter."""
-        self._drafter.observe(past, tokens[: self.context.length - past], scores)
+        with drafting(self._drafter, "observe"):
+            self._drafter.observe(past, tokens[: self.context.length - past], scores)
 
     def judge(self, scores: Scores, proposal: Proposal) -> Verdict:
         """What the acceptance rule makes of it, given the scores of the last committed token and
@@ -395,7 +401,8 @@ class Generation:
         made = context.commit(tokens, _own(proposal, verdict), logprobs)
         committed = [token.id for token in made]
         started = time.perf_counter()
-        self._drafter.commit(Outcome(after, proposal, verdict, committed, scores))
+        with drafting(self._drafter, "commit"):
+            self._drafter.commit(Outcome(after, proposal, verdict, committed, scores))
         self.draft_seconds += time.perf_counter() - started
         self._count(len(proposal), made, target_seconds)
         self.finish_reason = context.finish_reason
@@ -422,8 +429,11 @@ class Generation:
 
     def end(self) -> None:
         """No more rounds."""
-        self._drafter.finish(self.request, self.context.tokens)
-        self._drafter = NoDrafter()
+        try:
+            with drafting(self._drafter, "finish"):
+                self._drafter.finish(self.request, self.context.tokens)
+        finally:
+            self._drafter = NoDrafter()
 
     # --- the prompt's own tokens, if they are wanted ------------------------------------------
 

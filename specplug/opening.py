@@ -8,7 +8,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
-from specplug.arguments import check_fields, check_keywords, check_options, check_value, checked
+from specplug.arguments import (
+    check_keywords,
+    check_options,
+    check_ranges,
+    check_types,
+    check_value,
+    checked,
+)
 from specplug.bundle import Bundle, Component
 from specplug.drafters import (
     DRAFTERS,
@@ -70,7 +77,8 @@ class EngineOptions:
     """The target, for a draft that is the target itself and may share its cache."""
 
     def __post_init__(self) -> None:
-        check_fields(
+        check_types(self)
+        check_ranges(
             self,
             (
                 ("engine", "the name of an engine", self.engine != ""),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from specplug.logprobs import LogprobsMode, TokenLogprobs, log_softmax, token_lo
 from specplug.noise import Noise, Purpose
 from specplug.sampling import (
     Distribution,
+    NothingLeftError,
     SamplingParams,
     distribution,
     nothing_left,
@@ -33,8 +35,27 @@ from specplug.types import (
     Int64Array,
     Proposal,
     Scores,
+    SpecplugError,
     Verdict,
 )
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _after_drafts(choose: Callable[P, R]) -> Callable[P, R]:
+    """What goes wrong after drafted tokens, in a processor, say, is told if the text gets there."""
+
+    @wraps(choose)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return choose(*args, **kwargs)
+        except SpecplugError:
+            raise
+        except Exception as error:
+            raise NothingLeftError(str(error)) from error
+
+    return call
 
 
 class Sampler:
@@ -78,6 +99,7 @@ class Sampler:
 
     # --- the draft's choice -----------------------------------------------------------------------
 
+    @_after_drafts
     def draft(
         self, scores: Scores, context: Int64Array, drafted: Sequence[int]
     ) -> tuple[int, Float64Array | None]:
@@ -87,6 +109,9 @@ class Sampler:
             scores: of the draft model; the first row is looked at.
             context: the committed tokens, i64[n].
             drafted: those drafted so far this round.
+
+        Raises:
+            NothingLeftError: none may follow these: a rule, the grammar or a processor says so.
         """
         if self._plain(len(context) + len(drafted)):
             best = int(scores.argmax()[0, 0])
@@ -101,6 +126,7 @@ class Sampler:
             return self._choose(logits, history), None
         return self._drawn(logits, history, len(context))
 
+    @_after_drafts
     def drafts(
         self,
         logits: Float32Array,
@@ -170,6 +196,11 @@ class Sampler:
         if self.params.acceptance == "block":
             return self._judge_block(rows, history, proposal)
         return self._judge_rejection(rows, history, proposal)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the rule asks what drafted tokens were drawn from."""
+        return not self._matching
 
     @property
     def branching(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from specplug.arguments import check_ranges, check_types
 from specplug.types import Float32Array, Float64Array, Int64Array
 
 Acceptance = Literal["coupled", "rejection", "block"]
@@ -23,7 +24,8 @@ Processor = Callable[[Int64Array, Float32Array], Float32Array]
 """A custom processor: tokens so far i64[n], prompt included, and logits f32[V] to other logits.
 
 It is called for drafted positions, too, with the drafts before them among the tokens, in any order
-and perhaps more than once for a position: the result may depend on its arguments alone."""
+and perhaps more than once for a position: the result may depend on its arguments alone. It may not
+write to the tokens; a result of another shape is a ``ValueError``."""
 
 _CHUNK = 128  # of the vocabulary; bounds the search for the k-th largest
 _FLOORS = (2**-4, 2**-8, 2**-12, 2**-16, 0.0)  # of what top-p sorts
@@ -86,7 +88,12 @@ class SamplingParams:
     """The rule by which drafts are accepted when temperature > 0."""
 
     def __post_init__(self) -> None:
-        for name, allowed, good in (
+        check_types(self)
+        for name in ("banned_tokens", "allowed_token_ids"):
+            value = getattr(self, name)
+            if isinstance(value, np.ndarray | Set):
+                object.__setattr__(self, name, tuple(map(int, value)))
+        ranges = (
             ("temperature", ">= 0", 0 <= self.temperature < math.inf),
             ("temperature", f"0, or {_SCALES}", not self.temperature or _scales(self.temperature)),
             ("top_k", ">= 0", self.top_k >= 0),
@@ -102,9 +109,8 @@ class SamplingParams:
             ("no_repeat_ngram", ">= 0", self.no_repeat_ngram >= 0),
             ("seed", "in [0, 2**64)", 0 <= self.seed < 1 << 64),
             ("acceptance", "coupled, rejection or block", self.acceptance in _RULES),
-        ):
-            if not good:
-                raise ValueError(f"{name} {getattr(self, name)!r}: it must be {allowed}")
+        )
+        check_ranges(self, ranges)
         for token, bias in self.logit_bias.items():
             if not _shifts(bias):
                 raise ValueError(
@@ -313,7 +319,14 @@ def shape_logits(
         logits[:] = -np.inf
         logits[forced] = 0
     for processor in params.processors:
-        logits = np.asarray(processor(history, logits), dtype=np.float32)
+        made = np.asarray(processor(history, logits))
+        if made.shape != logits.shape or made.dtype.kind not in "fiu":
+            raise ValueError(
+                f"processor {getattr(processor, '__qualname__', type(processor).__name__)} gave "
+                f"{made.dtype} {list(made.shape)} for logits f32 [{len(logits)}]: it must keep "
+                "their shape"
+            )
+        logits = made.astype(np.float32, copy=False)
     return logits
 
 
@@ -356,9 +369,13 @@ def distribution(logits: Float32Array, params: SamplingParams) -> Distribution:
     return Distribution(weights, tokens, len(logits))
 
 
-def nothing_left(largest: np.floating[Any]) -> ValueError:
+class NothingLeftError(ValueError):
+    """No token may come next."""
+
+
+def nothing_left(largest: np.floating[Any]) -> NothingLeftError:
     """The error for a row whose largest logit is not finite."""
-    return ValueError(
+    return NothingLeftError(
         f"no token is left to choose from (largest logit {largest}): bans, forced tokens, the "
         "grammar or processors exclude them all, or the engine's logits are not finite"
     )

@@ -305,7 +305,23 @@ class Drafter:
     """Of the latest proposal's time, what reading the context took: later ones are spared it."""
 
     def propose(self, context: Int64Array, budget: Budget) -> Proposal:
-        """Tokens expected to follow ``context``, i64[n], as many as the budget has; maybe none."""
+        """Tokens expected to follow ``context``, i64[n], as many as the budget has; maybe none.
+
+        The loop trusts none of them. What is more than the budget allows is cut: a tree where
+        ``budget.branching`` is false to each token's first continuation, then all to
+        ``budget.most`` tokens. What is wrong in the rest is refused: token ids outside the
+        target's vocabulary; parents that do not come before; siblings of one id; parts of other
+        lengths; chances outside [0, 1]; and, where the acceptance rule reads them, probabilities
+        that are no distribution over the vocabulary, give the drawn token no chance or an earlier
+        sibling any.
+
+        Args:
+            context: the committed tokens; not to be written to.
+            budget: of the round.
+
+        An exception ends the generation with a :class:`DrafterError` that names the drafter, as a
+        refused proposal does.
+        """
         return Proposal()
 
     def observe(self, past: int, tokens: Sequence[int], scores: Scores) -> None:
