@@ -108,8 +108,8 @@ def check_drafter(name: object) -> None:
     check_value("drafter", name, str)
     if name not in DRAFTERS:
         near = difflib.get_close_matches(str(name), DRAFTERS, n=1)
-        meant = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"drafter {name!r}: {meant}it must be one of {', '.join(DRAFTERS)}")
+        meant = f": did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"drafter {name!r} is none of {', '.join(DRAFTERS)}{meant}")
 
 
 def check_part_options(call: str, drafter: str, options: Mapping[str, Any]) -> None:
