@@ -93,7 +93,7 @@ def test_openers_name_the_nearest_keyword(tmp_path: Path) -> None:
 
 
 def test_a_drafter_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="drafter 'sufix' is none of .*: did you mean 'suffix'"):
+    with pytest.raises(ValueError, match=r"drafter 'sufix' is none of .*: did you mean 'suffix'"):
         make_drafter("sufix")
     with pytest.raises(ValueError, match="drafter 5: it must be text"):
         make_drafter(5)  # type: ignore[arg-type]
