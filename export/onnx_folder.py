@@ -164,6 +164,7 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
 
 
 def _optimum_settings(config: Mapping[str, Any]) -> Settings:
+    config = {key: value for key, value in config.items() if key in OPTIMUM_KEYS}
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if not positions:
         raise ExportError(

@@ -231,11 +231,12 @@ def _class_defaults(
 
 
 def _with_tokenizer_json(folder: Path, found: str, settings: Mapping[str, Any], made: Path) -> Path:
-    """A folder with a ``tokenizer.json`` that neither shortens nor pads, and its companions."""
+    """A folder with a ``tokenizer.json`` that neither shortens nor pads, and what adds to it.
+
+    Of ``tokenizer_config.json`` the keys of :data:`SETTINGS` and the names of special tokens.
+    """
     if found == "tokenizer.json":
         content = read_json(folder / found)
-        if not (content.get("truncation") or content.get("padding")):
-            return folder
         # The token that fills up would otherwise become a special one.
         text = json.dumps(content | {"truncation": None, "padding": None})
     else:
@@ -246,4 +247,7 @@ def _with_tokenizer_json(folder: Path, found: str, settings: Mapping[str, Any], 
             shutil.copyfile(folder / name, made / name)
         elif (folder / name).is_dir():
             shutil.copytree(folder / name, made / name)
+    if settings:
+        kept = {k: v for k, v in settings.items() if k in SETTINGS or k.endswith("_token")}
+        (made / "tokenizer_config.json").write_text(json.dumps(kept), encoding="utf-8")
     return made

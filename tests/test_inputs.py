@@ -16,8 +16,10 @@ from specplug.export import (
     configs,
     folders,
     harmless,
+    onnx_folder,
     quantized,
     speculators,
+    tokenizer_files,
     tokenizer_folder,
 )
 from specplug.generation import CallOptions
@@ -106,6 +108,31 @@ def test_hugging_face_folders() -> None:
     assert f"compressed-tensors' formats are {', '.join(compressed.FORMATS)}." in text
     read = {*tokenizer_folder.VOCABULARIES, *tokenizer_folder.COMPANIONS}
     assert read - {*folders.FILES, *folders.TOKENIZER_FILES} == {"additional_chat_templates"}
+
+
+def test_exported_graphs() -> None:
+    tables = [
+        onnx_folder.GENAI_KEYS,
+        onnx_folder.GENAI_HARMLESS,
+        onnx_folder.OPTIMUM_KEYS,
+        onnx_folder.INPUTS,
+    ]
+    for number, table in enumerate(tables):
+        assert listed("Exported graphs", number) == set(table), number
+
+
+def test_tokenizers() -> None:
+    tables = [
+        tokenizer_folder.VOCABULARIES,
+        tokenizer_folder.COMPANIONS,
+        tokenizer_folder.UNREADABLE,
+        tokenizer_folder.SETTINGS,
+    ]
+    for number, table in enumerate(tables):
+        assert listed("Tokenizers", number) == set(table), number
+    assert tokenizer_files.BUILDERS.keys() == tokenizer_folder.VOCABULARIES.keys() - {
+        "tokenizer.json"
+    }
 
 
 def test_draft_heads() -> None:

@@ -450,3 +450,21 @@ def test_sentencepiece_models(kind: str, options: dict[str, Any], tmp_path: Path
 
     agree()
     assert ours.stop_token_ids == (judge.eos_id(),)
+
+
+def test_other_keys_change_nothing(tmp_path: Path) -> None:
+    """Nor do they name files, objects or limits of the tokenizer."""
+    others = {
+        "model_max_length": 5,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": True,
+        "fast_tokenizer_files": ["tokenizer.4.0.0.json"],
+        "init_inputs": ["x"],
+        "tokenizer_truncation": {"max_length": 3, "stride": 0, "strategy": "x", "direction": "y"},
+        "post_processor": "x",
+        "vocab_file": "/nowhere",
+        "backend": "mistral",
+        "auto_map": {"AutoTokenizer": ["tokenization.Own", None]},
+    }
+    plain = folder_tokenizer(write_folder(tmp_path / "a", byte_level()), VOCAB)
+    assert folder_tokenizer(write_folder(tmp_path / "b", byte_level(), **others), VOCAB) == plain
