@@ -23,6 +23,7 @@ from specplug.export import (
     tokenizer_folder,
 )
 from specplug.generation import CallOptions
+from specplug.integrations.transformers import fields as configuration
 from specplug.integrations.triton import asking
 from specplug.integrations.triton.repository import INPUTS, SETTINGS
 from specplug.tuning import TunedCosts, Tuning
@@ -174,3 +175,8 @@ def test_triton() -> None:
     # Callables cannot be sent; there are no outputs for log-probabilities.
     own = {"sampling", "cancelled", "processors"}
     assert missing == own | {"logprobs", "logprobs_mode", "prompt_logprobs"}
+
+
+def test_transformers() -> None:
+    known = {*configuration.HONOURED, *configuration.REFUSED, *configuration.WITHOUT_EFFECT}
+    assert listed("transformers") == known

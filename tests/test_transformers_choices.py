@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers.generation import logits_process as processing
 
 from specplug import EngineError
-from specplug.integrations.transformers import speculate
+from specplug.integrations.transformers import fields, speculate
 from specplug.integrations.transformers.choosing import sampling_params
 from specplug.sampling import distribution, shape_logits
 from tests_support.generating import FAST, PAD, prompts
@@ -132,6 +132,7 @@ def test_several_answers_to_a_prompt_differ(model: Any) -> None:
         ({"prompt_lookup_num_tokens": 3}, "generation mode assisted_generation"),
         ({"return_dict_in_generate": True, "output_scores": True}, "output_scores"),
         ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states"),
+        ({"speculation_type": "dflash"}, "speculation_type 'dflash'"),
         ({"guidance_scale": 1.5}, "UnbatchedClassifierFreeGuidanceLogitsProcessor remembers"),
         ({"encoder_repetition_penalty": 1.5}, "EncoderRepetitionPenaltyLogitsProcessor"),
         ({"past_key_values": transformers.DynamicCache()}, "past_key_values"),
@@ -149,6 +150,27 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     given = prompts(9, 9) | {"max_new_tokens": 4, "pad_token_id": PAD} | options
     with pytest.raises(ValueError, match=message):
         model.generate(**given, custom_generate=speculate(**FAST))
+
+
+def test_every_field_of_a_configuration_is_known() -> None:
+    known = [*fields.HONOURED, *fields.REFUSED, *fields.WITHOUT_EFFECT]
+    assert len(known) == len(set(known))
+    named = {name for name in vars(transformers.GenerationConfig()) if not name.startswith("_")}
+    assert set(known) == named
+
+
+def test_an_option_of_a_later_transformers_is_refused(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Later(transformers.GenerationConfig):
+        def __init__(self, **more: Any) -> None:
+            super().__init__(**more)
+            self.shuffle_tokens = more.get("shuffle_tokens")
+
+    monkeypatch.setattr(fields, "GenerationConfig", Later)
+    fields.check_fields(Later())
+    with pytest.raises(ValueError, match="shuffle_tokens True: this specplug does not know"):
+        fields.check_fields(Later(shuffle_tokens=True))
 
 
 def test_an_assistant_model_is_refused(model: Any) -> None:

@@ -83,6 +83,8 @@ def test_the_number_of_drafts_may_be_automatic(model: Any) -> None:
         {"suppress_tokens": list(range(60))},
         {"begin_suppress_tokens": list(range(100))},
         {"forced_eos_token_id": EOS},
+        {"forced_bos_token_id": 7},
+        {"watermarking_config": {"greenlist_ratio": 0.4, "bias": 3.0}},
         {"exponential_decay_length_penalty": (3, 1.5), "eos_token_id": EOS},
         {"prefix_allowed_tokens_fn": lambda row, ids: [row, row + 9, int(ids[-1]) // 2]},
         {"logits_processor": [processing.TopKLogitsWarper(3), lambda ids, scores: scores.roll(1)]},

@@ -27,6 +27,7 @@ from specplug.drafters import OF_A_BUNDLE
 from specplug.generation import DraftTokens
 from specplug.history import History
 from specplug.integrations.transformers.choosing import check_processors, sampling_params
+from specplug.integrations.transformers.fields import check_fields
 from specplug.integrations.transformers.kept import Settings, decoder_of, kept
 from specplug.opening import check_drafter
 from specplug.sampling import SamplingParams
@@ -269,6 +270,7 @@ def _check(
         raise ValueError(f"{type(model).__name__} is an encoder and a decoder: not supported")
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() first")
+    check_fields(config)
     mode = config.get_generation_mode(_of_generate("assistant_model"))
     if mode not in _MODES:
         raise ValueError(
