@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from specplug.export.gguf_file import Tensor, read_gguf
-from specplug.export.gguf_keys import check_keys
+from specplug.export.gguf_keys import check_keys, check_kind
 from specplug.export.gguf_rotation import FREQUENCIES, rope_parameters
 from specplug.export.gguf_vocabulary import gguf_tokenizer
 from specplug.export.lazy import LazyTensor
@@ -64,6 +64,7 @@ def open_gguf(path: Path) -> Source:
     """
     file = read_gguf(path)
     metadata, tensors = file.metadata, dict(file.tensors)
+    check_kind(metadata, path.name)
     architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise ExportError(
@@ -117,6 +118,10 @@ def _config(
     check_keys(metadata, architecture, shape, name)
     if "token_embd.weight" not in tensors:
         raise ValueError("tensor token_embd.weight is missing")
+    rows = tensors["token_embd.weight"].shape[0]
+    tokens = len(metadata.get("tokenizer.ggml.tokens", ()))
+    if tokens > rows:
+        raise ValueError(f"tokenizer.ggml.tokens has {tokens}, and token_embd.weight {rows} rows")
     biased = [
         any(tensor.endswith(f".{part}.bias") for part in parts for tensor in tensors)
         for parts in (_ATTENTION, _FEED_FORWARD)
@@ -126,7 +131,7 @@ def _config(
         options["mlp_bias"] = biased[1]
     return transformers.AutoConfig.for_model(
         architecture,
-        vocab_size=tensors["token_embd.weight"].shape[0],
+        vocab_size=rows,
         hidden_size=hidden,
         intermediate_size=get("feed_forward_length"),
         num_hidden_layers=get("block_count"),

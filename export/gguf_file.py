@@ -184,7 +184,7 @@ class _Reader:
             row = shape[-1] // block * block_bytes
             sizes[name] = (kind, row, start + offset, row * int(np.prod(shape[:-1], dtype=object)))
             end = -(-(offset + sizes[name][3]) // alignment) * alignment
-        last = max((place + size for _, _, place, size in sizes.values()), default=start)
+        last = max((place + size for _, _, place, size in sizes.values()), default=0)
         if last > len(self.data):
             missing = last - len(self.data)
             raise _CutOffError(f"{missing:,} of its {last:,} bytes are missing at its end")

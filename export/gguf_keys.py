@@ -132,6 +132,25 @@ TOKENIZER_NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Keys under ``tokenizer.`` with the values that change nothing."""
 
 
+def check_kind(metadata: Mapping[str, Any], name: str) -> None:
+    """Refuse a file that is not a whole model.
+
+    Raises:
+        ExportError: it is a part, an adapter, or something else than a model.
+    """
+    parts = metadata.get("split.count", 1)
+    if parts > 1:
+        raise ExportError(
+            f"{name} is one of {parts} parts of a model: join them with llama.cpp's "
+            "llama-gguf-split --merge"
+        )
+    kind = metadata.get("general.type", "model")
+    if kind == "adapter" or any(key.startswith("adapter.") for key in metadata):
+        raise ExportError(f"{name} is an adapter: merge it into its model first")
+    if kind != "model":
+        raise ExportError(f"{name} has general.type = {kind!r}, and only 'model' is read")
+
+
 def check_keys(metadata: Mapping[str, Any], architecture: str, shape: Shape, name: str) -> None:
     """Refuse what would make another model or tokenizer than the one that is read.
 
@@ -165,9 +184,3 @@ def check_keys(metadata: Mapping[str, Any], architecture: str, shape: Shape, nam
                 refuse(key, "it is not known")
             if value not in TOKENIZER_NEUTRAL[rest]:
                 refuse(key, f"only {TOKENIZER_NEUTRAL[rest][0]!r} is read")
-        elif prefix == "adapter":
-            refuse(key, "the file is an adapter: merge it into its model")
-    if metadata.get("split.count", 1) > 1:
-        refuse("split.count", "join the parts with llama.cpp's llama-gguf-split --merge")
-    if metadata.get("general.type", "model") != "model":
-        refuse("general.type", "only 'model' is read")

@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 
 from specplug.bundle import file_sha256
-from specplug.checkpoint_path import check_checkpoint, is_hub_id
+from specplug.checkpoint_path import check_checkpoint, is_gguf, is_hub_id
 from specplug.export.configs import read_config
 from specplug.export.folders import CONFIG, check_weights, read_json, readable
 from specplug.export.harmless import check_unread, without_harmless
@@ -84,7 +84,7 @@ def open_source(path: Path) -> Source:
         ExportError: nothing readable there, or an architecture not supported yet.
     """
     check_checkpoint(path)
-    if path.suffix == ".gguf" and path.is_file():
+    if is_gguf(path):
         from specplug.export.gguf import open_gguf
 
         return open_gguf(path)

@@ -16,6 +16,16 @@ def is_hub_id(source: str) -> bool:
     return HUB_ID.fullmatch(source) is not None
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file, by its name or by what it begins with."""
+    if not path.is_file():
+        return False
+    if path.suffix.lower() == ".gguf":
+        return True
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def check_checkpoint(path: Path) -> None:
     """Refuse what no reader of checkpoints takes: a quick look before anything long.
 
@@ -28,7 +38,7 @@ def check_checkpoint(path: Path) -> None:
             "made of"
         )
     check_exists(path)
-    if path.exists() and path.suffix != ".gguf" and not (path / "config.json").is_file():
+    if path.exists() and not is_gguf(path) and not (path / "config.json").is_file():
         raise ExportError(f"{path} is neither a .gguf file nor a folder with a config.json")
 
 
@@ -51,7 +61,7 @@ def check_gguf(path: Path) -> None:
     Raises:
         ExportError: not a GGUF file.
     """
-    if path.suffix != ".gguf":
+    if not is_gguf(path):
         raise ExportError(
             f"--precision gguf keeps the quantization of a GGUF file, and {path.name} is none: "
             "choose another precision"

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from specplug import ExportError
 from specplug.export import export_bundle
 from specplug.export.gguf import ARCHITECTURES, TENSORS, open_gguf
 from specplug.export.gguf_keys import NEUTRAL, READ
+from specplug.export.source import open_source
 from tests_support import llama
 from tests_support.llama_models import EVERY, MODELS, TOKENS, VOCABULARY, write_model
 
@@ -105,9 +107,15 @@ def test_what_else_makes_another_model_is_refused(tmp_path: Path) -> None:
         r"suppress_tokens = \[3\], .* only \[\]",
         **{"tokenizer.ggml.suppress_tokens": [3]},
     )
-    refused(tmp_path, "split.count = 3, .* join the parts with .*--merge", split__count=3)
-    refused(tmp_path, "adapter.type = 'lora', .* merge it", adapter__type="lora")
-    refused(tmp_path, "general.type = 'mmproj', .* only 'model'", general__type="mmproj")
+    refused(tmp_path, "is one of 3 parts of a model: join them .*--merge", split__count=3)
+    refused(tmp_path, "is an adapter: merge it", adapter__type="lora")
+    refused(tmp_path, "is an adapter: merge it", general__type="adapter")
+    refused(tmp_path, "general.type = 'mmproj', and only 'model'", general__type="mmproj")
+    refused(
+        tmp_path,
+        "tokens has 40, and token_embd.weight 39 rows",
+        {"token_embd.weight": np.zeros((39, 64), np.float32)},
+    )
     refused(
         tmp_path,
         "llama.feed_forward_length is .*, and one number is read",
@@ -161,6 +169,26 @@ def test_keys_that_describe_the_file_change_nothing(tmp_path: Path) -> None:
     plain, more = open_gguf(tmp_path / "plain.gguf"), open_gguf(tmp_path / "more.gguf")
     assert plain.config.to_dict() == more.config.to_dict()
     assert plain.tokenizer == more.tokenizer
+
+
+def test_a_later_part_of_a_model_says_so(tmp_path: Path) -> None:
+    """It has no architecture."""
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    del writer.kv_data[0]["general.architecture"]
+    writer.add_uint16("split.no", 1)
+    writer.add_uint16("split.count", 2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ExportError, match=r"^m\.gguf is one of 2 parts"):
+        open_gguf(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("name", ["m.GGUF", "sha256-0123", "model.bin"])
+def test_a_file_of_another_name_is_read(name: str, tmp_path: Path) -> None:
+    """As ollama keeps them."""
+    write_model(tmp_path / name, "llama")
+    assert open_source(tmp_path / name).config.model_type == "llama"
 
 
 def test_every_key_that_is_read_is_tried() -> None:
