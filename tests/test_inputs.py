@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -15,6 +18,13 @@ from specplug.export import (
     compressed,
     configs,
     folders,
+    gguf,
+    gguf_file,
+    gguf_keys,
+    gguf_pretokenizers,
+    gguf_rotation,
+    gguf_specials,
+    gguf_vocabulary,
     harmless,
     onnx_folder,
     quantized,
@@ -28,6 +38,8 @@ from specplug.integrations.triton import asking
 from specplug.integrations.triton.repository import INPUTS, SETTINGS
 from specplug.tuning import TunedCosts, Tuning
 from tests_support.c_interface import fields
+from tests_support.llama import vocabularies
+from tests_support.llama_models import MODELS, write_model
 from tests_support.native import ROOT
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "INPUTS.md"
@@ -50,9 +62,8 @@ def listed(section: str, table: int = 0) -> set[str]:
     text = section_text(section)
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
     rows = tables[table].splitlines()[2:]
-    return {
-        name for row in rows for name in re.findall(r"`([^`]+)`", re.split(r"(?<!\\)\|", row)[1])
-    }
+    cells = [re.split(r"(?<!\\)\|", row)[1].replace("\\|", "|") for row in rows]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
 
 
 def test_the_document_has_sections() -> None:
@@ -180,3 +191,82 @@ def test_triton() -> None:
 def test_transformers() -> None:
     known = {*configuration.HONOURED, *configuration.REFUSED, *configuration.WITHOUT_EFFECT}
     assert listed("transformers") == known
+
+
+# --- GGUF files -------------------------------------------------------------------------------
+
+GGUF_TABLES: list[tuple[str, Iterable[str]]] = [
+    ("architectures", gguf.ARCHITECTURES),
+    ("tensors", [*gguf.TENSORS, gguf_rotation.FREQUENCIES]),
+    ("types of tensors", [kind.name for kind in gguf_file.TENSOR_TYPES]),
+    ("keys", gguf_keys.READ),
+    ("neutral keys", gguf_keys.NEUTRAL),
+    ("harmless keys", gguf_keys.HARMLESS),
+    ("general", gguf_keys.GENERAL),
+    ("tokenizer", gguf_keys.TOKENIZER),
+    ("tokenizer, harmless", [*gguf_keys.TOKENIZER_HARMLESS, *gguf_keys.TOKENIZER_NEUTRAL]),
+    ("vocabularies", gguf_vocabulary.KINDS),
+    ("pre-tokenizers", gguf_pretokenizers.TYPES),
+    ("refused pre-tokenizers", gguf_pretokenizers.REFUSED),
+    ("ends", gguf_specials.END_TEXTS),
+    ("fill-in", chain.from_iterable(gguf_specials.FILL_IN_TEXTS.values())),
+]
+
+
+@pytest.mark.parametrize(("place", "named"), [*enumerate(GGUF_TABLES)])
+def test_gguf_lists_are_the_readers(place: int, named: tuple[str, Iterable[str]]) -> None:
+    assert listed("GGUF files", place) == set(named[1])
+
+
+def test_gguf_types_of_a_row_cut_alike() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8").split("| types |\n")[1].split("\n\n")[0]
+    rows = [re.findall(r"`([^`]+)`", row) for row in text.splitlines()[1:]]
+    rules = [{gguf_pretokenizers.TYPES[name].rule for name in row} for row in rows]
+    assert all(len(found) == 1 for found in rules)
+    assert len(set.union(*rules)) == len(rows)
+
+
+class Seen(dict[str, Any]):
+    """Metadata that remembers which keys were asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+
+def test_gguf_keys_that_are_asked_for_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, and no others, over the tests' models and vocabularies."""
+    asked: set[str] = set()
+    architectures = "|".join(gguf.ARCHITECTURES)
+    for name in MODELS:
+        write_model(tmp_path / "m.gguf", name)
+        file = gguf_file.read_gguf(tmp_path / "m.gguf")
+        seen = Seen(file.metadata)
+        made = gguf_file.GgufFile(seen, file.tensors)
+        monkeypatch.setattr(gguf, "read_gguf", lambda path, made=made: made)
+        gguf.open_gguf(tmp_path / "m.gguf")
+        asked |= seen.asked
+    for keys in vocabularies().values():
+        seen = Seen(keys)
+        gguf_vocabulary.gguf_tokenizer(seen)
+        asked |= seen.asked
+    of_architecture = {re.sub(rf"^({architectures})\.", "*.", key) for key in asked}
+    expected = {f"*.{key}" for key in gguf_keys.READ}
+    expected |= {f"general.{key}" for key in (*gguf_keys.GENERAL,)} - {"general.alignment"}
+    expected |= {f"tokenizer.{key}" for key in gguf_keys.TOKENIZER} | {"split.count"}
+    values = {f"*.{key}" for key in gguf_keys.NEUTRAL}  # the value is asked for, to refuse it
+    assert of_architecture - values == expected
