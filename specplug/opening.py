@@ -83,7 +83,7 @@ class EngineOptions:
             (
                 ("engine", "the name of an engine", self.engine != ""),
                 ("device", "the name of a device, such as cpu or cuda:1", self.device != ""),
-                ("threads", "at least 1", self.threads is None or self.threads >= 1),
+                ("threads", "in [1, 1024]", self.threads is None or 1 <= self.threads <= 1024),
                 ("providers", "at least one provider's name", len(self.providers) > 0),
                 ("max_batch", "at least 1", self.max_batch >= 1),
             ),

@@ -94,6 +94,19 @@ def test_history_is_shared_and_apart_by_tenant(native_build: None, tiny_bundle: 
             assert in_native(native, request) == expected, request
 
 
+def test_a_draft_after_which_nothing_may_come(opened_native: Native) -> None:
+    """It is left: the target ends before it gets there."""
+    used = [token for token in range(opened_native.info["vocab_size"]) if token not in (5, 90, 200)]
+    request = {"prompt": used, "drafter": "none", "draft_tokens": 0, "no_repeat_ngram": 1}
+    plain = opened_native.ask("generate", fresh=True, max_tokens=3, stop_token_ids=[], **request)
+    for drafter in ("draft", "auto"):
+        changed = request | {"drafter": drafter, "draft_tokens": 6, "max_tokens": 20}
+        found = opened_native.ask(
+            "generate", fresh=True, stop_token_ids=[plain["tokens"][1]], **changed
+        )
+        assert found["tokens"] == plain["tokens"][:2]
+
+
 def test_long_prompts_and_the_end_of_the_context(opened_native: Native, tiny_bundle: Path) -> None:
     """Prompts in pieces, caches that grow, and rounds that are cut short."""
     limit = opened_native.info["context_limit"]
@@ -284,6 +297,7 @@ def test_real_weights(native_build: None, real_bundle: Path) -> None:
     with Native(real_bundle, history_tokens=0) as native:
         for sampling in (support.SAMPLED[0], support.SAMPLED[1] | {"seed": 11}, support.SAMPLED[6]):
             for drafter in ("none", "auto"):
-                request = {"prompt": prompt, "drafter": drafter, "draft_tokens": 8, **sampling}
+                request = {"prompt": prompt, "drafter": drafter, **sampling}
+                request["draft_tokens"] = 8 if drafter == "auto" else 0
                 request["max_tokens"] = 48
                 assert in_native(native, request) == in_python(real_bundle, request), request

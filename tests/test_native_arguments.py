@@ -57,7 +57,7 @@ def test_python(case: Case, opened: SpeculativeDecoder, tiny_bundle: Path) -> No
 def in_python(case: Case, opened: SpeculativeDecoder, bundle: Path) -> None:
     """One token, if it comes to that."""
     given: dict[str, Any] = {case.argument: case.value, **dict(case.beside)}
-    if case.kind == "decoder":
+    if case.kind != "generation":
         SpeculativeDecoder.from_bundle(bundle, **{"drafter": "ngram"} | given).close()
         return
     for name in ("logit_bias", "forced_tokens"):

@@ -141,4 +141,56 @@ CASES: tuple[Case, ...] = (
         (0, 255),
         {bad: f"draft_tokens {bad}: need" for bad in (-2, 256, 2**31 - 1, -(2**31))},
     ),
+    Case(
+        "decoder",
+        "draft_tokens",
+        4,
+        "draft_tokens 4: drafter 'none' drafts nothing",
+        beside=(("drafter", "none"),),
+    ),
+    Case("decoder", "draft_tokens", 0, beside=(("drafter", "none"),)),
+    *_cases(
+        "decoder",
+        "drafter",
+        ("none", "ngram", "suffix", "recycle", "predicted", "auto"),
+        {
+            "ngrm": "drafter 'ngrm': did you mean 'ngram'? it must be one of none, ngram, suffix",
+            "recycles": "drafter 'recycles': did you mean 'recycle'? it must be one of none",
+            "NGRAM": "drafter 'NGRAM': it must be one of none",
+            "": "drafter '': it must be one of none",
+            "zzzzzzzz": "drafter 'zzzzzzzz': it must be one of none",
+        },
+    ),
+    *_cases(
+        "decoder",
+        "prompt_lookup_min",
+        (1, 16),
+        {0: "prompt_lookup_min 0", -1: "prompt_lookup_min -1"},
+    ),
+    *_cases("decoder", "prompt_lookup_max", (2, 2**31 - 1), {}),
+    *(
+        Case(
+            "decoder",
+            "prompt_lookup_max",
+            bad,
+            f"prompt_lookup_min 2 and prompt_lookup_max {bad}: need 1 <= min <= max",
+        )
+        for bad in (1, 0, -1)
+    ),
+    *(
+        Case(
+            "decoder",
+            name,
+            9,
+            f"{name} 9: drafter 'suffix' does not use it, 'ngram' alone does",
+            beside=(("drafter", "suffix"),),
+        )
+        for name in ("prompt_lookup_min", "prompt_lookup_max")
+    ),
+    *_cases(
+        "model",
+        "threads",
+        (1,),
+        {bad: f"threads {bad}: it must be in [" for bad in (-1, 1025, 2**31 - 1)},
+    ),
 )

@@ -139,7 +139,7 @@ class Interface:
             status = self._open(self.options(kind, given), made)
             self.library.specplug_model_close(made)
         elif kind == "decoder":
-            status = self._create(self.options(kind, given), made)
+            status = self._create(self.options(kind, {"drafter": "ngram"} | given), made)
             self.library.specplug_decoder_destroy(made)
         else:
             prompt = given.pop("prompt", PROMPT)

@@ -141,10 +141,11 @@ def random_request(
     piece = random.integers(0, vocab_size, size=random.integers(2, 9)).tolist()
     rest = random.integers(0, vocab_size, size=random.integers(1, 12)).tolist()
     prompt = (piece * int(random.integers(1, 4)) + rest + piece)[: int(random.integers(1, 40))]
+    drafter, draft_tokens = str(random.choice(drafters)), int(random.choice([0, 1, 2, 5, 9, 17]))
     return {
         "prompt": prompt,
-        "drafter": str(random.choice(drafters)),
-        "draft_tokens": int(random.choice([0, 1, 2, 5, 9, 17])),
+        "drafter": drafter,
+        "draft_tokens": 0 if drafter == "none" else draft_tokens,
         "max_tokens": int(random.integers(1, 40)),
         "seed": int(random.integers(0, 2**63)),
         "sample": int(random.integers(0, 3)),

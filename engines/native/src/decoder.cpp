@@ -10,8 +10,18 @@ namespace specplug::native {
 
 Decoder::Decoder(std::shared_ptr<const Model> model, const DecoderOptions& options)
     : model_(std::move(model)), target_(model_->new_engine()), drafter_(Sources()) {
+  const DecoderOptions defaults;
   const auto least = options.prompt_lookup_min;
   const auto most = options.prompt_lookup_max;
+  const auto unused = [&](const char* name, int value) {
+    refuse(name, " ", value, ": drafter ", quoted(options.drafter), " does not use it, 'ngram' alone does");
+  };
+  if (options.drafter != "ngram" && least != defaults.prompt_lookup_min) {
+    unused("prompt_lookup_min", least);
+  }
+  if (options.drafter != "ngram" && most != defaults.prompt_lookup_max) {
+    unused("prompt_lookup_max", most);
+  }
   if (least < 1 || most < least) {
     refuse("prompt_lookup_min ", least, " and prompt_lookup_max ", most,
            ": need 1 <= min <= max");
@@ -20,6 +30,10 @@ Decoder::Decoder(std::shared_ptr<const Model> model, const DecoderOptions& optio
   if (wanted != SPECPLUG_AUTO && (wanted < 0 || wanted >= static_cast<int>(kPrefillWidth))) {
     refuse("draft_tokens ", wanted, ": need SPECPLUG_AUTO, or a number from 0 to ",
            kPrefillWidth - 1);
+  }
+  if (options.drafter == "none" && wanted > 0) {
+    refuse("draft_tokens ", wanted, ": drafter 'none' drafts nothing; choose another one, or leave ",
+           "draft_tokens at SPECPLUG_AUTO or 0");
   }
   auto guessing = model_->guessing(options.drafter, *target_, static_cast<std::size_t>(least),
                                    static_cast<std::size_t>(most));
@@ -133,7 +147,11 @@ Proposal Decoder::propose() {
   if (!budget) return {};
   const double started = now();
   const auto vocab = target_->graph().component().vocab_size;
-  auto proposal = within(*budget, vocab, drafter_.propose(tokens_, *budget));
+  Proposal proposal;
+  try {
+    proposal = within(*budget, vocab, drafter_.propose(tokens_, *budget));
+  } catch (const NothingLeft&) {  // after a draft: the target will say so if it gets there
+  }
   round_draft_seconds_ = now() - started;
   reading_seconds_ = drafter_.reading_seconds();
   return proposal;

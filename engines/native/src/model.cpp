@@ -168,8 +168,10 @@ Model::Guessing Model::guessing(const std::string& drafter, const Engine& target
     fail(SPECPLUG_ERROR_UNSUPPORTED, "drafter ", quoted(drafter),
          " runs from Python; this library has ", joined(kDrafters));
   } else if (drafter != "none") {
-    refuse("drafter ", quoted(drafter), ": it must be one of ", joined(kDrafters), "; the nearest is ",
-           nearest(drafter));
+    const auto near = nearest(drafter);
+    const bool meant = 2 * distance(drafter, near) <= std::max(drafter.size(), near.size());
+    refuse("drafter ", quoted(drafter), ": ", meant ? text_of("did you mean ", quoted(near), "? ") : "",
+           "it must be one of ", joined(kDrafters));
   }
   return found;
 }

@@ -269,8 +269,10 @@ Distribution distribution(const std::vector<float>& logits, const SamplingParams
 }
 
 void nothing_left(float largest) {
-  fail(SPECPLUG_ERROR_ENGINE, "no token is left to choose from (largest logit ", largest,
-       "): bans or forced tokens exclude them all, or the engine's logits are not finite");
+  throw NothingLeft(SPECPLUG_ERROR_ENGINE,
+                    text_of("no token is left to choose from (largest logit ", largest,
+                            "): bans or forced tokens exclude them all, or the engine's logits are ",
+                            "not finite"));
 }
 
 std::int64_t race(const Distribution& found, Fractions noise) {

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "error.hpp"
 #include "noise.hpp"
 
 namespace specplug::native {
@@ -56,6 +57,10 @@ struct Distribution {
 // What temperature (above 0) and truncations make of logits. Throws Error(ENGINE): no token is left.
 Distribution distribution(const std::vector<float>& logits, const SamplingParams& params);
 
+// No token may come next.
+class NothingLeft : public Error {
+  using Error::Error;
+};
 [[noreturn]] void nothing_left(float largest);
 
 // The token that a distribution and noise choose: the argmax of weight / E, E exponential numbers.

@@ -160,9 +160,9 @@ typedef struct specplug_decoder_options {
                           "auto": all that there are, merged. As in Python; static or copied. */
   int32_t draft_tokens; /* 0 to 255 tokens a round, or SPECPLUG_AUTO: as many as pay by measured
                            costs, from tuning.json or else from a second of calls before the
-                           model's first answer */
+                           model's first answer. With "none": SPECPLUG_AUTO or 0 */
   int32_t inexact_trees; /* draft trees where scores in a tree are not those in a chain, too */
-  int32_t prompt_lookup_min; /* of "ngram": 1 <= min <= max tokens */
+  int32_t prompt_lookup_min; /* of "ngram", and left alone for others: 1 <= min <= max tokens */
   int32_t prompt_lookup_max;
 } specplug_decoder_options;
 

@@ -37,31 +37,54 @@ TEST(Contract, ProposalsAreCutToTheBudget) {
   EXPECT_EQ(within({2, false}, 10, {}).size(), 0U);
 }
 
+// The tokens with their parents that a budget leaves: a path of first continuations, or the first.
+Proposal kept_of(const Proposal& proposal, const Budget& budget) {
+  Proposal kept;
+  std::int32_t last = -1;
+  for (std::size_t node = 0; node < proposal.size() && kept.size() < budget.most; ++node) {
+    if (!budget.branching && proposal.parents[node] != last) continue;
+    last = static_cast<std::int32_t>(node);
+    const auto place = static_cast<std::int32_t>(kept.size());
+    kept.parents.push_back(budget.branching ? proposal.parents[node] : place - 1);
+    kept.tokens.push_back(proposal.tokens[node]);
+  }
+  return kept;
+}
+
+bool possible(const Proposal& proposal) {
+  for (std::size_t node = 0; node < proposal.size(); ++node) {
+    if (proposal.tokens[node] < 0 || proposal.tokens[node] >= 3) return false;
+    for (std::size_t other = 0; other < node; ++other) {
+      if (proposal.parents[other] == proposal.parents[node] &&
+          proposal.tokens[other] == proposal.tokens[node]) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 TEST(Contract, WhateverIsProposedIsAWholeTreeOrRefused) {
   each_sequence(5, 3, [](const Tokens& tokens) {
     each_sequence(5, 3, [&](const Tokens& raw) {
       Proposal proposal;
-      bool good = tokens.size() == raw.size();
+      bool whole = tokens.size() == raw.size();
       for (std::size_t node = 0; node < raw.size(); ++node) {
         proposal.parents.push_back(static_cast<std::int32_t>(raw[node]) - 2);  // -2 to 2
         const auto parent = proposal.parents[node];
-        good = good && parent >= -1 && parent < static_cast<std::int32_t>(node);
+        whole = whole && parent >= -1 && parent < static_cast<std::int32_t>(node);
       }
-      for (const auto token : tokens) {
-        proposal.tokens.push_back(token - 1);  // -1 to 3, of a vocabulary of 3
-        good = good && token >= 1 && token <= 3;
-      }
+      for (const auto token : tokens) proposal.tokens.push_back(token - 1);  // -1 to 3, of 0 to 2
       for (const bool branching : {false, true}) {
         for (const std::size_t most : {1, 2, 3}) {
           const Budget budget{most, branching};
-          if (!good) {
+          if (!whole || !possible(kept_of(proposal, budget))) {
             EXPECT_THROW(within(budget, 3, proposal), Error);
             continue;
           }
           const auto kept = within(budget, 3, proposal);
-          EXPECT_LE(kept.size(), most);
-          EXPECT_EQ(kept.tokens.size(), kept.parents.size());
-          EXPECT_EQ(kept.size() == 0, proposal.size() == 0);
+          EXPECT_EQ(kept.tokens, kept_of(proposal, budget).tokens);
+          EXPECT_EQ(kept.parents, kept_of(proposal, budget).parents);
           if (!branching) EXPECT_FALSE(kept.branches());
         }
       }
