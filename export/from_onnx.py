@@ -205,6 +205,11 @@ def _shape(model: Any, appending: bool) -> None:
     if not appending and (half or _precision(model) != "fp32"):
         passes += [PadAttention()]
     ir.passes.Sequential(*passes, SingleLogits())(model)
+    if not appending and any(value.name == "attention_mask" for value in model.graph.inputs):
+        raise ExportError(
+            "the graph uses its attention_mask for more than the lengths of GroupQueryAttention, "
+            "which is not known here: give the checkpoint to `specplug export`"
+        )
 
 
 def _precision(model: Any) -> Literal["fp32", "fp16", "int4", "int8", "w8a8"]:

@@ -311,6 +311,12 @@ def _check_attention(graph: Any, settings: Settings, name: str) -> None:
                 "token depend on the others of its call, and speculation would change the text; "
                 "quantize weights alone, or give the checkpoint to `specplug export`"
             )
+    if attention_nodes(graph) and any(node.op_type == "If" for node in graph):
+        raise ExportError(
+            f"{name} chooses its rotary tables by the length of the text (If, of LongRoPE): tokens "
+            "that are cached before the text grows long would have others than the later ones; "
+            "give the checkpoint to `specplug export`"
+        )
     said = settings.window.get("window_size")
     if not settings.window or (isinstance(said, int) and said >= settings.max_positions):
         return

@@ -104,6 +104,8 @@ def folder_tokenizer(
         except Exception as error:  # the libraries raise anything, bare Exception included
             raise ExportError(f"{folder / found} cannot be read: {first_line(error)}") from error
     backend = whole_encoding(opened.backend_tokenizer)
+    if found == "tokenizer.json":
+        _check_numbers(backend, read_json(folder / found))
     _check_prefix_space(backend, settings)
     special = {
         name: str(token)
@@ -180,6 +182,20 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     template = settings.get("chat_template")
     if template is not None and not isinstance(template, (str, list, dict)):
         raise ExportError(f"tokenizer_config.json's chat_template is {template!r:.40}: give a text")
+
+
+def _check_numbers(backend: tokenizers.Tokenizer, content: Mapping[str, Any]) -> None:
+    """Refuse added tokens that the library gives other numbers than the file, as it may in silence:
+    those that leave a gap after the vocabulary, or are in it under another number.
+    """
+    for token in content.get("added_tokens") or []:
+        number = backend.token_to_id(token["content"])
+        if number != token["id"]:
+            raise ExportError(
+                f"tokenizer.json says that {token['content']!r} is token {token['id']}, and the "
+                f"tokenizers library reads it as {number}: the file's numbers have gaps or repeat, "
+                "so write it anew with the tool that made it"
+            )
 
 
 def _check_prefix_space(backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:

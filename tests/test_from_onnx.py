@@ -221,6 +221,44 @@ def outside(model: onnx.ModelProto) -> None:
                 entry.value = "../model.onnx.data"
 
 
+def with_choice(model: onnx.ModelProto) -> None:
+    """As the builder writes Phi 3: rotary tables by the length of the text."""
+    tables = {tensor.name: tensor for tensor in model.graph.initializer}
+    names = ("cos_cache", "sin_cache")
+    branches = []
+    for branch in ("small", "large"):
+        outputs = [
+            onnx.helper.make_tensor_value_info(f"{name}_{branch}", 1, list(tables[name].dims))
+            for name in names
+        ]
+        nodes = [
+            onnx.helper.make_node("Identity", [f"{name}_table"], [f"{name}_{branch}"])
+            for name in names
+        ]
+        branches.append(onnx.helper.make_graph(nodes, branch, [], outputs))
+    for name in names:
+        tables[name].name = f"{name}_table"
+    nodes = [
+        onnx.helper.make_node("Shape", ["attention_mask"], ["mask_shape"]),
+        onnx.helper.make_node("Constant", [], ["longest"], value_ints=[1, 64]),
+        onnx.helper.make_node("Greater", ["mask_shape", "longest"], ["longer"]),
+        onnx.helper.make_node("Constant", [], ["second"], value_int=1),
+        onnx.helper.make_node("Gather", ["longer", "second"], ["is_long"]),
+        onnx.helper.make_node(
+            "If", ["is_long"], list(names), then_branch=branches[1], else_branch=branches[0]
+        ),
+    ]
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *rest])
+
+
+def with_mask_used(model: onnx.ModelProto) -> None:
+    model.graph.node.append(onnx.helper.make_node("Shape", ["attention_mask"], ["mask_shape"]))
+    made = onnx.helper.make_tensor_value_info("mask_shape", onnx.TensorProto.INT64, [2])
+    model.graph.output.append(made)
+
+
 def cut(folder: Path) -> None:
     data = (folder / "model.onnx.data").read_bytes()
     (folder / "model.onnx.data").write_bytes(data[: len(data) // 2])
@@ -243,6 +281,8 @@ WINDOW = {"window_size": 16, "slide_key_value_cache": False, "slide_inputs": Fal
         ("optimum", graph(with_another_input), "has an input 'use_cache_branch', and only"),
         ("optimum", graph(without_cache), "need input_ids, logits and a cache"),
         ("genai-fp32", graph(outside), "outside of its folder"),
+        ("genai-fp32", graph(with_choice), r"chooses its rotary tables by the length"),
+        ("genai-fp32", graph(with_mask_used), r"uses its attention_mask for more than"),
         ("genai-fp32", cut, r"model\.onnx\.data has \d+ bytes, and model\.onnx needs \d+"),
         ("optimum", quantize, "rounds activations of a whole call together"),
         ("genai-fp32", genai("model", "vision", value={"filename": "v.onnx"}), "model.vision is"),

@@ -468,3 +468,18 @@ def test_other_keys_change_nothing(tmp_path: Path) -> None:
     }
     plain = folder_tokenizer(write_folder(tmp_path / "a", byte_level()), VOCAB)
     assert folder_tokenizer(write_folder(tmp_path / "b", byte_level(), **others), VOCAB) == plain
+
+
+@pytest.mark.parametrize("number", [400, 3])
+def test_numbers_that_the_library_changes(number: int, tmp_path: Path) -> None:
+    """A gap after the vocabulary, or a number that another token has."""
+    folder = write_folder(tmp_path, byte_level())
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"][-1]["id"] = number
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    read = tokenizers.Tokenizer.from_str(json.dumps(content))
+    assert read.token_to_id("<|user|>") != number
+    with pytest.raises(
+        ExportError, match=rf"says that '<\|user\|>' is token {number}, and the tok"
+    ):
+        folder_tokenizer(folder, VOCAB)
