@@ -102,7 +102,7 @@ def preview_source(path: Path) -> Source:
     if preview is None:
         return open_source(path)
     stored = {name: _shape_only(shape, dtype) for name, (dtype, shape) in preview.tensors.items()}
-    opened = _read_folder(preview.folder, stored)
+    opened = _read_folder(preview.folder, stored, downloaded=False)
     opened.name, opened.revision = str(path).partition("@")[0], preview.folder.name
     opened.download_bytes = preview.download_bytes
     return opened
@@ -131,12 +131,15 @@ def _open_folder(folder: Path) -> Source:
     return opened
 
 
-def _read_folder(folder: Path, stored: Mapping[str, LazyTensor]) -> Source:
+def _read_folder(
+    folder: Path, stored: Mapping[str, LazyTensor], *, downloaded: bool = True
+) -> Source:
     """A source whose tensors are known already."""
     config, quantization = read_config(folder)
     try:
         kept, harmless = without_harmless(config, stored)
         plain, scales = dequantized(quantization, kept, folder.name)
+        plain = plain if downloaded else _without_tied(config, plain)
         model, unread = load_model(config, plain, folder.name)
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise ExportError(f"transformers cannot load {folder}: {error}") from error
@@ -148,6 +151,17 @@ def _read_folder(folder: Path, stored: Mapping[str, LazyTensor]) -> Source:
         tokenizer=folder_tokenizer(folder, int(config.vocab_size)),
         ignored=(*harmless, *scales),
     )
+
+
+def _without_tied(config: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors without a stored head that the configuration ties to the embedding.
+
+    transformers unties the two if their values differ, which are not known here: that they are
+    equal is almost always so.
+    """
+    made = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    tied = getattr(made, "_tied_weights_keys", None) if config.tie_word_embeddings else None
+    return {name: tensor for name, tensor in stored.items() if (tied or {}).get(name) not in stored}
 
 
 def _lazy_tensors(shard: Path) -> Iterator[tuple[str, LazyTensor]]:

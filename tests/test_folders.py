@@ -19,6 +19,7 @@ from specplug.export.planning import plan_export
 from specplug.export.source import open_source
 from specplug.export.tokenizer_folder import folder_tokenizer
 from specplug.types import ExportError
+from tests_support.folders import shard, swapped
 from tests_support.tiny import CHAT_TEMPLATE, write_checkpoint
 
 TOKENS = [[1, 2, 3, 40, 50, 60, 7]]
@@ -44,19 +45,6 @@ def check(folder: Path) -> None:
     with torch.no_grad():
         found = open_source(folder).reference()(torch.tensor(TOKENS)).logits
     torch.testing.assert_close(found, judged(folder), atol=1e-5, rtol=0)
-
-
-def shard(folder: Path) -> tuple[str, str]:
-    """Split the weights into two files and an index; their names."""
-    tensors = load_file(folder / WEIGHTS)
-    (folder / WEIGHTS).unlink()
-    names = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-    places = {tensor: names[index % 2] for index, tensor in enumerate(sorted(tensors))}
-    for name in names:
-        held = {tensor: value for tensor, value in tensors.items() if places[tensor] == name}
-        save_file(held, folder / name, metadata={"format": "pt"})
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    return names
 
 
 def stray(folder: Path, name: str) -> None:
@@ -109,13 +97,6 @@ def test_a_head_that_is_stored_beside_the_embedding(tie: bool, stored: str, fold
 
 def missing(folder: Path) -> None:
     (folder / shard(folder)[1]).unlink()
-
-
-def swapped(folder: Path) -> None:
-    names = shard(folder)
-    places = json.loads((folder / INDEX).read_text())["weight_map"]
-    places["model.norm.weight"] = names[places["model.norm.weight"] == names[0]]
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 def doubled(folder: Path) -> None:

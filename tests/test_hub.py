@@ -7,15 +7,18 @@ import json
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
 from specplug import Bundle
 from tests_support.command import specplug
+from tests_support.folders import shard, swapped
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "team/tiny-llama"
@@ -104,6 +107,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data[start:])
 
 
+def without_scales(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.fixture
 def hub(tiny_source: Path) -> Iterator[Hub]:
     server = Hub(tiny_source)
@@ -148,6 +158,46 @@ def test_a_snapshot_is_pinned_and_pickles_stay_there(hub: Hub, tmp_path: Path) -
     # Once there, it needs no network.
     again = export(f"{REPOSITORY}@{COMMIT}", tmp_path / "again.bundle", None, HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
+
+
+def test_weights_that_do_not_belong_are_not_downloaded(hub: Hub, tmp_path: Path) -> None:
+    folder = hub.folder = Path(shutil.copytree(hub.folder, tmp_path / "repository"))
+    stray = folder / "consolidated.safetensors"
+    shutil.copyfile(folder / "model.safetensors", stray)
+    names = shard(folder)
+    done = export(f"{REPOSITORY}@v1", tmp_path / "two.bundle", hub)
+    assert done.returncode == 0, done.stderr
+    assert stray.name not in {name for name, _ in hub.served}
+    provenance = Bundle.open(tmp_path / "two.bundle").manifest.target.provenance
+    assert set(provenance.sha256) == {"config.json", *names}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (swapped, "model.norm.weight is in model-0000"),
+        (without_scales, "is stored as float8_e4m3fn, and config.json has no quantization_config"),
+    ],
+)
+def test_a_plan_sees_what_is_wrong_before_a_download(
+    spoil: Callable[[Path], None], message: str, hub: Hub, tmp_path: Path
+) -> None:
+    hub.folder = Path(shutil.copytree(hub.folder, tmp_path / "repository"))
+    spoil(hub.folder)
+    planned = export(REPOSITORY, tmp_path / "made.bundle", hub, "--plan", "--precision", "int4")
+    assert planned.returncode == 1
+    assert message in " ".join(planned.stderr.split())
+    assert all(asked for name, asked in hub.served if name.endswith(".safetensors"))
+
+
+def test_a_plan_of_a_head_that_may_be_the_embedding(hub: Hub, tmp_path: Path) -> None:
+    """Whether the two are one is not known before the download."""
+    hub.folder = Path(shutil.copytree(hub.folder, tmp_path / "repository"))
+    tensors = load_file(hub.folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, hub.folder / "model.safetensors", metadata={"format": "pt"})
+    planned = export(REPOSITORY, tmp_path / "made.bundle", hub, "--plan", "--precision", "int4")
+    assert planned.returncode == 0, planned.stderr
 
 
 def test_a_plan_downloads_no_weights(hub: Hub, tmp_path: Path) -> None:

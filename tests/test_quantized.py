@@ -8,6 +8,7 @@ what it multiplies by.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -237,6 +238,51 @@ def test_compressed_tensors(form: str, weights: dict[str, Any], folder: Path) ->
     theirs, ours = loaded(folder, how).state_dict(), open_source(folder).reference().state_dict()
     for name in filter(is_quantized, ours):  # the library rounds to bf16, and e2m1 has 1 bit
         torch.testing.assert_close(ours[name].values(), theirs[name], atol=0, rtol=0.01)
+
+
+def test_weights_are_scaled_whatever_their_status(folder: Path) -> None:
+    """``frozen`` beside weights in 8 bits: transformers once loaded them without their scales."""
+    config, one = of_library("float-quantized", floats(8, "channel"))
+    quantize(folder, config, one)
+    expected = found(folder)
+    write(
+        folder, config | {"quantization_status": "frozen"}, load_file(folder / "model.safetensors")
+    )
+    torch.testing.assert_close(found(folder), expected, atol=0, rtol=0)
+
+
+def test_experts_in_mixed_precision(tmp_path: Path) -> None:
+    """fp8 attention, and experts with a scale for all their groups: which others left out."""
+    experts = {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    folder = write_checkpoint(tmp_path / "tiny-moe", model_type="qwen3_moe", **experts)
+    parts = {
+        "re:.*self_attn.*": of_library("float-quantized", floats(8, "channel")),
+        "re:.*mlp.experts.*": of_library(
+            "nvfp4-pack-quantized", floats(4, "tensor_group", group_size=16)
+        ),
+    }
+    groups = {
+        target: config["config_groups"]["group_0"] | {"targets": [target]}
+        for target, (config, _) in parts.items()
+    }
+    whole = {"quant_method": "compressed-tensors", "format": "mixed-precision"}
+    plain = load_file(folder / "model.safetensors")
+    quantize(
+        folder,
+        whole | {"config_groups": groups, "ignore": ["model.layers.0.mlp.experts.0", "lm_head"]},
+        lambda name, tensor: next(
+            one(name, tensor) for target, (_, one) in parts.items() if re.match(target[3:], name)
+        ),
+    )
+    made = open_source(folder).reference().state_dict()
+    for layer in range(2):
+        together = made[f"model.layers.{layer}.mlp.experts.down_proj"].values()
+        base = f"model.layers.{layer}.mlp.experts"
+        before = torch.stack([plain[f"{base}.{i}.down_proj.weight"] for i in range(2)])
+        # Of 4 bits: the error is a sixth of the largest of each 16 at most.
+        assert (together - before).abs().max() < before.abs().max() / 6
+        name = f"model.layers.{layer}.self_attn.q_proj.weight"
+        assert ((made[name].values() - plain[name]).abs() <= plain[name].abs() / 15 + 1e-3).all()
 
 
 def test_groups_of_compressed_tensors_are_told_apart() -> None:
