@@ -288,7 +288,7 @@ class Sampler:
             shaped = shaped.copy()
             shaped[self._withheld] = -np.inf
             if possible and not np.isfinite(shaped).any():
-                raise ValueError(
+                raise NothingLeftError(
                     f"min_tokens {self._earliest_end - self._prompt_tokens}: after "
                     f"{len(history) - self._prompt_tokens} tokens nothing but the answer's end may "
                     "follow: the grammar is satisfied, or all else is excluded"

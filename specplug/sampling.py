@@ -346,7 +346,8 @@ def distribution(logits: Float32Array, params: SamplingParams) -> Distribution:
     """What temperature (above 0) and truncations make of logits f32[V], each of what is left.
 
     Raises:
-        ValueError: no token is left.
+        NothingLeftError: every token is excluded.
+        NoNumbersError: the logits are not numbers.
     """
     scaled = logits / np.float32(params.temperature)
     tokens: Int64Array | None = None
@@ -373,9 +374,14 @@ class NothingLeftError(ValueError):
     """No token may come next."""
 
 
+class NoNumbersError(NothingLeftError):
+    """The logits are not numbers, which is the engine's fault."""
+
+
 def nothing_left(largest: np.floating[Any]) -> NothingLeftError:
     """The error for a row whose largest logit is not finite."""
-    return NothingLeftError(
+    kind = NothingLeftError if largest == -np.inf else NoNumbersError
+    return kind(
         f"no token is left to choose from (largest logit {largest}): bans, forced tokens, the "
         "grammar or processors exclude them all, or the engine's logits are not finite"
     )

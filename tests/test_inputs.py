@@ -36,6 +36,7 @@ from specplug.generation import CallOptions
 from specplug.integrations.transformers import fields as configuration
 from specplug.integrations.triton import asking
 from specplug.integrations.triton.repository import INPUTS, SETTINGS
+from specplug.serving import requests
 from specplug.tuning import TunedCosts, Tuning
 from tests_support.c_interface import fields
 from tests_support.llama import vocabularies
@@ -270,3 +271,42 @@ def test_gguf_keys_that_are_asked_for_are_listed(
     expected |= {f"tokenizer.{key}" for key in gguf_keys.TOKENIZER} | {"split.count"}
     values = {f"*.{key}" for key in gguf_keys.NEUTRAL}  # the value is asked for, to refuse it
     assert of_architecture - values == expected
+
+
+# --- requests over HTTP ---------------------------------------------------------------------------
+
+OBJECTS = {
+    "Message": "messages",
+    "TextPart": "a part of `content`",
+    "StreamOptions": "`stream_options`",
+    "Prediction": "`prediction`",
+    "TextFormat": "`response_format`: `text`",
+    "JsonObjectFormat": "`response_format`: `json_object`",
+    "JsonSchemaFormat": "`response_format`: `json_schema`",
+    "NamedSchema": "its `json_schema`",
+    "StructuralTagFormat": "`response_format`: `structural_tag`",
+    "TagStructure": "one of its `structures`",
+    "StructuredOutputs": "`structured_outputs`",
+}
+"""The objects of requests, and what the document calls them."""
+
+
+def test_requests_over_http() -> None:
+    section = "Requests over HTTP"
+    classes = {
+        made.__name__: made
+        for made in vars(requests).values()
+        if isinstance(made, type) and issubclass(made, requests.Body) and made is not requests.Body
+    }
+    bodies = {"GenerateRequest", "ChatRequest", "CompletionRequest"}
+    assert classes.keys() == {*OBJECTS, *bodies}
+    common = classes["GenerateRequest"].followed()
+    assert listed(section, 0) == common
+    assert listed(section, 1) == classes["ChatRequest"].followed() - common
+    assert listed(section, 2) == classes["CompletionRequest"].followed() - common
+    rows = section_text(section).splitlines()
+    for name, label in OBJECTS.items():
+        [row] = [row for row in rows if row.endswith(f"` | {label} |")]
+        assert set(re.findall(r"`([^`]+)`", row.split("|")[1])) == classes[name].followed()
+    assert listed(section, 4) == set().union(*(one.others.harmless for one in classes.values()))
+    assert listed(section, 5) == set().union(*(one.others.refused for one in classes.values()))

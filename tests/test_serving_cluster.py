@@ -79,9 +79,9 @@ def chat(*texts: object) -> dict[str, Any]:
 
 
 def test_a_request_without_a_seed_gets_one_of_its_own() -> None:
-    made = [ready(chat("hello") | extra) for extra in ({}, {}, {"seed": None})]
+    made = [ready(chat("hello") | extra) for extra in ({}, {}, {"seed": None}, {"seed": -1})]
     seeds = [json.loads(one.body)["seed"] for one in made]
-    assert len(set(seeds)) == 3
+    assert len(set(seeds)) == 4
     assert all(0 <= seed < 1 << 63 for seed in seeds)
     for one in made:
         assert one.header(b"content-length") == str(len(one.body)).encode()
@@ -89,7 +89,9 @@ def test_a_request_without_a_seed_gets_one_of_its_own() -> None:
 
 
 def test_a_seed_that_is_given_and_what_is_no_object_stay_as_they_are() -> None:
-    for body in (chat("hello") | {"seed": 5}, b"{nonsense", b"[" * 100_000, [1], "text", b""):
+    twice = b'{"prompt": "x", "prompt": "y"}'
+    given = [chat("hello") | {"seed": seed} for seed in (5, -2, -1.0, True)]
+    for body in (*given, twice, b"{nonsense", b"[" * 100_000, [1], "text", b""):
         sent = post(body)
         assert prepared(sent, prefix_characters=8).body == sent.body
     models = Forwarded(method="GET", path="/v1/models")

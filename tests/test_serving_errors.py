@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
 
@@ -191,6 +192,8 @@ def test_addresses_and_methods(server) -> None:
         (b"[1]", "invalid_value"),
         (b'"text"', "invalid_value"),
         (b"null", None),
+        (b'{"messages": [{"role": "user", "content": "x"}], "n": 1, "n": 2}', "invalid_json"),
+        (b'{"messages": [{"role": "user", "content": "x", "content": "y"}]}', "invalid_json"),
         (b"\xff\xfe", "invalid_json"),
         (b'{"messages": ' + b"[" * 1500 + b"]" * 1500 + b"}", None),
         (b'{"n": ' + b"9" * 3900 + b"}", None),
@@ -265,6 +268,28 @@ def test_failures_of_the_engine_are_told_without_their_reasons(batch, caplog) ->
             assert headers["x-request-id"] in caplog.text
         engine.failure = None
         assert server.send("POST", "/v1/completions", body)[0] == 200
+        server.wait_until_free()
+
+
+def test_logits_that_are_no_numbers_are_the_servers_fault(batch, monkeypatch) -> None:
+    forward = batch.target.forward
+
+    class Broken:
+        def __init__(self, step) -> None:
+            self._made = forward(step)
+
+        def __getattr__(self, name: str):
+            return getattr(self._made, name)
+
+        def logits(self):
+            return np.full_like(self._made.logits(), np.nan)
+
+    monkeypatch.setattr(batch.target, "forward", Broken)
+    with serving(batch) as server:
+        for temperature in (0, 1):
+            body = {"prompt": "x", "temperature": temperature, "bad_words": ["a"]}
+            status, _, answer = server.send("POST", "/v1/completions", body)
+            assert (status, error_of(answer)["code"]) == (500, "internal_error")
         server.wait_until_free()
 
 

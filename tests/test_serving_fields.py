@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import typing
 from typing import Any
 
@@ -23,8 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from specplug.serving import requests
 from specplug.serving.errors import ApiError, from_validation
-from specplug.serving.requests import ChatRequest, CompletionRequest, GenerateRequest, _Body
-from test_inputs import DOCUMENT, listed
+from specplug.serving.requests import Body, ChatRequest, CompletionRequest
 
 BODIES = {
     "chat": (ChatRequest, {"messages": [{"role": "user", "content": "x"}]}),
@@ -33,11 +31,11 @@ BODIES = {
 CLASSES = {
     made.__name__: made
     for made in vars(requests).values()
-    if isinstance(made, type) and issubclass(made, _Body) and made is not _Body
+    if isinstance(made, type) and issubclass(made, Body) and made is not Body
 }
 
 
-def refusal(body: type[_Body], fields: dict[str, Any]) -> ApiError | None:
+def refusal(body: type[Body], fields: dict[str, Any]) -> ApiError | None:
     """What the server says to an object, if it refuses it."""
     try:
         TypeAdapter(body).validate_python(fields)
@@ -47,7 +45,7 @@ def refusal(body: type[_Body], fields: dict[str, Any]) -> ApiError | None:
     return None
 
 
-def names_of(body: type[_Body]) -> frozenset[str]:
+def names_of(body: type[Body]) -> frozenset[str]:
     """All fields of an object that something is decided of."""
     return body.followed() | body.others.harmless.keys() | body.others.refused.keys()
 
@@ -342,37 +340,3 @@ def test_values_out_of_their_ranges(fields, param) -> None:
     assert error is not None
     assert error.status == 400
     assert error.param == (param or error.param)
-
-
-# --- the documents --------------------------------------------------------------------------------
-
-SECTION = "Requests over HTTP"
-NESTED = {
-    "Message": "messages",
-    "TextPart": "a part of `content`",
-    "StreamOptions": "`stream_options`",
-    "Prediction": "`prediction`",
-    "TextFormat": "`response_format`: `text`",
-    "JsonObjectFormat": "`response_format`: `json_object`",
-    "JsonSchemaFormat": "`response_format`: `json_schema`",
-    "NamedSchema": "its `json_schema`",
-    "StructuralTagFormat": "`response_format`: `structural_tag`",
-    "TagStructure": "one of its `structures`",
-    "StructuredOutputs": "`structured_outputs`",
-}
-
-
-def test_the_list_of_inputs_has_every_field() -> None:
-    common = GenerateRequest.followed()
-    assert listed(SECTION, 0) == common
-    assert listed(SECTION, 1) == ChatRequest.followed() - common
-    assert listed(SECTION, 2) == CompletionRequest.followed() - common
-    assert CLASSES.keys() == {*NESTED, "GenerateRequest", "ChatRequest", "CompletionRequest"}
-    text = DOCUMENT.read_text(encoding="utf-8")
-    for name, label in NESTED.items():
-        row = next(row for row in text.splitlines() if row.endswith(f"` | {label} |"))
-        assert set(re.findall(r"`([^`]+)`", row.split("|")[1])) == CLASSES[name].followed()
-    every = [*(CLASSES[name] for name in NESTED), ChatRequest, CompletionRequest]
-    assert listed(SECTION, 3) == set().union(*(CLASSES[name].followed() for name in NESTED))
-    assert listed(SECTION, 4) == set().union(*(body.others.harmless for body in every))
-    assert listed(SECTION, 5) == set().union(*(body.others.refused for body in every))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from specplug import SamplingParams, SpeculativeDecoder
 from specplug.batching import BatchDecoder
@@ -430,9 +430,13 @@ def test_flags_of_structured_outputs(asking) -> None:
 
 
 def test_the_official_client_parses_models(client) -> None:
-    class River(BaseModel):
+    class Name(BaseModel):
         river: Literal["Rhine", "Elbe"]
-        deep: bool
+
+    class River(BaseModel):  # its schema has $defs and $ref
+        name: Name
+        others: list[Name] = Field(max_length=1)
+        deep: bool | None
 
     made = client.chat.completions.parse(
         model=MODEL, messages=ASKED, response_format=River, max_tokens=200, **SAMPLED
@@ -464,6 +468,10 @@ def test_the_official_client_parses_models(client) -> None:
         ({"guided_json": "{"}, "guided_json"),
         ({"guided_json": {"type": "x"}}, "guided_json"),
         ({"guided_json": "5"}, "guided_json"),
+        ({"guided_json": {"type": "string", "pattern": "("}}, "guided_json"),
+        ({"guided_json": {"type": "string", "format": "poem"}}, "guided_json"),
+        ({"grammar": "answer ::= 'yes'"}, "grammar"),
+        ({"grammar": 'answer ::= "yes"'}, "grammar"),
         ({"structural_tag": "5"}, "structural_tag"),
         ({"response_format": {"type": "structural_tag"}}, "response_format"),
         ({"response_format": {**TAG, "triggers": ["<g>"]}}, "response_format"),
@@ -478,6 +486,59 @@ def test_what_cannot_be_done(asking, fields, param) -> None:
     with pytest.raises(openai.BadRequestError) as wrong:
         asking.whole(**fields)
     assert wrong.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"regex": "a{2}", "min_tokens": 5}, "min_tokens"),
+        ({"allowed_token_ids": [64, 65], "no_repeat_ngram_size": 1}, None),
+        ({"regex": "[0-9]{3}", "bad_words": list("0123456789")}, None),
+    ],
+)
+def test_what_leaves_no_token_is_the_requests_own_fault(asking, server, fields, param) -> None:
+    """Not the server's, whose log would tell why."""
+    for ask in (asking.whole, asking.streamed):
+        with pytest.raises(openai.APIError) as wrong:
+            ask(**fields)
+        assert wrong.value.type == "invalid_request_error"
+        assert wrong.value.param == param
+        if ask == asking.whole:
+            assert wrong.value.status_code == 400
+    assert len(asking.answers()) == 2  # others are answered
+
+
+def test_what_other_libraries_send_beside_what_they_mean(asking) -> None:
+    """Empty lists and objects, nulls, and defaults of other servers."""
+    empty = {
+        "stop": None,
+        "stop_token_ids": [],
+        "bad_words": [],
+        "allowed_token_ids": None,
+        "logit_bias": {},
+        "user": "",
+        "response_format": None,
+        "structured_outputs": None,
+        "stream_options": None,
+        "frequency_penalty": 0,
+        "presence_penalty": 0,
+        "repetition_penalty": 1,
+        "length_penalty": 1.0,
+        "use_beam_search": False,
+        "mirostat": 0,
+        "mirostat_tau": 5.0,
+        "dry_multiplier": 0.0,
+        "dry_base": 1.75,
+        "xtc_probability": 0,
+        "min_tokens": 0,
+        "ignore_eos": False,
+        "skip_special_tokens": True,
+        "truncate_prompt_tokens": None,
+        "cache_prompt": True,
+    }
+    plain = asking.whole()
+    made = asking.whole(**empty)
+    assert made.choices == plain.choices
 
 
 def test_an_empty_grammar_is_none(asking) -> None:

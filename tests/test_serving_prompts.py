@@ -117,6 +117,7 @@ def complete(client: openai.OpenAI, prompt: Any, **fields: Any) -> Any:
             {"continue_final_message": True},
         ),
         ([{**ASKED[0], "name": "Ann"}], {}, {}),
+        ([*ASKED, {**BEGUN[1], "content": ""}, *ASKED], {}, {}),
         ([*ASKED, {**BEGUN[1], "reasoning_content": "hm"}, *ASKED], {}, {}),
     ],
 )

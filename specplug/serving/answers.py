@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from specplug.context import Token
+from specplug.sampling import NoNumbersError, NothingLeftError
 from specplug.serving.errors import ApiError
 from specplug.serving.worker import Channel, Worker
 
@@ -73,7 +74,8 @@ class Answers:
         """What the answers got since last time, until all have ended.
 
         Raises:
-            ApiError: the time is over (504), or the engine failed (500).
+            ApiError: the time is over (504), the engine failed (500), or what the request asks for
+                excludes every token (400).
             SlowReaderError: more tokens waited to be taken than may.
         """
         running = dict(enumerate(self.channels))
@@ -103,8 +105,14 @@ class Answers:
 def _update(index: int, channel: Channel) -> Update:
     if channel.overrun:
         raise SlowReaderError
-    if channel.failure is not None:
-        raise channel.failure
+    failure = channel.failure
+    if isinstance(failure, NothingLeftError) and not isinstance(failure, NoNumbersError):
+        message = str(failure)  # the request's own fault
+        raise ApiError(
+            400, message, param="min_tokens" if message.startswith("min_tokens") else None
+        )
+    if failure is not None:
+        raise failure
     tokens = channel.take()
     reason = None
     if channel.ended:

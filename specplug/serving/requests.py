@@ -71,14 +71,16 @@ def _kind(value: Any) -> str:
     return {int: "(tokens)", list: "(lists)"}.get(type(value[0]), "(list)")
 
 
-def _describe_others(schema: dict[str, Any], body: type[_Body]) -> None:
+def _describe_others(schema: dict[str, Any], body: type[Body]) -> None:
     """In the OpenAPI description, harmless fields are there, and unknown ones are errors."""
     for name, why in body.others.harmless.items():
         schema["properties"][name] = {"description": f"Ignored: {why}."}
     schema["additionalProperties"] = False
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """An object of a request."""
+
     model_config = ConfigDict(
         strict=True,
         allow_inf_nan=False,
@@ -105,7 +107,7 @@ class _Body(BaseModel):
         return given
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """A piece of a message; only text is understood."""
 
     others = fields.PART
@@ -119,7 +121,7 @@ Content = Annotated[
 ]
 
 
-class Message(_Body):
+class Message(Body):
     """One turn of a conversation."""
 
     others = fields.MESSAGE
@@ -133,7 +135,7 @@ class Message(_Body):
     """Another name of ``reasoning_content``."""
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """What a stream has beside its text."""
 
     others = fields.STREAM_OPTIONS
@@ -143,20 +145,20 @@ class StreamOptions(_Body):
     """Choices have ``tokens``: id, text, and who made each of them."""
 
 
-class Prediction(_Body):
+class Prediction(Body):
     """The answer that is expected, such as the file that is to be edited."""
 
     type: Literal["content"]
     content: Content
 
 
-class TextFormat(_Body):
+class TextFormat(Body):
     """Any text."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Body):
+class JsonObjectFormat(Body):
     """A JSON object."""
 
     type: Literal["json_object"]
@@ -164,7 +166,7 @@ class JsonObjectFormat(_Body):
     """What the object is like; null: any object."""
 
 
-class NamedSchema(_Body):
+class NamedSchema(Body):
     """A JSON schema."""
 
     name: str | None = None
@@ -174,14 +176,14 @@ class NamedSchema(_Body):
     """Ignored: the answer always fits the schema."""
 
 
-class JsonSchemaFormat(_Body):
+class JsonSchemaFormat(Body):
     """JSON of a schema."""
 
     type: Literal["json_schema"]
     json_schema: NamedSchema
 
 
-class TagStructure(_Body):
+class TagStructure(Body):
     """JSON between two strings."""
 
     begin: NonEmpty
@@ -190,7 +192,7 @@ class TagStructure(_Body):
     end: Text
 
 
-class StructuralTagFormat(_Body):
+class StructuralTagFormat(Body):
     """Any text, in which certain strings begin structured parts; as vLLM has it, in either form:
     structures and triggers, or format."""
 
@@ -210,7 +212,7 @@ ResponseFormat = Annotated[
 ]
 
 
-class StructuredOutputs(_Body):
+class StructuredOutputs(Body):
     """What an answer must be like; as vLLM has it."""
 
     others = fields.STRUCTURED_OUTPUTS
@@ -232,7 +234,7 @@ class StructuredOutputs(_Body):
     """What may be between the parts of JSON, as a regular expression."""
 
 
-class GenerateRequest(_Body):
+class GenerateRequest(Body):
     """What chat and completions have in common."""
 
     others = fields.REQUEST
@@ -306,7 +308,7 @@ class GenerateRequest(_Body):
     allowed_token_ids: (
         Annotated[list[TokenId], Field(min_length=1, max_length=MOST_ALLOWED)] | None
     ) = None
-    """Only these tokens are chosen, and those that end the answer."""
+    """Only these tokens are chosen; one that ends the answer only if it is among them."""
 
     # --- what an answer is like: one of these ------------------------------------------------
     response_format: ResponseFormat | None = None

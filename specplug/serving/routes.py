@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from specplug.serving import options, playground
+from specplug.serving.bodies import StrictRoute
 from specplug.serving.errors import ApiError, ErrorResponse
 from specplug.serving.replies import json_reply
 from specplug.serving.replying import Reply
@@ -18,7 +19,7 @@ from specplug.serving.responses import ChatResponse, CompletionResponse, Health,
 from specplug.serving.service import Asked, Service
 from specplug.serving.shapes import ChatShape, CompletionShape, Shape
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 
 def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
+from specplug.serving.bodies import read_json
 from specplug.serving.requests import RANDOM_SEED
 
 GENERATING = ("/v1/chat/completions", "/v1/completions")
@@ -39,12 +40,13 @@ def prepared(request: Forwarded, *, prefix_characters: int) -> Forwarded:
     """The request with a seed of its own if it has none, and with the key of its prefix.
 
     Texts depend on the seed alone, so with the seed in the request a second replica gives the
-    same answer as the first. A body that is no JSON object is left for the replica to refuse.
+    same answer as the first. A body that is no JSON object, or has a field twice, is left for the
+    replica to refuse.
     """
     if request.method != "POST" or request.path not in GENERATING:
         return request
     try:
-        body = json.loads(request.body)
+        body = read_json(request.body)
     except (ValueError, RecursionError):
         return request
     if not isinstance(body, dict):
