@@ -20,7 +20,9 @@ from specplug.export.gguf_file import read_gguf
 from specplug.export.gguf_pretokenizers import REFUSED, TYPES
 from specplug.export.gguf_vocabulary import gguf_tokenizer
 from specplug.export.tokenizers import SourceTokenizer, spelling
+from test_native_text import with_tokenizer
 from tests_support import llama
+from tests_support.native import Native
 
 
 def lines(name: str) -> list[Any]:
@@ -38,6 +40,7 @@ def ids(backend: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 BYTES = llama.byte_level_keys(None)
+RULES = {kind.rule: name for name, kind in TYPES.items()}
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -49,6 +52,23 @@ def test_a_pre_tokenizer_type_cuts_as_llama_cpp(name: str) -> None:
     expected = [different[of_type[place]] for different, of_type in texts]
     for text, own, theirs in zip(llama.TEXTS, ids(backend, llama.TEXTS), expected, strict=True):
         assert own == theirs, text
+
+
+def test_the_cpp_runtime_cuts_as_llama_cpp(
+    native_build: None, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    del native_build
+    named, *texts = lines("pre-types.json")
+    for name in RULES.values():
+        source, _ = made(
+            BYTES | {"tokenizer.ggml.pre": name, "tokenizer.ggml.add_bos_token": False}
+        )
+        with Native(with_tokenizer(tiny_bundle, source.json, tmp_path / name)) as native:
+            for text, (different, of_type) in zip(llama.TEXTS, texts, strict=True):
+                own = native.ask("encode", text=text)
+                expected = different[of_type[named.index(name)]]
+                begins = [BYTES["tokenizer.ggml.bos_token_id"]] if TYPES[name].add_bos else []
+                assert begins + own == expected, (name, text)
 
 
 def test_the_texts_tell_the_types_apart() -> None:
@@ -92,7 +112,6 @@ PARTS = [
 ]
 MIXED = st.lists(st.sampled_from(PARTS) | st.sampled_from("".join(llama.TEXTS)), max_size=12)
 BATCHES = st.lists(MIXED.map("".join), min_size=40, max_size=40)
-RULES = {kind.rule: name for name, kind in TYPES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +139,7 @@ def test_any_text_is_in_llama_cpps_pieces(name: str, ask: llama.Ask, tmp_path: P
 def check_live(keys: dict[str, Any], path: Path, ask: llama.Ask) -> None:
     backend = made(keys)[1]
 
-    @settings(max_examples=3, database=None)
+    @settings(max_examples=2, database=None)
     @given(BATCHES)
     def check(texts: list[str]) -> None:
         theirs = ask({"path": str(path), "texts": texts, "special": True})["tokens"]
