@@ -12,7 +12,7 @@ from specplug.text import Tokenizer
 def with_bad_words(
     params: SamplingParams, words: Sequence[str], tokenizer: Tokenizer | None
 ) -> SamplingParams:
-    """The parameters with words excluded, at the beginning of a text and after a space.
+    """The parameters with words excluded, within a text and after a space.
 
     Args:
         params: how tokens are chosen.
@@ -35,7 +35,5 @@ def with_bad_words(
         bare = word.lstrip()
         if not bare:
             raise ValueError(f"bad_words {word!r}: a word has at least one character but spaces")
-        found += [
-            tuple(tokenizer.encode(text, special_tokens=False)) for text in (bare, f" {bare}")
-        ]
+        found += [tuple(tokenizer.encode_within(text)) for text in (bare, f" {bare}")]
     return replace(params, bad_words_ids=list(dict.fromkeys(filter(None, found))))

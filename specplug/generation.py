@@ -86,7 +86,7 @@ class GenerationOptions(TypedDict, total=False):
     ignore_eos: bool
     """The decoder's own stop tokens do not end the answer; ``stop_token_ids`` do."""
     bad_words: Sequence[str]
-    """Words that are never completed, as the tokenizer spells them at the beginning of a text and
+    """Words that are never completed, as the tokenizer spells them within a text and
     after a space; other spellings of the same text may come."""
     logprobs: int | None
     """Give each token's log-probability, and this many of the likeliest (0 or more)."""

@@ -118,23 +118,26 @@ class Tokenizer:
         added = self.backend.get_added_tokens_decoder()
         return {one.content: token for token, one in added.items() if one.special}
 
-    def encode_after(self, before: Sequence[int], text: str) -> list[int]:
-        """Token ids of text that goes on after tokens: nothing is put before or around it.
+    def encode_within(self, text: str) -> list[int]:
+        """Token ids of a part of a text: nothing is put before or around it.
 
-        A tokenizer may put a space before a text, or what begins one; so the text is tokenized
-        behind a line break or a letter where it is not its own tokens' text otherwise.
+        A tokenizer may put a space before a text, or what begins one; so the part is tokenized
+        behind a line break or a letter where its tokens alone spell another text.
         """
-        alone = self.encode(text, special_tokens=False)
-        pieces = self.detokenizer
-        if all(pieces.is_special(token) or not pieces.spell(token) for token in before):
-            return alone  # it begins the text
         for anchor in ("", "\n", "a", ".", " "):
             ids = self.encode(anchor + text, special_tokens=False)
             cut = len(self.encode(anchor, special_tokens=False)) if anchor else 0
-            own = b"".join(map(pieces.spell, ids[cut:]))
+            own = b"".join(map(self.detokenizer.spell, ids[cut:]))
             if own.decode(errors="replace") == text:
                 return ids[cut:]
-        return alone
+        return self.encode(text, special_tokens=False)
+
+    def encode_after(self, before: Sequence[int], text: str) -> list[int]:
+        """Token ids of text that goes on after tokens; after special ones alone it begins."""
+        pieces = self.detokenizer
+        if all(pieces.is_special(token) or not pieces.spell(token) for token in before):
+            return self.encode(text, special_tokens=False)
+        return self.encode_within(text)
 
     def for_grammars(self, vocab_size: int, stop_token_ids: tuple[int, ...]) -> Any:
         """An ``llguidance.LLTokenizer`` of these tokens, made once.

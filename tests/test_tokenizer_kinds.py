@@ -225,7 +225,7 @@ def test_an_end_token_is_no_part_of_the_answer(
 @EXAMPLES
 @given(data=st.data())
 def test_special_tokens_and_stops_are_shown_where_asked_for(
-    kind: Kind, script: Script, data: Any
+    kind: Kind, script: Script, client: openai.OpenAI, data: Any
 ) -> None:
     """As transformers shows them; the end token's own text only with the stop included."""
     prompt, answer = kind.tokenizer.encode("the fox"), data.draw(answers(kind))
@@ -240,6 +240,8 @@ def test_special_tokens_and_stops_are_shown_where_asked_for(
     if "\ufffd" not in result.text:
         assert b"".join(token.utf8 for token in result.tokens).decode() == result.text
     alone = decoder(kind, script).generate(prompt, max_tokens=40, **options)
+    made = complete(client, prompt=prompt, logprobs=None, extra_body=options)
+    assert made.choices[0].text == alone.text
     if "\ufffd" not in result.text:
         assert result.text.endswith(alone.text)
     if not alone.text:
@@ -265,6 +267,16 @@ def test_before_min_tokens_stop_strings_are_text(kind: Kind, script: Script, dat
     ends = [n for n in range(exempt + 1, len(whole) + 1) if whole[:n].endswith(stop)]
     result = decoder(kind, script).generate(prompt, stop=stop, min_tokens=least, max_tokens=40)
     assert result.text == (whole[: ends[0] - len(stop)] if ends else whole)
+
+
+@pytest.mark.parametrize("text", ["fox", " fox", "the fox", "\nfox"])
+def test_bad_words_are_not_said(kind: Kind, script: Script, text: str) -> None:
+    """Whether a space comes before or not, as the tokenizer spells them there."""
+    prompt = kind.tokenizer.encode("the fox jumps")
+    script.say(prompt, ids_of(kind, text))
+    made = decoder(kind, script)
+    assert "fox" in made.generate(prompt, max_tokens=9).text
+    assert "fox" not in made.generate(prompt, bad_words=["fox"], max_tokens=9).text
 
 
 def test_an_ignored_end_token_is_a_token_like_any(kind: Kind, script: Script) -> None:
