@@ -232,7 +232,18 @@ class Sampler:
         if proposal.branches:
             raise ValueError("block verification is for chains, and this proposal branches")
         k, start, tokens = len(proposal), len(history), _joined(history, proposal.tokens)
-        found = [self._distribution(rows[i], tokens[: start + i]) for i in range(k + 1)]
+        found: list[Distribution] = []
+        dead_end: tuple[int, ValueError] | None = None
+        for i in range(k + 1):
+            try:
+                if dead_end is None:
+                    found.append(self._distribution(rows[i], tokens[: start + i]))
+                    continue
+            except ValueError as error:
+                dead_end = i, error
+            # Nothing may follow these drafts. The law of the tokens before is the same whatever is
+            # said to follow, and if the text gets there, it ends as without drafts.
+            found.append(Distribution(np.ones(self.vocab_size), None, self.vocab_size))
         target = [one.probabilities() for one in found]
         draft = [_draft_row(proposal, i, len(target[0])) for i in range(k)]
         chances, scales = block_chances(target, draft, proposal.tokens)
@@ -242,6 +253,8 @@ class Sampler:
             if self._noise.uniforms(start + i - 1, Purpose.accept, 1, attempt=start)[0] < chances[i]
         ]
         accepted = max(passing, default=0)
+        if dead_end is not None and accepted >= dead_end[0]:
+            raise dead_end[1]
         own = found[accepted].of(
             target[k]
             if accepted == k
@@ -278,9 +291,12 @@ class Sampler:
         return distribution(self._shaped(logits, history), self.params)
 
     def _shaped(self, logits: Float32Array, history: Int64Array) -> Float32Array:
+        answer = history[self._prompt_tokens :]
+        if any((answer == stop).any() for stop in self._withheld):
+            return logits  # drafts after the answer's end: whatever follows, it is not committed
         shaped = shape_logits(logits, self.params, history, self._prompt_tokens)
         if self._grammar is not None:
-            allowed = self._grammar.allowed(history[self._prompt_tokens :])
+            allowed = self._grammar.allowed(answer)
             if allowed is not None:
                 shaped = np.where(allowed, shaped, np.float32(-np.inf))
         if len(history) < self._earliest_end:

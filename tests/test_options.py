@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,9 @@ from specplug import (
     Tokenizer,
 )
 from specplug.engines.fake import FakeEngine
+from specplug.opening import make_drafter
 from specplug.sampler import Sampler
+from specplug.types import Drafter, Proposal
 from tests_support.batching import drain
 from tests_support.languages import language
 from tests_support.tiny import byte_tokenizer
@@ -30,7 +34,13 @@ VOCAB = 8
 OWN_STOP = 7
 
 
-def decoder(seed: int, drafter: str = "none", k: int = 0, kind: Any = SpeculativeDecoder) -> Any:
+def decoder(
+    seed: int,
+    drafter: str = "none",
+    k: int = 0,
+    kind: Any = SpeculativeDecoder,
+    trees: bool = False,
+) -> Any:
     def engine(of: int, **more: Any) -> FakeEngine:
         return FakeEngine(language(of, vocab_size=VOCAB), vocab_size=VOCAB, **more)
 
@@ -39,9 +49,11 @@ def decoder(seed: int, drafter: str = "none", k: int = 0, kind: Any = Speculativ
         "ngram": lambda: NgramDrafter(prompt_lookup_min=1),
         "draft": lambda: ModelDrafter(engine(seed + 1)),
         "same": lambda: ModelDrafter(engine(seed)),
+        "recycle": lambda: make_drafter("recycle"),
+        "auto": lambda: make_drafter("auto"),
     }[drafter]()
     more = {"max_batch": 3} if kind is BatchDecoder else {}
-    target = engine(seed, **more)
+    target = engine(seed, trees=trees, **more)
     return kind(target, drafter=made, draft_tokens=k, stop_token_ids=[OWN_STOP])
 
 
@@ -110,19 +122,56 @@ def outcome(call: Any) -> Any:
 
 
 @settings(deadline=None, max_examples=150)
-@given(seed=st.integers(0, 500), prompt=PROMPTS, options=OPTIONS, k=st.integers(1, 6))
+@given(
+    seed=st.integers(0, 500),
+    prompt=PROMPTS,
+    options=OPTIONS,
+    k=st.integers(1, 6),
+    trees=st.booleans(),
+)
 def test_every_drafter_gives_plain_decodings_text_and_greedy_is_transformers(
-    seed: int, prompt: list[int], options: dict[str, Any], k: int
+    seed: int, prompt: list[int], options: dict[str, Any], k: int, trees: bool
 ) -> None:
     def answer(drafter: str, k: int) -> Any:
-        return outcome(lambda: decoder(seed, drafter, k).generate(prompt, **options).token_ids)
+        made = decoder(seed, drafter, k, trees=trees)
+        return outcome(lambda: made.generate(prompt, **options).token_ids)
 
     expected = answer("none", 0)
     if options["sampling"].temperature == 0:
         theirs = outcome(lambda: tuple(by_transformers(seed, prompt, options)))
         assert expected == theirs
-    for drafter in ("ngram", "draft", "same"):
+    for drafter in ("ngram", "draft", "same", "recycle", "auto"):
         assert answer(drafter, k) == expected, drafter
+
+
+@pytest.mark.parametrize("acceptance", ["rejection", "block"])
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 500),
+    prompt=PROMPTS,
+    options=OPTIONS,
+    drafter=st.sampled_from(["ngram", "draft", "same"]),
+    k=st.integers(1, 6),
+)
+def test_other_rules_keep_to_the_options_too(
+    acceptance: Any, seed: int, prompt: list[int], options: dict[str, Any], drafter: str, k: int
+) -> None:
+    params = replace(options["sampling"], temperature=1.0, acceptance=acceptance)
+    asked = options | {"sampling": params}
+    found = outcome(lambda: decoder(seed, drafter, k).generate(prompt, **asked))
+    if found is ValueError:
+        return
+    text = [*prompt, *found.token_ids]
+    ends = {*options.get("stop_token_ids", ()), *([] if options.get("ignore_eos") else [OWN_STOP])}
+    for place, token in enumerate(found.token_ids):
+        before = text[: len(prompt) + place]
+        assert params.allowed_token_ids is None or token in params.allowed_token_ids
+        assert not any(
+            token == word[-1] and before[len(before) - len(word) + 1 :] == list(word[:-1])
+            for word in params.bad_words_ids
+        )
+        last = place == len(found.token_ids) - 1
+        assert token not in ends or (last and place >= options.get("min_tokens", 0))
 
 
 @settings(deadline=None, max_examples=60)
@@ -291,6 +340,9 @@ def test_stop_strings_end_nothing_before_min_tokens(
         options["min_tokens"] = len(text)
     for drafter, drafted in (("none", 0), ("ngram", k), ("same", k)):
         found = script.answer(drafter, drafted, **options)
+        if drafter == "none":
+            tokens = found.token_ids
+        assert found.token_ids == tokens  # nothing after the token that ends the text
         shown = found.text.removesuffix("<|end|>")  # asked for, and shown as special tokens are
         assert shown == expected, drafter
         assert found.finish_reason == "stop"
@@ -411,3 +463,32 @@ def test_a_grammar_that_ends_too_early_is_told(tokenizer: Tokenizer, drafter: st
     assert script.answer(drafter, k, sampling=params, min_tokens=3).text == "aaa"
     with pytest.raises(ValueError, match="min_tokens 4: after 3 tokens nothing but"):
         script.answer(drafter, k, sampling=params, min_tokens=4)
+
+
+class Reciting(Drafter):
+    """Proposes a fixed continuation of any context."""
+
+    name = "reciting"
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+    def propose(self, context: Any, budget: Any) -> Proposal:
+        return Proposal(tuple(self.tokens[: budget.most]))
+
+
+@pytest.mark.parametrize("acceptance", ["coupled", "rejection", "block"])
+def test_drafts_that_nothing_may_follow_end_no_answer(acceptance: Any) -> None:
+    """Every token once, the stop token last at the latest: any answer can go on until it ends."""
+    params = SamplingParams(temperature=1, no_repeat_ngram=1, seed=1, acceptance=acceptance)
+    target = FakeEngine(language(0, vocab_size=4), vocab_size=4)
+    texts = set()
+    for drafted in itertools.permutations(range(4), 3):
+        made = SpeculativeDecoder(
+            target, drafter=Reciting([*drafted]), draft_tokens=3, stop_token_ids=[3]
+        )
+        for sample in range(20):
+            found = made.generate([0], sampling=params, sample=sample, max_tokens=9)
+            assert found.finish_reason == "stop"
+            texts.add(found.token_ids)
+    assert len(texts) >= 4  # of 3, 13, 23, 123, 213
