@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from specplug.export.folders import check_content
 from specplug.export.passes.editing import attention_nodes
 from specplug.export.tokenizer_texts import first_line, read_json
 from specplug.types import ExportError
@@ -196,6 +197,7 @@ def read_graph(folder: Path, settings: Settings) -> Any:
             f"{path} is missing: export with a cache (task text-generation-with-past) as one graph"
             + (f", have {', '.join(others)}" if others else "")
         )
+    check_content(path)
     try:
         model = ir.load(path)
     except Exception as error:  # a damaged file can make the reader raise anything
@@ -221,6 +223,7 @@ def _check_external(path: Path, tensor: Any) -> None:
         raise ExportError(f"{path.name} keeps weights in {tensor.location}, outside of its folder")
     if not data.is_file():
         raise ExportError(f"{path.name} keeps weights in {tensor.location}, which is missing")
+    check_content(data)
     needed = (tensor.offset or 0) + (tensor.length or 0)
     if data.stat().st_size < needed:
         raise ExportError(

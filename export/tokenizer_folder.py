@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 import transformers
 
+from specplug.export.folders import check_files
 from specplug.export.tokenizer_files import BUILDERS
 from specplug.export.tokenizer_texts import first_line, read_json
 from specplug.export.tokenizers import SourceTokenizer
@@ -89,6 +90,7 @@ def folder_tokenizer(
         ExportError: there are files of a tokenizer, and they cannot be read, or contradict one
             another or the model.
     """
+    check_files(folder)
     found = next((name for name in VOCABULARIES if (folder / name).is_file()), None)
     if found is None:
         _refuse_unreadable(folder)

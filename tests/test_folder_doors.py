@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from specplug.export.from_onnx import export_onnx
 from specplug.export.head import Head
 from specplug.export.source import Source
 from specplug.export.speculators import open_head
@@ -85,6 +87,19 @@ def test_commands(
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not made.exists()
+
+
+@pytest.mark.parametrize("content", [POINTER, ""])
+@pytest.mark.parametrize("tool", ["optimum", "genai-int4"])
+def test_folders_of_graphs(tool: str, content: str, tmp_path: Path) -> None:
+    """Every file of theirs that is read, the template included."""
+    whole = Path(__file__).parent / "data" / tool
+    for name in (path.name for path in whole.iterdir()):
+        folder = Path(shutil.copytree(whole, tmp_path / name))
+        (folder / name).write_text(content)
+        message = f"{name} is a Git LFS pointer" if content else f"{name} is empty"
+        with pytest.raises(ExportError, match=re.escape(message)):
+            export_onnx(folder, tmp_path / "made.bundle")
 
 
 def test_the_weights_of_a_head_are_those_of_its_index(head_source: Source, tmp_path: Path) -> None:
