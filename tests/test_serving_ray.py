@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -107,6 +108,32 @@ def test_requests_without_a_seed_differ(client: openai.OpenAI) -> None:
         for _ in range(4)
     }
     assert len(texts) > 1
+
+
+def test_fields_mean_what_they_mean_without_ray(client: openai.OpenAI) -> None:
+    def ask(**fields: Any) -> str:
+        made = client.completions.create(
+            model="tiny", prompt="Hello", max_tokens=24, extra_body=fields
+        )
+        return made.choices[0].text
+
+    assert re.fullmatch("[ab]{3}", ask(regex="[ab]{3}"))
+    assert ask(structured_outputs={"choice": ["Rhine"]}) == "Rhine"
+    assert set(ask(allowed_token_ids=[64, 65], n_predict=6, max_tokens=None)) == {"a", "b"}
+    assert len({ask(seed=-1) for _ in range(4)}) > 1
+    chat = client.chat.completions.create(
+        model="tiny",
+        messages=[*messages("Hello"), {"role": "assistant", "content": "three"}],
+        max_tokens=4,
+        extra_body={"echo": True, "continue_final_message": True},
+    )
+    assert (chat.choices[0].message.content or "").startswith("three")
+    with pytest.raises(openai.BadRequestError, match="did you mean 'min_tokens'") as wrong:
+        ask(min_tokenz=3)
+    assert wrong.value.param == "min_tokenz"
+    with pytest.raises(openai.BadRequestError) as wrong:
+        ask(mirostat=2)
+    assert (wrong.value.param, wrong.value.code) == ("mirostat", "unsupported_parameter")
 
 
 def test_ids_and_errors_pass_through(client: openai.OpenAI) -> None:
