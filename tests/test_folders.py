@@ -136,6 +136,16 @@ def surplus(folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+def more_layers(folder: Path) -> None:
+    change(folder / "config.json", num_hidden_layers=1)
+
+
+def untold_biases(folder: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.bias"
+    tensors = load_file(folder / WEIGHTS) | {name: torch.ones(64)}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
 def adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
@@ -161,6 +171,8 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (pickled, r"convert them with transformers' save_pretrained"),
     (truncated, r"model\.safetensors \(\d+ bytes\) is truncated"),
     (surplus, r"tensors that llama has no place for: score\.weight"),
+    (more_layers, r"no place for: model\.layers\.1\..* and \d more"),
+    (untold_biases, r"no place for: model\.layers\.0\.self_attn\.q_proj\.bias"),
     (adapter, r"adapter_config\.json: merge the adapter"),
     (without_type, r"config\.json has no model_type"),
     (wrote("tokenizer.json", b"{}"), r"tokenizer\.json cannot be read"),
