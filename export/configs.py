@@ -11,7 +11,6 @@ from huggingface_hub.errors import StrictDataclassError
 
 from specplug.export.families import check_family
 from specplug.export.folders import CONFIG, check_folder, read_json
-from specplug.export.tokenizer_texts import first_line
 from specplug.types import ExportError
 
 QUANTIZATION_KEYS = {
@@ -52,12 +51,17 @@ def read_config(folder: Path) -> tuple[Any, Mapping[str, Any] | None]:
         )
         check_family(config)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ExportError(f"transformers cannot load {folder}: {first_line(error)}") from error
+        raise ExportError(f"transformers cannot load {folder}: {one_line(error)}") from error
     _check_class(folder, found, config)
     for key in QUANTIZATION_KEYS:
         if hasattr(config, key):
             delattr(config, key)
     return config, quantization
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without its line breaks."""
+    return " ".join(str(error).split()) or repr(error)
 
 
 def _check_kind(folder: Path, found: Mapping[str, Any]) -> None:

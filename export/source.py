@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from specplug.bundle import file_sha256
 from specplug.checkpoint_path import check_checkpoint, is_gguf, is_hub_id
-from specplug.export.configs import read_config
+from specplug.export.configs import one_line, read_config
 from specplug.export.folders import CONFIG, check_weights, read_json, readable
 from specplug.export.harmless import check_unread, without_harmless
 from specplug.export.hub import fetch_snapshot, preview_snapshot
@@ -142,7 +142,7 @@ def _read_folder(
         plain = plain if downloaded else _without_tied(config, plain)
         model, unread = load_model(config, plain, folder.name)
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
-        raise ExportError(f"transformers cannot load {folder}: {error}") from error
+        raise ExportError(f"transformers cannot load {folder}: {one_line(error)}") from error
     check_unread(folder.name, config.model_type, unread)
     return Source(
         path=folder,

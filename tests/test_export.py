@@ -180,8 +180,10 @@ def test_draft_with_another_padding(target_size: int, draft_size: int, tmp_path:
     bundle = tmp_path / "pair.bundle"
     export_bundle(target, bundle, precision="fp32", draft=draft)
     texts = []
-    for drafter in ("none", "draft"):
-        with SpeculativeDecoder.from_bundle(bundle, drafter=drafter, draft_tokens=4) as decoder:
+    for drafter, drafted in (("none", "auto"), ("draft", 4)):
+        with SpeculativeDecoder.from_bundle(
+            bundle, drafter=drafter, draft_tokens=drafted
+        ) as decoder:
             decoder.stop_token_ids = frozenset()
             result = decoder.generate(PROMPT, max_tokens=40)
             texts.append(result.token_ids)
