@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, decoders, pre_tokenizers
 
+from specplug.export.gguf_pretokenizers import TYPES, pre_tokenizer
 from tests_support.native import BUILD
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -53,7 +54,9 @@ RULES: dict[str, Any] = {
         ]
     ),
     "digits together": pre_tokenizers.Sequence([pre_tokenizers.Digits(), BYTES]),
+    **{name: pre_tokenizer(rule) for rule, name in {t.rule: n for n, t in TYPES.items()}.items()},
 }
+"""Those of GGUF files, by the last type that has each, and others."""
 
 
 class Cutter:

@@ -14,7 +14,7 @@ Decoder::Decoder(std::shared_ptr<const Model> model, const DecoderOptions& optio
   const auto least = options.prompt_lookup_min;
   const auto most = options.prompt_lookup_max;
   const auto unused = [&](const char* name, int value) {
-    refuse(name, " ", value, ": drafter ", quoted(options.drafter), " does not use it, 'ngram' alone does");
+    refuse(name, " ", value, ": drafter ", in_quotes(options.drafter), " does not use it, 'ngram' alone does");
   };
   if (options.drafter != "ngram" && least != defaults.prompt_lookup_min) {
     unused("prompt_lookup_min", least);
@@ -77,7 +77,7 @@ void Decoder::check(const Tokens& prompt, const GenerationOptions& options) cons
   options.sampling.check(vocab);
   for (const auto& stop : options.stop) {
     if (stop.empty()) refuse("stop '': a stop string has at least one character");
-    if (repaired(stop) != stop) refuse("stop ", quoted(stop), ": a stop string is UTF-8");
+    if (repaired(stop) != stop) refuse("stop ", in_quotes(stop), ": a stop string is UTF-8");
   }
   if (options.text || !options.stop.empty()) model_->tokenizer();  // or say why there is none
   if (prompt.empty()) refuse("the prompt is empty: at least one token is needed");

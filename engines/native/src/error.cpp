@@ -18,7 +18,7 @@ std::string written(double number) {
   return whole ? found + ".0" : found;
 }
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   constexpr std::size_t most = 80;
   std::string found = "'";
   for (const char one : text.substr(0, most)) {

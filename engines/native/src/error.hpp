@@ -21,7 +21,7 @@ class Error : public std::runtime_error {
 std::string written(double number);
 
 // What a caller gave as text, in quotes: cut where it is long, escaped where it is no plain text.
-std::string quoted(std::string_view text);
+std::string in_quotes(std::string_view text);
 
 template <typename Part>
 void append(std::string& text, const Part& part) {

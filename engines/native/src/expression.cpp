@@ -71,7 +71,7 @@ class ExpressionParser {
 
   [[noreturn]] void unknown(const std::string& what) const {
     fail(SPECPLUG_ERROR_UNSUPPORTED, "this library's tokenizer has no ", what, ", as in the ",
-         "pre_tokenizer expression ", quoted(pattern_), ": pass token ids, or tokenize in Python");
+         "pre_tokenizer expression ", in_quotes(pattern_), ": pass token ids, or tokenize in Python");
   }
 
   bool done() const { return at_ == letters_.size(); }

@@ -165,12 +165,12 @@ Model::Guessing Model::guessing(const std::string& drafter, const Engine& target
     made.push_back(recycle());
     if (draft_) made.push_back(draft());
   } else if (drafter == "head" || drafter == "universal") {
-    fail(SPECPLUG_ERROR_UNSUPPORTED, "drafter ", quoted(drafter),
+    fail(SPECPLUG_ERROR_UNSUPPORTED, "drafter ", in_quotes(drafter),
          " runs from Python; this library has ", joined(kDrafters));
   } else if (drafter != "none") {
     const auto near = nearest(drafter);
     const bool meant = 2 * distance(drafter, near) <= std::max(drafter.size(), near.size());
-    refuse("drafter ", quoted(drafter), ": ", meant ? text_of("did you mean ", quoted(near), "? ") : "",
+    refuse("drafter ", in_quotes(drafter), ": ", meant ? text_of("did you mean ", in_quotes(near), "? ") : "",
            "it must be one of ", joined(kDrafters));
   }
   return found;

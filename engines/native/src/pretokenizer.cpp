@@ -67,7 +67,7 @@ void check_keys(const Json& json, std::string_view object) {
     const auto name = object.empty() ? key : text_of(object, ".", key);
     if (std::find(std::begin(kTokenizerKeys), std::end(kTokenizerKeys), name) ==
         std::end(kTokenizerKeys)) {
-      not_built_in(text_of("key ", quoted(name), " of tokenizer.json"));
+      not_built_in(text_of("key ", in_quotes(name), " of tokenizer.json"));
     }
     if (!seen.insert(key).second) damaged("tokenizer.json is damaged: ", name, " is there twice");
   }
