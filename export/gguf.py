@@ -18,6 +18,7 @@ import transformers
 from specplug.export.gguf_file import Tensor, read_gguf
 from specplug.export.gguf_keys import check_keys, check_kind
 from specplug.export.gguf_rotation import FREQUENCIES, rope_parameters
+from specplug.export.gguf_specials import SpecialTokens
 from specplug.export.gguf_vocabulary import gguf_tokenizer
 from specplug.export.lazy import LazyTensor
 from specplug.export.source import Source, load_model, model_weights
@@ -118,6 +119,7 @@ def _config(
     check_keys(metadata, architecture, shape, name)
     if "token_embd.weight" not in tensors:
         raise ValueError("tensor token_embd.weight is missing")
+    specials = SpecialTokens(metadata) if "tokenizer.ggml.tokens" in metadata else None
     rows = tensors["token_embd.weight"].shape[0]
     tokens = len(metadata.get("tokenizer.ggml.tokens", ()))
     if tokens > rows:
@@ -142,8 +144,8 @@ def _config(
         rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
         rope_parameters=rope_parameters(metadata, architecture, shape, frequencies),
         tie_word_embeddings="output.weight" not in tensors,
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
+        bos_token_id=None if specials is None else specials.role("bos"),
+        eos_token_id=None if specials is None else specials.role("eos"),
         **options,
     )
 

@@ -109,21 +109,23 @@ class SpecialTokens:
         self._ends = self._find_ends()
 
     def role(self, name: str) -> int | None:
-        """The token of a role; None if the file names none."""
+        """The token of a role; None if the file names none.
+
+        Raises:
+            ValueError: a token that begins or ends a text is out of range.
+        """
         keys = [f"tokenizer.ggml.{name}_token_id"]
         if name in _KEYS:
             keys.append(f"tokenizer.ggml.{_KEYS[name]}_token_id")
-        found = [self._metadata[key] for key in keys if key in self._metadata]
-        if not found:
-            pieces = self._metadata.get("tokenizer.ggml.model") == "llama"
-            default = _DEFAULTS.get(name) if pieces else None
-            return default if default is not None and default < len(self.texts) else None
-        number = found[0]
-        if number in (-1, 0xFFFFFFFF):  # how converters write that there is none
-            return None
-        if type(number) is not int or not 0 <= number < len(self.texts):
+        number = next((self._metadata[key] for key in keys if key in self._metadata), None)
+        if type(number) is int and 0 <= number < len(self.texts):
+            return number
+        # Converters write that there is none as -1, and padding as a token too many.
+        if number not in (None, -1, 0xFFFFFFFF) and name in ("bos", "eos", "eot", "eom"):
             raise ValueError(f"{keys[0]} is {number!r}, and there are {len(self.texts)} tokens")
-        return number
+        pieces = self._metadata.get("tokenizer.ggml.model") == "llama"
+        default = _DEFAULTS.get(name, len(self.texts)) if pieces else len(self.texts)
+        return default if default < len(self.texts) else None
 
     def is_normal(self, number: int) -> bool:
         """Whether a token is a piece of text, and nothing else."""

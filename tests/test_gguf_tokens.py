@@ -211,7 +211,18 @@ def test_a_file_without_a_vocabulary_has_no_tokenizer() -> None:
     assert gguf_tokenizer({"tokenizer.ggml.model": "none"}) is None
 
 
-def test_the_last_of_the_ends_may_be_named_by_none() -> None:
-    """Converters write -1 as the largest number of 32 bits."""
-    keys = BYTES | {"tokenizer.ggml.eos_token_id": 0xFFFFFFFF}
-    assert made(keys)[0].stop_token_ids == made(BYTES)[0].stop_token_ids
+def test_roles_out_of_range() -> None:
+    """Converters write that there is none as -1, and a padding token that there is not."""
+    none = {"tokenizer.ggml.eos_token_id": 0xFFFFFFFF}
+    assert made(BYTES | none)[0].stop_token_ids == made(BYTES)[0].stop_token_ids
+    assert made(PIECES | none)[0].stop_token_ids == (2,)
+    more = {"tokenizer.ggml.padding_token_id": len(PIECES[TOKENS])}
+    assert made(PIECES | more)[0] == made(PIECES)[0]
+
+
+def test_live_llama_cpp_reads_roles_out_of_range_so(ask: llama.Ask, tmp_path: Path) -> None:
+    keys = PIECES | {"tokenizer.ggml.eos_token_id": 0xFFFFFFFF}
+    llama.write_file(tmp_path / "v.gguf", keys)
+    answer = ask({"path": str(tmp_path / "v.gguf"), "texts": [" a"], "special": True})
+    assert answer["ends"] == [*made(keys)[0].stop_token_ids]
+    assert answer["tokens"] == ids(made(keys)[1], [" a"])
