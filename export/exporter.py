@@ -106,11 +106,12 @@ def export_bundle(
             components |= _export_part(part, stage, how)
             if part.head is not None:
                 components["draft"] = _export_head(part.head, components["target"], stage, how)
-        tokenizer = parts[0].source.tokenizer
+        tokenizer, ends = parts[0].source.tokenizer, list(parts[0].source.end_tokens)
         manifest = Manifest(
             target=components["target"],
             draft=components.get("draft"),
             tokenizer=write_tokenizer(tokenizer, stage) if tokenizer else None,
+            stop_token_ids=ends if not tokenizer and ends else None,
         )
         write_manifest(stage, manifest)
         report("writing to disk")

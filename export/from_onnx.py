@@ -43,7 +43,7 @@ from specplug.export.passes import (
 from specplug.export.passes.editing import attention_nodes
 from specplug.export.provenance import write_provenance
 from specplug.export.quality_text import Sample, take_sample
-from specplug.export.tokenizer_folder import folder_tokenizer
+from specplug.export.tokenizer_folder import end_tokens, folder_tokenizer, stated_end_tokens
 from specplug.export.tokenizer_texts import first_line
 from specplug.export.tokenizers import SourceTokenizer, encoder, write_tokenizer
 from specplug.opening import EngineOptions
@@ -85,12 +85,14 @@ def export_onnx(
     report(f"reading {folder.name}")
     model = read_graph(folder, settings)
     tokenizer = folder_tokenizer(folder, _vocab_size(model), settings.end_tokens)
+    ends = end_tokens(stated_end_tokens(folder) | settings.end_tokens, _vocab_size(model))
     with staged(Path(output), replace=force) as stage:
         text = Path(quality_text) if quality_text else None
         component = _write_component(folder, settings, model, tokenizer, text, stage, report)
         manifest = Manifest(
             target=component,
             tokenizer=write_tokenizer(tokenizer, stage) if tokenizer else None,
+            stop_token_ids=list(ends) if not tokenizer and ends else None,
         )
         write_manifest(stage, manifest)
         report("writing to disk")

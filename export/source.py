@@ -21,7 +21,7 @@ from specplug.export.harmless import check_unread, without_harmless
 from specplug.export.hub import fetch_snapshot, preview_snapshot
 from specplug.export.lazy import LazyTensor, MissingValuesError
 from specplug.export.quantized import dequantized
-from specplug.export.tokenizer_folder import folder_tokenizer
+from specplug.export.tokenizer_folder import end_tokens, folder_tokenizer, stated_end_tokens
 from specplug.export.tokenizers import SourceTokenizer
 from specplug.types import ExportError
 
@@ -36,6 +36,8 @@ class Source:
     weights: dict[str, Any]
     """Tensors under the names of the transformers model, a tied head left out; lazy ones."""
     tokenizer: SourceTokenizer | None
+    end_tokens: tuple[int, ...] = ()
+    """What the configurations say of them; the tokenizer's are all."""
     licence: str | None = None
     files: tuple[Path, ...] = field(default=())
     """What was read, for the provenance."""
@@ -149,6 +151,7 @@ def _read_folder(
         config=config,
         weights=model_weights(model),
         tokenizer=folder_tokenizer(folder, int(config.vocab_size)),
+        end_tokens=end_tokens(stated_end_tokens(folder), int(config.vocab_size)),
         ignored=(*harmless, *scales),
     )
 

@@ -16,6 +16,7 @@ from specplug.bundle import Bundle, TokenizerPart, open_tokenizer
 from specplug.export.from_onnx import onnx_tokenizer
 from specplug.export.hub import fetch_snapshot
 from specplug.export.source import open_source
+from specplug.export.tokenizer_folder import end_tokens, stated_end_tokens
 from specplug.export.tokenizer_texts import LONG_TEXT, TEXTS
 from specplug.export.tokenizers import SourceTokenizer, vocabulary, write_tokenizer
 from specplug.text import Messages, Tokenizer
@@ -60,7 +61,7 @@ def compare_tokenizers(bundle: Bundle, source: Path) -> Outcome:
     theirs = onnx_tokenizer(source) if from_graph else open_source(source).tokenizer
     ours, part = bundle.tokenizer(), bundle.manifest.tokenizer
     if ours is None and theirs is None:
-        return None, "neither the bundle nor its source has one", {}
+        return _compare_ends(bundle, source)
     if ours is None or part is None or theirs is None:
         having, missing = ("the source", "the bundle") if theirs else ("the bundle", "the source")
         return False, f"{having} has a tokenizer, and {missing} has none: export again", {}
@@ -77,6 +78,16 @@ def compare_tokenizers(bundle: Bundle, source: Path) -> Outcome:
         + (f"; {judge.note}" if judge.note else ""),
         details,
     )
+
+
+def _compare_ends(bundle: Bundle, source: Path) -> Outcome:
+    """Of a bundle of token ids alone."""
+    here = bundle.manifest.stop_token_ids or []
+    there = list(end_tokens(stated_end_tokens(source), bundle.manifest.target.vocab_size))
+    if {*here} != {*there}:
+        ends = f"it stops at {_short(here)}, the source at {_short(there)}"
+        return False, f"{ends}: export the model again", {}
+    return None, f"neither side has one; {len(here)} end tokens are the source's", {}
 
 
 def _differences(

@@ -291,6 +291,7 @@ class Manifest(_Part):
     target: Component
     draft: Component | None = None
     tokenizer: TokenizerPart | None = None
+    stop_token_ids: list[int] | None = None  # where no tokenizer names them
 
     @model_validator(mode="after")
     def _one_vocabulary(self) -> Self:
@@ -334,9 +335,7 @@ class Manifest(_Part):
         if self.draft and layers is not None:
             cache, its_own = self.target.cache, self.draft.cache
             if len(layers) != its_own.layers or max(layers) >= cache.layers:
-                raise ValueError(
-                    f"the draft's layers {layers} are not of the target's {cache.layers}"
-                )
+                raise ValueError(f"the draft's layers {layers} are not of {cache.layers}")
         return self
 
     def components(self) -> list[Component]:

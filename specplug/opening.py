@@ -243,6 +243,7 @@ def open_parts(
             **_lookup(lookup),
         ),
         "tokenizer": bundle.tokenizer(),
+        "stop_token_ids": bundle.manifest.stop_token_ids,  # None: the tokenizer's
         "costs": costs,
     }
 

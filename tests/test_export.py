@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from specplug import Bundle, ExportError, ParityError, SpeculativeDecoder
 from specplug.export import export_bundle, graphs
 from specplug.export.precision import choose_precision
 from specplug.export.source import open_source
+from specplug.export.tokenizer_check import compare_tokenizers
 from specplug.staging import staged
 from tests_support.tiny import byte_tokenizer, greedy_tokens, write_checkpoint
 
@@ -189,6 +191,22 @@ def test_draft_with_another_padding(target_size: int, draft_size: int, tmp_path:
             texts.append(result.token_ids)
     assert texts[0] == texts[1]
     assert result.stats.drafted > 0
+
+
+def test_end_tokens_without_a_tokenizer(tmp_path: Path) -> None:
+    """What the configurations say of them is kept, in bundles of token ids alone."""
+    source = write_checkpoint(tmp_path / "source", eos_token_id=[7, 9])
+    for file in source.glob("tokenizer*"):
+        file.unlink()
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": 11}))
+    export_bundle(source, tmp_path / "p.bundle", precision="fp32")
+    with SpeculativeDecoder.from_bundle(tmp_path / "p.bundle") as decoder:
+        assert decoder.tokenizer is None
+        assert decoder.stop_token_ids == {7, 9, 11}
+    bundle = Bundle.open(tmp_path / "p.bundle")
+    assert compare_tokenizers(bundle, source)[0] is None
+    (source / "generation_config.json").unlink()
+    assert compare_tokenizers(bundle, source)[0] is False
 
 
 def test_draft_of_another_size_without_tokenizers_is_refused(tmp_path: Path) -> None:

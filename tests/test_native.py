@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specplug import History
+from specplug import History, SpeculativeDecoder
 from specplug.export import export_bundle
 from tests_support import native as support
 from tests_support.families import NAMED
@@ -163,6 +163,24 @@ def test_stop_tokens_of_ones_own(opened_native: Native) -> None:
     found = opened_native.ask("generate", fresh=True, stop_token_ids=[whole[7]], **request)
     assert found["tokens"] == whole[: whole.index(whole[7]) + 1]
     assert found["stats"]["finish_reason"] == "stop"
+
+
+def test_stop_tokens_without_a_tokenizer(
+    native_build: None, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """They are the manifest's, in both languages."""
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    request = {"prompt": [1, 2, 3], "drafter": "none", "max_tokens": 40}
+    with Native(tiny_bundle) as native:
+        whole = native.ask("generate", stop_token_ids=[], **request)["tokens"]
+    manifest = json.loads((copy / "specplug.json").read_text())
+    manifest |= {"tokenizer": None, "stop_token_ids": [whole[7]]}
+    (copy / "specplug.json").write_text(json.dumps(manifest))
+    with Native(copy) as native:
+        found = native.ask("generate", **request)["tokens"]
+    assert found == whole[: whole.index(whole[7]) + 1]
+    with SpeculativeDecoder.from_bundle(copy, drafter="none") as decoder:
+        assert decoder.stop_token_ids == {whole[7]}
 
 
 @pytest.mark.parametrize(

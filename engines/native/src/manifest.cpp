@@ -235,6 +235,9 @@ Manifest parse_manifest(std::string_view text) {
   made.target = parse_component(fields.object("target"));
   if (fields.find("draft")) made.draft = parse_component(fields.object("draft"));
   if (fields.find("tokenizer")) made.tokenizer = parse_tokenizer_part(fields.object("tokenizer"));
+  if (fields.find("stop_token_ids")) {
+    made.stop_token_ids = fields.integers("stop_token_ids", INT64_MIN);
+  }
   fields.done();
   check_together(made);
   return made;

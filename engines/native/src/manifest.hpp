@@ -52,6 +52,7 @@ struct Manifest {
   Component target;
   std::optional<Component> draft;
   std::optional<TokenizerPart> tokenizer;
+  std::vector<std::int64_t> stop_token_ids;  // of a bundle without a tokenizer
 
   std::vector<const File*> all_files() const;
 };

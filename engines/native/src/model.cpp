@@ -80,7 +80,8 @@ Model::Model(const std::string& folder, const ModelOptions& options)
          " has a tokenizer of its own, which the Python package translates: open the bundle without "
          "its draft");
   }
-  if (manifest.tokenizer) stop_token_ids_ = manifest.tokenizer->stop_token_ids;
+  stop_token_ids_ =
+      manifest.tokenizer ? manifest.tokenizer->stop_token_ids : manifest.stop_token_ids;
   // Hashing the weights takes about as long as loading them, so the two go on at once. Weights are
   // but numbers: the graph that says what is done with them was checked before.
   auto checked = std::async(std::launch::async, [this] { bundle_.check_weights(); });
