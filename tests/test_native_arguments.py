@@ -92,6 +92,7 @@ def test_what_only_c_can_say(native_build: None, tiny_bundle: Path) -> None:
         (["call", "model", {"size": 3}], 1, "size 3 of options"),
         (["call", "model", {"size": SIZE_MAX}], 1, "size 18446744073709551615 of options"),
         (["call", "decoder", {"drafter": None}], 1, "drafter is NULL"),
+        (["call", "decoder", {"drafter": "head"}], 6, "drafter 'head' runs from Python"),
         (["call", "generation", {"size": 0}], 1, "size 0 of options"),
         (["call", "generation", {"tenant": None}], support.OK, ""),
         (["call", "generation", {"logit_bias": [(5, 1.0), (5, 2.0)]}], 1, "bias_tokens: 5 is"),

@@ -154,11 +154,8 @@ CASES: tuple[Case, ...] = (
         "drafter",
         ("none", "ngram", "suffix", "recycle", "predicted", "auto"),
         {
-            "ngrm": "drafter 'ngrm': did you mean 'ngram'? it must be one of none, ngram, suffix",
-            "recycles": "drafter 'recycles': did you mean 'recycle'? it must be one of none",
-            "NGRAM": "drafter 'NGRAM': it must be one of none",
-            "": "drafter '': it must be one of none",
-            "zzzzzzzz": "drafter 'zzzzzzzz': it must be one of none",
+            bad: f"drafter '{bad}' is none of none, ngram, suffix"
+            for bad in ("ngrm", "recycles", "NGRAM", "", "zzzzzzzz")
         },
     ),
     *_cases(

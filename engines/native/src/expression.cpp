@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t kMostSteps = 30'000'000;  // over one text, beside some for each character
 constexpr std::size_t kMostCode = 20'000;       // instructions
 constexpr std::size_t kMostTimes = 100'000;
-constexpr int kDeepest = 40;  // groups and sets in one another
+constexpr int kDeepestGroup = 40;  // groups and sets in one another
 constexpr std::size_t kEndless = SIZE_MAX;
 
 struct Property {
@@ -94,7 +94,7 @@ class ExpressionParser {
   }
 
   Part alternatives(int depth) {
-    if (depth > kDeepest) unknown(text_of("groups that are nested more than ", kDeepest, " deep"));
+    if (depth > kDeepestGroup) unknown(text_of("groups that are nested more than ", kDeepestGroup, " deep"));
     std::vector<Part> ways;
     do ways.push_back(sequence(depth));
     while (take(U"|"));
@@ -249,7 +249,7 @@ class ExpressionParser {
 
   // After '[': a set up to its ']'.
   CharacterSet bracketed(int depth) {
-    if (depth > kDeepest) unknown(text_of("sets that are nested more than ", kDeepest, " deep"));
+    if (depth > kDeepestGroup) unknown(text_of("sets that are nested more than ", kDeepestGroup, " deep"));
     CharacterSet set;
     const bool negated = take(U"^");
     bool any = false;

@@ -171,8 +171,8 @@ Model::Guessing Model::guessing(const std::string& drafter, const Engine& target
   } else if (drafter != "none") {
     const auto near = nearest(drafter);
     const bool meant = 2 * distance(drafter, near) <= std::max(drafter.size(), near.size());
-    refuse("drafter ", in_quotes(drafter), ": ", meant ? text_of("did you mean ", in_quotes(near), "? ") : "",
-           "it must be one of ", joined(kDrafters));
+    refuse("drafter ", in_quotes(drafter), " is none of ", joined(kDrafters),
+           meant ? text_of(": did you mean ", in_quotes(near), "?") : "");
   }
   return found;
 }
