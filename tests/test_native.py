@@ -107,6 +107,26 @@ def test_a_draft_after_which_nothing_may_come(opened_native: Native) -> None:
         assert found["tokens"] == plain["tokens"][:2]
 
 
+def test_an_accepted_stop_token_ends_the_answer_whatever_may_follow_it(
+    opened_native: Native,
+) -> None:
+    """The stop token 11 is looked up; after it, all is banned or has come in four tokens before."""
+    request = {
+        "prompt": [5, 10, 11, 11, 6, 5, 10, 11, 10, 7, 5],
+        "forced_tokens": {0: 10},
+        "banned_tokens": [*range(10), *range(12, opened_native.info["vocab_size"])],
+        "logit_bias": {11: 1000.0},
+        "no_repeat_ngram": 4,
+        "stop_token_ids": [11],
+        "max_tokens": 9,
+    }
+    for drafter, draft_tokens in (("none", 0), ("ngram", 4)):
+        changed = request | {"drafter": drafter, "draft_tokens": draft_tokens}
+        found = opened_native.ask("generate", fresh=True, **changed)
+        assert found["tokens"] == [10, 11]
+    assert found["stats"]["accepted"] == 1
+
+
 def test_long_prompts_and_the_end_of_the_context(opened_native: Native, tiny_bundle: Path) -> None:
     """Prompts in pieces, caches that grow, and rounds that are cut short."""
     limit = opened_native.info["context_limit"]

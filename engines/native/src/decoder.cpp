@@ -114,10 +114,10 @@ void Decoder::begin(const Tokens& prompt, const GenerationOptions& options) {
   most_ = asked > limit - prompt.size() ? limit : prompt.size() + asked;
   tokens_.reserve(most_);
   cached_ = 0;
-  sampler_.emplace(options.sampling, target_->vocab(), prompt.size());
+  const auto& stop = options.stop_token_ids ? *options.stop_token_ids : model_->stop_token_ids();
+  sampler_.emplace(options.sampling, target_->vocab(), prompt.size(), stop);
   const bool reads = options.text || !options.stop.empty();
   text_.emplace(reads ? &model_->tokenizer() : nullptr, options.stop, prompt);
-  const auto& stop = options.stop_token_ids ? *options.stop_token_ids : model_->stop_token_ids();
   stop_ = {stop.begin(), stop.end()};
 }
 

@@ -6,10 +6,11 @@
 
 namespace specplug::native {
 
-Sampler::Sampler(SamplingParams params, std::size_t vocab, std::size_t prompt_tokens)
+Sampler::Sampler(SamplingParams params, std::size_t vocab, std::size_t prompt_tokens, Tokens stop)
     : params_(std::move(params)),
       vocab_(vocab),
-      prompt_tokens_(prompt_tokens) {}
+      prompt_tokens_(prompt_tokens),
+      stop_(std::move(stop)) {}
 
 std::int64_t Sampler::draft(Scores& scores, const Tokens& history) {
   if (params_.plain() && scores.best(0) < static_cast<std::int64_t>(vocab_)) return scores.best(0);
@@ -19,11 +20,13 @@ std::int64_t Sampler::draft(Scores& scores, const Tokens& history) {
 Verdict Sampler::judge(Scores& scores, const Tokens& history, const Proposal& proposal) {
   Verdict verdict;
   Tokens tokens;
-  if (!params_.plain()) tokens = history;
+  // After an accepted token that ends the answer, whatever follows is not committed: rules of which
+  // nothing is left there are no error.
+  bool plain = params_.plain();
+  if (!plain) tokens = history;
   for (std::int64_t node = -1;;) {
     const auto row = static_cast<std::size_t>(node + 1);
-    const auto own =
-        params_.plain() ? scores.best(row) : choose(scores.row(row), scores.vocab(), tokens);
+    const auto own = plain ? scores.best(row) : choose(scores.row(row), scores.vocab(), tokens);
     auto next = node + 1;  // children come after their parent
     const auto size = static_cast<std::int64_t>(proposal.size());
     while (next < size && !(proposal.parents[static_cast<std::size_t>(next)] == node &&
@@ -36,6 +39,7 @@ Verdict Sampler::judge(Scores& scores, const Tokens& history, const Proposal& pr
     }
     verdict.path.push_back(next);
     tokens.push_back(own);
+    plain = plain || std::find(stop_.begin(), stop_.end(), own) != stop_.end();
     node = next;
   }
 }

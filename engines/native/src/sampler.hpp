@@ -10,7 +10,9 @@ namespace specplug::native {
 // Target and draft of one generation choose through the same sampler.
 class Sampler {
  public:
-  Sampler(SamplingParams params, std::size_t vocab, std::size_t prompt_tokens);
+  // stop: tokens that end the answer.
+  Sampler(SamplingParams params, std::size_t vocab, std::size_t prompt_tokens,
+          Tokens stop = {});
 
   std::size_t vocab() const { return vocab_; }
 
@@ -27,6 +29,7 @@ class Sampler {
   SamplingParams params_;
   std::size_t vocab_;
   std::size_t prompt_tokens_;
+  Tokens stop_;
   std::vector<float> logits_;
 };
 
