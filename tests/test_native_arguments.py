@@ -99,6 +99,10 @@ def test_what_only_c_can_say(native_build: None, tiny_bundle: Path) -> None:
         (["call", "generation", {"forced_tokens": [(0, 1), (0, 1)]}], 1, "forced_positions: 0 is"),
         (["call", "generation", {"stop": [None]}], 1, "stop is NULL"),
         (["call", "generation", {"acceptance": 1, "temperature": 1.0}], 6, "acceptance rule 1"),
+        (["within_a_callback", "generate"], 7, "the decoder runs a generation"),
+        (["within_a_callback", "tokens"], 7, "the decoder runs a generation"),
+        (["within_a_callback", "cancel"], support.OK, ""),
+        (["without_a_model"], support.OK, ""),
         (["text", "encode", SIZE_MAX], 1, "the count of the text's bytes is"),
         (["text", "decode", SIZE_MAX], 1, "the count of ids is"),
     ]

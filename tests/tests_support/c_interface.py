@@ -164,6 +164,46 @@ class Interface:
         call = getattr(self.library, f"specplug_{name}")
         return int(call(self.model, *given, *results))
 
+    def within_a_callback(self, name: str) -> int:
+        """The status of a call into the decoder by its own callback, after which it goes on."""
+        made, size = ctypes.c_void_p(), ctypes.c_size_t()
+        found: list[int] = []
+
+        def call(_data: Any, _run: Any) -> int:
+            if name == "cancel":
+                self.library.specplug_decoder_cancel(self.decoder)
+                found.append(0)
+            elif name == "generate":
+                ids = self._array(ctypes.c_int64, [1])
+                found.append(self.library.specplug_generate(self.decoder, ids, 1, None))
+            else:
+                told = self.library.specplug_decoder_tokens
+                found.append(told(self.decoder, ctypes.byref(made), ctypes.byref(size)))
+            return 0
+
+        run = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(call)
+        options = self.options("generation", {"max_tokens": 6, "stop_token_ids": []})
+        options.on_run = ctypes.cast(run, ctypes.c_void_p)
+        ids = self._array(ctypes.c_int64, PROMPT)
+        self._check(self.library.specplug_generate(self.decoder, ids, 3, ctypes.byref(options)))
+        read = self.library.specplug_decoder_tokens
+        self._check(read(self.decoder, ctypes.byref(made), ctypes.byref(size)))
+        assert (size.value < 6) == (name == "cancel"), size.value
+        return found[0]
+
+    def without_a_model(self) -> int:
+        """A generation by a decoder whose model was closed."""
+        made, decoder = ctypes.c_void_p(), ctypes.c_void_p()
+        self._check(self._open(self.options("model", {}), made))
+        plain = ctypes.byref(self.options("decoder", {"drafter": "none"}))
+        self._check(self.library.specplug_decoder_create(made, plain, ctypes.byref(decoder)))
+        self.library.specplug_model_close(made)
+        options = self.options("generation", {"max_tokens": 2})
+        ids = self._array(ctypes.c_int64, PROMPT)
+        status = self.library.specplug_generate(decoder, ids, 3, ctypes.byref(options))
+        self.library.specplug_decoder_destroy(decoder)
+        return int(status)
+
     def without_options(self) -> int:
         """Fill options that are not there."""
         for kind in OPTIONS:
