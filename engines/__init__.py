@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specplug.arguments import check_value
 from specplug.types import BundleError, Engine
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def register(name: str, factory: Factory) -> None:
     Raises:
         ValueError: the name is taken.
     """
+    check_value("name", name, str)
+    check_value("factory", factory, Callable[..., Engine])
     if name in names():
         raise ValueError(f"an engine named {name!r} is there already: choose another name")
     _registered[name] = factory

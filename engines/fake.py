@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from specplug.arguments import checked
 from specplug.engines.host import HostScores, check_step
 from specplug.types import EngineError, EngineSpec, Step
 
@@ -26,6 +27,7 @@ class FakeEngine:
     loop that loses track of the cache is found out.
     """
 
+    @checked()
     def __init__(
         self,
         row: Callable[[tuple[int, ...]], ArrayLike],

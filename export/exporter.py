@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from specplug.arguments import checked
 from specplug.bundle import (
     CacheLayout,
     Component,
@@ -44,6 +45,7 @@ from specplug.staging import staged
 _TOOLS = ("specplug", "mobius-onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
 
 
+@checked()
 def export_bundle(
     source: str | Path,
     output: str | Path,

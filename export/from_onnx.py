@@ -15,7 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from specplug.arguments import checked
 from specplug.bundle import (
+    MANIFEST,
     Component,
     Manifest,
     describe_file,
@@ -47,7 +49,7 @@ from specplug.export.tokenizer_folder import end_tokens, folder_tokenizer, state
 from specplug.export.tokenizer_texts import first_line
 from specplug.export.tokenizers import SourceTokenizer, encoder, write_tokenizer
 from specplug.opening import EngineOptions
-from specplug.staging import staged
+from specplug.staging import check_place, staged
 from specplug.types import EngineError, ExportError, Float32Array, Step
 
 _TOOLS = ("specplug", "onnx-ir", "onnxruntime")
@@ -56,6 +58,7 @@ _HALF_TOLERANCE = 2e-2
 another order, and round to eleven bits."""
 
 
+@checked()
 def export_onnx(
     folder: str | Path,
     output: str | Path,
@@ -81,6 +84,9 @@ def export_onnx(
         ParityError: the bundle's graph does not reproduce the one it was made of.
     """
     folder = Path(folder)
+    check_place(Path(output).absolute(), replace=force)
+    if (folder / MANIFEST).is_file():
+        raise ExportError(f"{folder} is a bundle, which was exported already")
     settings = read_settings(folder)
     report(f"reading {folder.name}")
     model = read_graph(folder, settings)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+from specplug.arguments import checked
 from specplug.bundle import MANIFEST, Dialect
 from specplug.export import graphs, piecewise
 from specplug.export.attention import max_entries
@@ -94,6 +95,7 @@ class Plan:
         return self.bundle_bytes + self.scratch_bytes <= self.free_bytes
 
 
+@checked()
 def plan_export(
     source: str | Path,
     output: str | Path,

@@ -72,6 +72,7 @@ class BatchDecoder(Decoder):
         SpecplugError: the drafter drafts for one sequence at a time.
     """
 
+    @checked()
     def __init__(
         self,
         *args: Any,
@@ -98,6 +99,7 @@ class BatchDecoder(Decoder):
         self._free += [self.drafter.fork() for _ in range(1, self.max_batch)]
 
     @classmethod
+    @checked()
     def from_bundle(
         cls,
         *args: Any,
@@ -106,6 +108,7 @@ class BatchDecoder(Decoder):
         **options: Any,
     ) -> Self:
         """Open a bundle for so many generations at once; see :meth:`Decoder.from_bundle`."""
+        PrefixCache(prefix_cache_bytes)  # before the bundle is opened
         made = super().from_bundle(*args, max_batch=max_batch, **options)
         if made.prefixes.most_bytes:
             made.prefixes = PrefixCache(prefix_cache_bytes)

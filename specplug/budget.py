@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from specplug.arguments import check_types
+
 
 class Prices:
     """What drafting costs the target's call.
@@ -35,6 +37,12 @@ class Budget:
     """Tokens that a second is worth."""
     branching: bool = field(default=False, kw_only=True)
     """Whether several tokens may follow one."""
+
+    def __post_init__(self) -> None:
+        if type(self.most) is not int:  # the loop makes one a round
+            check_types(self)
+        if self.most < 1:
+            raise ValueError(f"most {self.most}: need at least 1")
 
     def pays(self, drafted: int, reach: float, seconds: float = 0.0) -> bool:
         """Whether one more token is worth its cost.

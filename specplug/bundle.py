@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from specplug.arguments import checked
 from specplug.graph_check import check_graph
 from specplug.text import Tokenizer
 from specplug.types import BundleError, Int32Array
@@ -358,6 +359,7 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
+    @checked()
     def open(cls, path: str | Path) -> Self:
         """Read and check a bundle.
 
@@ -457,6 +459,11 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
+        if folder.suffix == ".gguf" or (folder / "config.json").is_file():
+            raise BundleError(
+                f"{folder} is not a bundle but a checkpoint: make one of it with "
+                f"specplug export {folder} NAME.bundle"
+            )
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST}; make one with specplug export"
         )

@@ -8,16 +8,19 @@ its chance of being reached exceeds the rate times what it adds to the call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 
+from specplug.arguments import checked
 from specplug.budget import Budget, Prices
 
 LONGEST = 31
 """Tokens that a round drafts at most when their number is automatic: a call of 32."""
 
+_WIDEST = 4096  # tokens of a call whose cost anybody asks for
 _KEPT = 0.96  # of the running rate, a round
 _ALLOWANCE = 0.01  # of plain decoding's time may be lost to drafts that do not pay
 _CREDIT, _MOST_CREDIT = 1.0, 16.0  # plain tokens' time: to begin with, and saved up at most
@@ -57,7 +60,10 @@ class DraftLength(Protocol):
 class FixedLength:
     """Always the same number."""
 
+    @checked()
     def __init__(self, draft_tokens: int) -> None:
+        if draft_tokens < 0:
+            raise ValueError(f"draft_tokens {draft_tokens}: need 0 or more")
         self.longest = draft_tokens
 
     def begin(self, context: int) -> None:
@@ -83,9 +89,16 @@ class CallCosts:
         widest: the widest call that is asked for.
     """
 
+    @checked()
     def __init__(self, measured: Mapping[int, float], widest: int = LONGEST + 1) -> None:
-        if not measured or min(measured) < 1 or min(measured.values()) <= 0:
+        if (
+            not measured
+            or min(measured) < 1
+            or not all(0 < seconds < math.inf for seconds in measured.values())
+        ):
             raise ValueError(f"costs {dict(measured)}: need seconds > 0 by width >= 1")
+        if not 1 <= widest <= _WIDEST:
+            raise ValueError(f"widest {widest}: need 1 to {_WIDEST}")
         knots = sorted(measured)
         seconds = np.interp(np.arange(1, widest + 1), knots, [measured[w] for w in knots])
         if len(knots) > 1 and widest > knots[-1]:
@@ -129,7 +142,12 @@ class MeasuredLength:
         longest: tokens that a round may draft at most.
     """
 
+    @checked()
     def __init__(self, costs: CallCosts | CostsByContext, longest: int = LONGEST) -> None:
+        if not isinstance(costs, CallCosts) and not costs:
+            raise ValueError("costs: there are none")
+        if not 0 <= longest < _WIDEST:
+            raise ValueError(f"longest {longest}: need 0 to {_WIDEST - 1}")
         self._by_context = {0: costs} if isinstance(costs, CallCosts) else costs
         self.costs = costs = self._by_context[min(self._by_context)]
         self.longest = longest

@@ -15,7 +15,7 @@ from specplug.arguments import checked
 from specplug.context import Token
 from specplug.controller import CallCosts, MeasuredLength
 from specplug.costs import measure_costs
-from specplug.decoding import Decoder, verify
+from specplug.decoding import Decoder, token_ids, verify
 from specplug.drafters import NoDrafter
 from specplug.feeding import feed
 from specplug.generation import (
@@ -57,7 +57,10 @@ class SpeculativeDecoder(Decoder):
         self, prompt: Sequence[int], **options: Unpack[GenerationOptions]
     ) -> Iterator[list[Token]]:
         """Yield each round's new tokens; arguments and errors as in :meth:`stream`."""
-        return self._rounds(self._generation(prompt, **options))
+        ids = token_ids(prompt)
+        if ids is None:
+            raise ValueError("rounds takes token ids: use stream, or encode the prompt")
+        return self._rounds(self._generation(ids, **options))
 
     def _rounds(self, generation: Generation) -> Iterator[list[Token]]:
         claim = self._claim()

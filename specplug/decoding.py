@@ -153,7 +153,7 @@ class Decoder:
         return truncate(tokens, wanted, context_limit=limit, max_tokens=max_tokens)
 
     def _encoded(self, prompt: Prompt, options: PromptOptions) -> list[int]:
-        ids = _token_ids(prompt)
+        ids = token_ids(prompt)
         if ids is not None:
             refuse_template_options(options, "this prompt is token ids")
             return ids
@@ -261,7 +261,7 @@ def check_drafting(drafter: str, draft_tokens: DraftTokens) -> None:
         )
 
 
-def _token_ids(prompt: Any) -> list[int] | None:
+def token_ids(prompt: Any) -> list[int] | None:
     """A prompt's token ids; None: it is text or messages.
 
     Raises:

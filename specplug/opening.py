@@ -189,8 +189,8 @@ def open_parts(
     lookup = {"prompt_lookup_min": prompt_lookup_min, "prompt_lookup_max": prompt_lookup_max}
     of_draft = {"draft_engine": draft_engine, "draft_device": draft_device}
     named = {"target_engine": target_engine, "target_device": target_device, "history": history}
-    check_value("bundle", bundle, Bundle)
     check_part_options("open_parts", drafter, {**lookup, **of_draft, **named, **engine_options})
+    check_value("bundle", bundle, Bundle)
     options = EngineOptions(**engine_options)
     if drafter == "self" and (
         bundle.manifest.draft is None or bundle.manifest.draft.layers is None
@@ -314,6 +314,7 @@ class _Lookup(TypedDict, total=False):
     prompt_lookup_max: int
 
 
+@checked()
 def open_draft(bundle: Bundle, options: EngineOptions) -> TreeDrafter:
     """A bundle's draft model or head as a drafter; its target should share its threads.
 

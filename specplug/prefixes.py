@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from specplug.arguments import checked
 from specplug.feeding import Observe
 from specplug.types import HIDDEN_STATES, BatchEngine, EngineError, Float32Array, Int64Array
 
@@ -43,6 +44,7 @@ class PrefixCache:
         most_bytes: of memory at most; 0 keeps nothing.
     """
 
+    @checked()
     def __init__(self, most_bytes: int = DEFAULT_BYTES) -> None:
         if most_bytes < 0:
             raise ValueError(f"prefix cache of {most_bytes} bytes: need 0 or more")

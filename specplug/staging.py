@@ -31,13 +31,22 @@ def check_place(final: Path, *, replace: bool, known_by: str = MANIFEST) -> None
     if final.exists() and not (final / known_by).is_file():
         kind = "no bundle" if known_by == MANIFEST else f"without {known_by}"
         raise ExportError(f"{final} exists and is {kind}: it is not replaced")
-    if not final.parent.is_dir():
-        raise ExportError(f"{final.parent} is not a folder: make it first")
+    check_writable(final.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that nothing can be written into.
+
+    Raises:
+        ExportError: naming it.
+    """
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is not a folder: make it first")
     try:
-        Path(tempfile.mkdtemp(prefix=".specplug-", dir=final.parent)).rmdir()
+        Path(tempfile.mkdtemp(prefix=".specplug-", dir=folder)).rmdir()
     except OSError as error:
         raise ExportError(
-            f"{final.parent} cannot be written to ({error.strerror}): choose another folder"
+            f"{folder} cannot be written to ({error.strerror}): choose another folder"
         ) from error
 
 

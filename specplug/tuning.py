@@ -8,17 +8,19 @@ drafted, never the text.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from specplug.arguments import checked
 from specplug.bundle import Bundle, first_fault
 from specplug.controller import CallCosts, CostsByContext
 from specplug.costs import measure_costs
 from specplug.machine import cores, cpu_name
-from specplug.staging import replace_file
+from specplug.staging import check_writable, replace_file
 from specplug.types import BundleError, Engine
 
 TUNING = "tuning.json"
@@ -69,6 +71,7 @@ def read_costs(bundle: Bundle, engine: Engine, threads: int | None) -> CostsByCo
     return None
 
 
+@checked()
 def tune(
     bundle: Bundle,
     engine: Engine,
@@ -93,6 +96,9 @@ def tune(
         EngineError: a call failed.
         ValueError: no context fits the model.
     """
+    check_writable(bundle.path)
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds {seconds}: need more than 0")
     existing = _read(bundle.path)
     limit = engine.spec.context_limit - max(WIDTHS)
     fitting = sorted({context for context in contexts if 1 <= context <= limit})

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from specplug.arguments import check_ranges, check_types
+
 if TYPE_CHECKING:
     from specplug.budget import Budget
     from specplug.sampler import Sampler
@@ -94,6 +96,18 @@ class EngineSpec:
     input_vocab_size: int | None = None
     """Token ids that a call may have, where it scores others than it reads; None: V."""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_ranges(
+            self,
+            (
+                ("vocab_size", "at least 1", self.vocab_size >= 1),
+                ("max_length", "at least 1", self.max_length >= 1),
+                ("max_batch", "at least 1", self.max_batch >= 1),
+                ("min_width", "in [1, max_length]", 1 <= self.min_width <= self.max_length),
+            ),
+        )
 
     @property
     def context_limit(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from specplug import engines
+from specplug.arguments import check_types, checked
 from specplug.bundle import Bundle
 from specplug.controller import CallCosts
 from specplug.costs import measure_costs
@@ -76,10 +77,12 @@ class VerifyOptions:
         return (self.source,) if self.source else ()
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.sequences < 100:
             raise ValueError(f"sequences {self.sequences}: a test of the law needs at least 100")
 
 
+@checked()
 def verify(path: str | Path, options: VerifyOptions, report: Report) -> Iterator[Check]:
     """Yield the checks of a bundle as they are done.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from specplug.arguments import check_types
 from specplug.batching import BatchDecoder
 from specplug.bench.workload import Item
 from specplug.distilling.shards import Record, Shards, ShardWriter
@@ -51,6 +52,7 @@ class AnswerOptions:
     """On disk, nearly; no more prompts are begun once the records have as many."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.max_tokens < 4:
             raise SpecplugError(f"max_tokens is {self.max_tokens}: give 4 or more, to learn from")
         if not self.temperatures or not all(0 <= each < math.inf for each in self.temperatures):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from specplug.arguments import check_types, checked
 from specplug.batching import BatchDecoder
 from specplug.bench.workload import Item
 from specplug.bundle import Bundle, open_tokenizer
@@ -40,7 +41,7 @@ from specplug.export.source import Source, open_source
 from specplug.export.speculators import HeadSource, open_head
 from specplug.export.tokenizers import write_tokenizer
 from specplug.opening import open_parts
-from specplug.staging import HEAD, check_place, replace_file, staged
+from specplug.staging import HEAD, check_place, check_writable, replace_file, staged
 from specplug.text import Tokenizer
 from specplug.types import SpecplugError
 
@@ -74,8 +75,11 @@ class DistillOptions:
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
     def __post_init__(self) -> None:
-        if self.vocabulary is not None and self.vocabulary < 1:
-            raise SpecplugError(f"vocabulary is {self.vocabulary}: give 1 or more")
+        check_types(self)
+        for name in ("vocabulary", "max_batch", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpecplugError(f"{name} is {value}: give 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +108,16 @@ def work_folder(output: Path) -> Path:
     return output.parent / f"{output.name}.work"
 
 
+@checked()
 def distill(
-    source: Path,
+    source: str | Path,
     prompts: Sequence[Item],
-    output: Path,
+    output: str | Path,
     options: DistillOptions | None = None,
     *,
     force: bool = False,
     keep_work: bool = False,
-    save_to: Path | None = None,
+    save_to: str | Path | None = None,
     told: Told | None = None,
 ) -> Distilled:
     """Train a head for a model on the model's own answers, and write it in speculators' format.
@@ -136,7 +141,11 @@ def distill(
             are too few answers to learn from.
     """
     options, told = options or DistillOptions(), told or Told()
+    source, output = Path(source), Path(output)
+    save_to = Path(save_to) if save_to is not None else None
     check_place(output.absolute(), replace=force, known_by=HEAD)
+    if save_to is not None:
+        check_writable(save_to.absolute().parent)
     products(options.training.precision, options.training.device)  # not to fail after the answers
     told.stage(f"reading {source.name}")
     opened = open_source(source)

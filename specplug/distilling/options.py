@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from specplug.arguments import check_types
 from specplug.distilling.acceptance import Acceptance
 from specplug.types import SpecplugError
 
@@ -59,6 +60,7 @@ class TrainingOptions:
         return max(self.evaluate_every, steps // _EVALUATIONS)
 
     def __post_init__(self) -> None:
+        check_types(self)
         least = {
             "epochs": 1, "batch": 1, "row": 1, "own_steps": 1, "most_held_out": 1,
             "evaluate_every": 1, "patience": 1, "report_every": 1, "seed": 0,

@@ -7,6 +7,7 @@ from itertools import count
 
 import numpy as np
 
+from specplug.arguments import checked
 from specplug.drafters.chances import Kind
 from specplug.drafters.source import ANY, CalledSource, Guess
 from specplug.drafters.tree import TreeDrafter
@@ -143,6 +144,7 @@ class ModelDrafter(TreeDrafter):
         engine: the draft model.
     """
 
+    @checked()
     def __init__(self, engine: Engine) -> None:
         super().__init__("draft", [ModelSource(engine)])
         self.engine = engine

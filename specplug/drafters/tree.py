@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specplug.arguments import checked
 from specplug.budget import Budget
 from specplug.drafters.chances import Chances
 from specplug.drafters.source import ANY, Guess, Source
@@ -47,6 +48,7 @@ class TreeDrafter(Drafter):
         sources: free ones before costly ones, those that are sure more often first.
     """
 
+    @checked()
     def __init__(self, name: str, sources: Sequence[Source]) -> None:
         self.name = name
         self.sources = sources

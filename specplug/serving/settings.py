@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from specplug.arguments import check_types
 from specplug.bundle import MANIFEST
 from specplug.serving.keys import KeyRing
 
@@ -55,6 +56,7 @@ class ServerSettings:
     where the standard variables say; nowhere without them."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field in fields(self):
             value, least = getattr(self, field.name), _LEAST.get(field.name, 1e-3)
             if isinstance(value, int | float) and not value >= least:
