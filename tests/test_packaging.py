@@ -85,7 +85,7 @@ NEED_MORE = {
     "specplug/integrations/triton/backend.py",  # Triton's own module
     *(
         f"specplug/integrations/transformers/{name}.py"  # the extra "torch"
-        for name in ("__init__", "choosing", "hook", "kept")
+        for name in ("__init__", "choosing", "fields", "hook", "kept")
     ),
 }
 
