@@ -91,8 +91,10 @@ class SamplingParams:
         check_types(self)
         for name in ("banned_tokens", "allowed_token_ids"):
             value = getattr(self, name)
-            if isinstance(value, np.ndarray | Set):
+            if isinstance(value, np.ndarray | Set | list):  # the caller may write to it later
                 object.__setattr__(self, name, tuple(map(int, value)))
+        for name in ("logit_bias", "forced_tokens"):
+            object.__setattr__(self, name, dict(getattr(self, name)))
         ranges = (
             ("temperature", ">= 0", 0 <= self.temperature < math.inf),
             ("temperature", f"0, or {_SCALES}", not self.temperature or _scales(self.temperature)),

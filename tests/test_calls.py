@@ -143,6 +143,15 @@ def test_engine_options_are_checked_wherever_they_are_made() -> None:
         EngineOptions(sources=(5,))  # type: ignore[arg-type]
 
 
+def test_parameters_are_what_they_were_when_they_were_checked() -> None:
+    bias, banned = {1: 2.0}, [3]
+    sampling = SamplingParams(logit_bias=bias, banned_tokens=banned)
+    bias[VOCAB + 1] = 1.0
+    banned.append(VOCAB + 1)
+    assert sampling == SamplingParams(logit_bias={1: 2.0}, banned_tokens=[3])
+    SpeculativeDecoder(engine()).generate([1], max_tokens=2, sampling=sampling)
+
+
 # --- one generation at a time -----------------------------------------------------------------
 
 
