@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -114,7 +115,13 @@ class Decoder:
         """
         from specplug.opening import check_part_options, open_parts
 
-        check_part_options("from_bundle", drafter, options)
+        named = [
+            name
+            for made in (cls.from_bundle, Decoder.from_bundle)
+            for name, one in inspect.signature(made).parameters.items()
+            if one.kind is one.KEYWORD_ONLY
+        ]
+        check_part_options("from_bundle", drafter, options, beside=named)
         check_drafting(drafter, draft_tokens)
         parts = open_parts(Bundle.open(path), drafter, **options)
         return cls(**parts, draft_tokens=draft_tokens, inexact_trees=inexact_trees)

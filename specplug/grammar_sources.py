@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from specplug.arguments import shown as shown_value
 from specplug.gbnf import is_gbnf, lark_of, literal
-from specplug.structural_tags import structural_grammar
+from specplug.structural_tags import as_json, structural_grammar
 
 if TYPE_CHECKING:
     from specplug.sampling import SamplingParams
@@ -48,10 +49,10 @@ def compile_grammar(params: SamplingParams, tokenizer: Tokenizer) -> tuple[str, 
 
 def _json(schema: Mapping[str, Any] | bool | str) -> str:
     if not isinstance(schema, str):
-        return json.dumps(schema)
+        return as_json(schema)
     try:
         json.loads(schema)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not JSON: {error}") from error
     return schema
 
@@ -74,5 +75,8 @@ def _tag(tag: Mapping[str, Any] | str) -> Mapping[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    try:
+        text = value if isinstance(value, str) else as_json(value)
+    except ValueError:  # what has no JSON
+        return shown_value(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

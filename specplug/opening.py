@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
@@ -112,13 +112,16 @@ def check_drafter(name: object) -> None:
         raise ValueError(f"drafter {name!r} is none of {', '.join(DRAFTERS)}{meant}")
 
 
-def check_part_options(call: str, drafter: str, options: Mapping[str, Any]) -> None:
+def check_part_options(
+    call: str, drafter: str, options: Mapping[str, Any], *, beside: Collection[str] = ()
+) -> None:
     """Refuse keywords of :func:`open_parts` that it does not have or that do nothing.
 
     Args:
         call: what was called.
         drafter: its name.
         options: the keywords.
+        beside: what else the call has, which may have been meant.
 
     Raises:
         TypeError: an unknown keyword.
@@ -129,7 +132,8 @@ def check_part_options(call: str, drafter: str, options: Mapping[str, Any]) -> N
     hints = get_type_hints(open_parts)
     own = {name: hints[name] for name in open_parts.__kwdefaults__ or ()}
     engine = {one.name for one in fields(EngineOptions)} - _ENGINES_OWN.keys()
-    check_keywords(call, options, own.keys() | engine, elsewhere=_ENGINES_OWN)
+    known = {*own, *engine, *beside}
+    check_keywords(call, options, known, elsewhere=_ENGINES_OWN)
     for name in options.keys() & own.keys():
         check_value(name, options[name], own[name])
     EngineOptions(**{name: options[name] for name in options.keys() & engine})

@@ -4,10 +4,37 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_LONGEST_NAME = 64  # of a field that is named in an error
+
+
+class TwiceError(ValueError):
+    """An object has a field twice.
+
+    Args:
+        name: the field's.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the field {name[:_LONGEST_NAME]!r} is there twice")
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for ``object_pairs_hook``: which of two values would be meant?
+
+    Raises:
+        TwiceError: it has a field twice.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise TwiceError(name)
+    return made
 
 
 def parsed_json(name: str, value: str) -> Any:
@@ -17,8 +44,10 @@ def parsed_json(name: str, value: str) -> Any:
         ValueError: it is not JSON; as in all of these functions, naming the option.
     """
     try:
-        return json.loads(value)
-    except ValueError as error:
+        return json.loads(value, object_pairs_hook=once)
+    except TwiceError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: not JSON: {error}") from error
 
 
@@ -87,7 +116,11 @@ def by_number(name: str, value: Any, each: Callable[[str, Any], T]) -> dict[int,
         value = parsed_json(name, value)
     if not isinstance(value, dict):
         raise ValueError(f"{name} {value!r}: need an object from token ids to numbers")
-    return {whole(name, key): each(name, one) for key, one in value.items()}
+    made = {whole(name, key): each(name, one) for key, one in value.items()}
+    if len(made) < len(value):  # such as 5 and 05
+        [(twice, _)] = Counter(whole(name, key) for key in value).most_common(1)
+        raise ValueError(f"{name}: {twice} is there twice")
+    return made
 
 
 def biases(name: str, value: Any) -> Mapping[int, float]:

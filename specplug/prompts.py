@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack, cast
 
+from specplug.arguments import shown
 from specplug.templates import ChatTemplate, render_template
 
 _RESERVED = {
@@ -46,13 +47,15 @@ def render_chat(
 
     Args:
         template: of the model.
-        messages: each with ``role`` and ``content``; a field that is None counts as missing.
+        messages: each with ``role`` and ``content`` (text, or parts), which only calls of tools
+            lack; a field that is None counts as missing.
         special_tokens: what the template may name; variables of the same names come first.
         options: see :class:`TemplateOptions`.
 
     Raises:
-        ValueError: options that contradict one another, a variable that the template does not
-            read, a final message that cannot be continued, or the template refuses.
+        ValueError: what is no message, options that contradict one another, a variable that the
+            template does not read, a final message that cannot be continued, or the template
+            refuses.
     """
     variables = options.get("chat_template_kwargs") or {}
     continued = options.get("continue_final_message", False)
@@ -63,14 +66,11 @@ def render_chat(
             "continues the final message, or it begins a turn of its own"
         )
     _check_variables(variables, template)
-    chat = [
-        {name: value for name, value in message.items() if value is not None}
-        for message in messages
-    ]
+    chat = [_checked(place, message) for place, message in enumerate(messages)]
     final = ""
     if continued:
         chat[-1:], final = _marked(chat[-1] if chat else {})
-    text = render_template(
+    text = _rendered(
         template,
         chat,
         {
@@ -137,6 +137,57 @@ def _check_variables(variables: Mapping[str, Any], template: ChatTemplate) -> No
             raise ValueError(
                 f"chat_template_kwargs: the chat template reads no {name!r}; it reads {known}"
             )
+
+
+def _checked(place: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message's fields.
+
+    Raises:
+        ValueError: it is no message.
+    """
+    made = {name: value for name, value in message.items() if value is not None}
+    role, content = made.get("role"), made.get("content")
+    if not isinstance(role, str) or not role:
+        raise ValueError(f"messages[{place}]: role {shown(role)}: it must be text, such as 'user'")
+    if content is None and "tool_calls" not in made:
+        raise ValueError(f"messages[{place}]: it has no content: give text")
+    if not isinstance(content, str | list | tuple | None):
+        raise ValueError(f"messages[{place}]: content {shown(content)}: it must be text, or parts")
+    return {**made, "content": list(content)} if isinstance(content, tuple) else made
+
+
+def _rendered(
+    template: ChatTemplate, chat: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+) -> str:
+    """The text of messages whose content may be parts, whether the template takes parts or not."""
+    parted = [message["content"] for message in chat if isinstance(message.get("content"), list)]
+    if not parted:
+        return render_template(template, chat, variables)
+    try:
+        text = render_template(template, chat, variables)
+        if not any(str(parts) in text for parts in parted):  # as Python writes them
+            return text
+    except ValueError:  # it adds text to them
+        pass
+    return render_template(template, [_joined(message) for message in chat], variables)
+
+
+def _joined(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with its parts as one text, with line feeds between them, as vLLM joins them.
+
+    Raises:
+        ValueError: a part is no text.
+    """
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    texts: list[str] = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if not isinstance(text, str):
+            raise ValueError(f"the chat template takes text alone, not {shown(part)}")
+        texts.append(text)
+    return {**message, "content": "\n".join(texts)}
 
 
 def _marked(message: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:

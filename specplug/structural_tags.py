@@ -16,6 +16,18 @@ from specplug.gbnf import literal
 _ANY = "/(?s:.*)/"
 
 
+def as_json(value: object) -> str:
+    """A value as JSON.
+
+    Raises:
+        ValueError: it has what JSON does not have, or itself within itself.
+    """
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+
+
 def structural_grammar(tag: Mapping[str, Any], special_tokens: Mapping[str, int]) -> str:
     """The Lark grammar of a structural tag.
 
@@ -90,7 +102,7 @@ class _Writer:
         schema = form["json_schema"]
         if not isinstance(schema, Mapping | bool):
             raise ValueError(f"json_schema {schema!r}: it must be a JSON schema")
-        return self._rule(f"%json {json.dumps(schema)}")
+        return self._rule(f"%json {as_json(schema)}")
 
     def _regex(self, form: Mapping[str, Any], last: bool) -> str:
         pattern = _string("pattern", form["pattern"])

@@ -81,6 +81,9 @@ def test_openers_name_the_nearest_keyword(tmp_path: Path) -> None:
         missing = tmp_path / "none.bundle"  # nothing is opened before
         for given, told in (
             ({"thread": 2}, "did you mean 'threads'"),
+            ({"drafer": "none"}, "did you mean 'drafter'"),
+            ({"draft_token": 4}, "did you mean 'draft_tokens'"),
+            ({"allow_inexact_trees": True}, "did you mean 'inexact_trees'"),
             ({"engine": "pytorch"}, "pass target_engine= or draft_engine="),
             ({"device": "cpu"}, "pass target_device= or draft_device="),
             ({"temperature": 1.0}, "no argument 'temperature'"),

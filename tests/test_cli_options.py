@@ -151,6 +151,10 @@ def test_files_are_read(asked: dict[str, Any], tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--logit-bias", "5"], "--logit-bias"),
+        (["--logit-bias", '{"5": 1, "5": 2}'], "--logit-bias: the field '5' is there twice"),
+        (["--logit-bias", '{"5": 1, "05": 2}'], "--logit-bias: 5 is there twice"),
+        (["--forced-tokens", '{"0": 1, "00": 2}'], "--forced-tokens: 0 is there twice"),
+        (["--logit-bias", "[" * 100_000], "--logit-bias: not JSON"),
         (["--stop-token-ids", "a"], "--stop-token-ids"),
         (["--structural-tag", "missing.json"], "--structural-tag missing.json: neither JSON nor a"),
         (["--choice", "a", "--regex", "a"], "regex and choice exclude one another"),

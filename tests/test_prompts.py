@@ -185,6 +185,64 @@ def test_content_in_parts_is_continued(folder: Path, theirs: Any) -> None:
     assert messages == before
 
 
+TEXTS = st.lists(CONTENT, min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(deadline=None, max_examples=30)
+@given(texts=TEXTS, header=st.booleans())
+def test_parts_of_text(
+    folder: Path, theirs: Any, name: str, texts: list[str], header: bool
+) -> None:
+    """A template that takes parts gets them; for another they are one text, as vLLM has it."""
+    parts = [{"type": "text", "text": text} for text in texts]
+    content = parts if name == "gemma" else "\n".join(texts)
+    expected = theirs.apply_chat_template(
+        [{"role": "user", "content": content}],
+        chat_template=TEMPLATES[name],
+        tokenize=False,
+        add_generation_prompt=header,
+    )
+    for given_as in (parts, tuple(parts)):
+        messages = [{"role": "user", "content": given_as}]
+        made = ours(folder, TEMPLATES[name]).render(messages, add_generation_prompt=header)
+        assert made == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({}, r"messages[0]: role None"),
+        ({"content": "x"}, "messages[0]: role None"),
+        ({"role": 5, "content": "x"}, "messages[0]: role 5"),
+        ({"role": "", "content": "x"}, "messages[0]: role ''"),
+        ({"role": "user"}, "messages[0]: it has no content"),
+        ({"role": "user", "content": None}, "messages[0]: it has no content"),
+        ({"role": "user", "content": 5}, "messages[0]: content 5"),
+        ({"role": "user", "content": {"text": "x"}}, "messages[0]: content {'text': 'x'}"),
+        ({"role": "user", "content": ["x"]}, "the chat template takes text alone, not 'x'"),
+        ({"role": "user", "content": [{"type": "image"}]}, "text alone, not {'type': 'image'}"),
+    ],
+)
+@pytest.mark.parametrize("name", ["chatml", "llama3"])
+def test_what_is_no_message_is_refused(
+    folder: Path, name: str, message: dict[str, Any], told: str
+) -> None:
+    decoder = SpeculativeDecoder(
+        FakeEngine(language(0, vocab_size=300), vocab_size=300),
+        tokenizer=ours(folder, TEMPLATES[name]),
+    )
+    with pytest.raises(ValueError, match=re.escape(told)):
+        decoder.generate([message])
+
+
+def test_calls_of_tools_need_no_content(folder: Path, theirs: Any) -> None:
+    template = "{% for m in messages %}{{ m.role }}{{ m.tool_calls or m.content }}{% endfor %}"
+    messages = [{"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}]
+    expected = theirs.apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert ours(folder, template).render(messages, add_generation_prompt=False) == expected
+
+
 def test_a_generation_continues_the_final_message(folder: Path) -> None:
     tokenizer = ours(folder, TEMPLATES["chatml"])
     engine = FakeEngine(language(0, vocab_size=300), vocab_size=300)

@@ -333,6 +333,8 @@ def test_two_spellings_agree(endpoint, spellings) -> None:
         ({"guided_json": 5}, "guided_json"),
         ({"structured_outputs": {"choice": "a"}}, "structured_outputs.choice"),
         ({"logit_bias": [[5, 1.0]]}, "logit_bias"),
+        ({"logit_bias": {"5": 1.0, "05": 2.0}}, "logit_bias.05"),  # which of the two?
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
     ],
 )
 def test_values_out_of_their_ranges(fields, param) -> None:
@@ -340,3 +342,4 @@ def test_values_out_of_their_ranges(fields, param) -> None:
     assert error is not None
     assert error.status == 400
     assert error.param == (param or error.param)
+    assert error.message.count(f"{param}:") <= 1

@@ -13,7 +13,15 @@ import transformers
 
 from specplug.batching import BatchDecoder
 from specplug.bundle import Bundle
+from specplug.engines.fake import FakeEngine
+from specplug.prompts import render_chat
+from specplug.serving.errors import ApiError
+from specplug.serving.options import prompt_options
+from specplug.serving.requests import ChatRequest
+from specplug.serving.settings import ServerSettings
+from specplug.templates import compile_template
 from specplug.text import Tokenizer
+from tests_support.languages import language
 from tests_support.serving import MODEL, Running, serving
 
 TEMPLATE = (
@@ -27,6 +35,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>"
     "{% if enable_thinking is defined and not enable_thinking %}<>{% endif %}{% endif %}"
 )
+NO_THOUGHTS = ({"enable_thinking": False}, {"reasoning_effort": "none"}, {"thinking": False})
+THOUGHTS = ({"enable_thinking": True}, {"reasoning_effort": "high"})
 ASKED = [{"role": "user", "content": "one two"}]
 BEGUN = [*ASKED, {"role": "assistant", "content": "three"}]
 
@@ -178,15 +188,37 @@ def test_a_template_without_thoughts(tiny_bundles) -> None:
         server.client() as client,
     ):
         before = chat(client)
-        for fields in ({"enable_thinking": False}, {"reasoning_effort": "none"}):
+        for fields in (*NO_THOUGHTS[:2], *({"chat_template_kwargs": one} for one in NO_THOUGHTS)):
             made = chat(client, **fields)
             assert made.choices == before.choices
-        for fields in ({"enable_thinking": True}, {"reasoning_effort": "high"}):
+        for fields in (*THOUGHTS, *({"chat_template_kwargs": one} for one in THOUGHTS)):
             with pytest.raises(openai.BadRequestError) as wrong:
                 chat(client, **fields)
             assert wrong.value.param == next(iter(fields))
-            assert wrong.value.code == "unsupported_parameter"
         server.wait_until_free()
+
+
+@pytest.mark.parametrize("known", ["thinking", "reasoning_effort"])
+@pytest.mark.parametrize("asked", NO_THOUGHTS)
+def test_no_thoughts_of_a_template_that_has_another_name_for_them(known, asked) -> None:
+    """It might think, so what it does not read is refused, in the field and in the variables."""
+    template = f"{{{{ messages[0].content }}}}{{{{ {known} }}}}"
+    compiled = compile_template(template)
+    spec = FakeEngine(language(0, vocab_size=9), vocab_size=9).spec
+
+    def text(**fields: Any) -> str:
+        request = ChatRequest.model_validate({"messages": ASKED, **fields})
+        made = prompt_options(request, compiled.variables, spec, ServerSettings())
+        variables = made["chat_template_kwargs"]
+        return render_chat(compiled, ASKED, {}, chat_template_kwargs=variables)
+
+    ways = [{"chat_template_kwargs": asked}] + [asked] * ("thinking" not in asked)
+    for fields in ways:
+        if known in asked:
+            assert text(**fields) == f"{ASKED[0]['content']}{asked[known]}"
+        else:
+            with pytest.raises((ApiError, ValueError), match=known):
+                text(**fields)
 
 
 def test_a_chats_answer_begins_with_the_message_that_it_continues(client) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,10 @@ def test_bans_hold_within_the_grammar(tokenizer: Tokenizer) -> None:
         )
 
 
+ENDLESS: dict[str, Any] = {}
+ENDLESS["properties"] = ENDLESS
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -131,6 +136,15 @@ def test_bans_hold_within_the_grammar(tokenizer: Tokenizer) -> None:
             r"minimum \(5\) is greater than maximum \(3\)",
         ),
         ({"json_schema": "{"}, "is not JSON"),
+        ({"json_schema": {"enum": {1, 2}}}, "is not JSON"),
+        ({"json_schema": {"enum": [b"1"]}}, "is not JSON"),
+        ({"json_schema": {"properties": {(1, 2): {}}}}, "is not JSON"),
+        ({"json_schema": ENDLESS}, "is not JSON"),
+        ({"json_schema": "[" * 100_000}, "is not JSON"),
+        (
+            {"structural_tag": {"format": {"type": "json_schema", "json_schema": {"enum": {1}}}}},
+            "is not JSON",
+        ),
         ({"json_schema": {"type": "strin"}}, "Invalid type: strin"),
         ({"json_schema": {"type": "array", "contains": True}}, "Unimplemented"),
         ({"regex": "("}, "unclosed group"),

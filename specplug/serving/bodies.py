@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,20 +10,8 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from specplug.option_values import TwiceError, once
 from specplug.serving.errors import ApiError
-
-_LONGEST_NAME = 64  # of a field that is named in an error
-
-
-class TwiceError(ValueError):
-    """An object has a field twice.
-
-    Args:
-        name: the field's.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"the field {name[:_LONGEST_NAME]!r} is there twice")
 
 
 def read_json(body: bytes) -> Any:
@@ -34,15 +21,7 @@ def read_json(body: bytes) -> Any:
         TwiceError: an object has a field twice.
         ValueError, RecursionError: the body is not JSON.
     """
-    return json.loads(body, object_pairs_hook=_object)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        raise TwiceError(max(counts, key=lambda name: counts[name]))
-    return made
+    return json.loads(body, object_pairs_hook=once)
 
 
 class StrictRoute(APIRoute):

@@ -113,7 +113,9 @@ def from_validation(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
     if "field" in first.get("ctx", {}):  # the whole object is wrong because of this field of it
         code = first["type"] if first["type"] in (UNKNOWN, UNSUPPORTED) else None
-        return ApiError(400, f"{param}: {first['msg']}", param=param, code=code)
+        named = first["msg"].startswith(first["ctx"]["field"])
+        why = first["msg"] if named else f"{param}: {first['msg']}"
+        return ApiError(400, why, param=param, code=code)
     return ApiError(
         400, f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=param
     )

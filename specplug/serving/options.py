@@ -95,24 +95,39 @@ def _template_variables(request: ChatRequest, variables: Set[str]) -> dict[str, 
                 400, f"{name} {value!r}: chat_template_kwargs has {made[name]!r}: give one of them",
                 param=name,
             )  # fmt: skip
+    if not variables & _NO_THINKING.keys():  # then no answer is begun with thinking
+        made = {name: value for name, value in made.items() if not _asks_for_none(name, value)}
     if thinking is not None:
         if "enable_thinking" in variables:
             made["enable_thinking"] = thinking
-        elif thinking:
-            raise _no_variable("enable_thinking")
+        elif thinking or variables & _NO_THINKING.keys():
+            raise _no_variable("enable_thinking", variables)
     if effort is not None:
         if "reasoning_effort" in variables:
             made["reasoning_effort"] = effort
         if "enable_thinking" in variables:
             made.setdefault("enable_thinking", effort != "none")
-        elif "reasoning_effort" not in variables and effort != "none":
-            raise _no_variable("reasoning_effort")
+        elif "reasoning_effort" not in variables and (
+            effort != "none" or variables & _NO_THINKING.keys()
+        ):
+            raise _no_variable("reasoning_effort", variables)
     return made
 
 
-def _no_variable(name: str) -> ApiError:
+_NO_THINKING = {"enable_thinking": False, "thinking": False, "reasoning_effort": "none"}
+"""What asks a chat template for an answer without thinking."""
+
+
+def _asks_for_none(name: str, value: object) -> bool:
+    return name in _NO_THINKING and value == _NO_THINKING[name]
+
+
+def _no_variable(name: str, variables: Set[str]) -> ApiError:
+    known = ", ".join(sorted(variables & _NO_THINKING.keys()))
     return ApiError(
-        400, f"{name}: this model's chat template does not know it",
+        400,
+        f"{name}: this model's chat template does not know it"
+        + (f"; it knows {known}: set it in chat_template_kwargs" if known else ""),
         param=name, code="unsupported_parameter",
     )  # fmt: skip
 

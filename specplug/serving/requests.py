@@ -117,7 +117,7 @@ class TextPart(Body):
 
 Content = Annotated[
     Annotated[Text, Tag("(text)")] | Annotated[list[TextPart], Tag("(list)")],
-    Discriminator(lambda value: "(text)" if isinstance(value, str) else "(list)"),
+    Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)"),
 ]
 
 
@@ -295,7 +295,7 @@ class GenerateRequest(Body):
     logit_bias: (
         Annotated[
             dict[
-                Annotated[str, Field(pattern="^[0-9]{1,9}$")],
+                Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,8})$")],
                 Annotated[float, Field(ge=-100, le=100)],
             ],
             Field(max_length=MOST_IDS),
