@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import mobius
+import onnx_ir as ir
 
 from specplug.types import ExportError
 
@@ -105,6 +106,8 @@ def mobius_module(source_config: Any, weights: dict[str, Any]) -> Any:
     made = mobius.registry.get(source_config.model_type)
     reader = getattr(made, "config_class", None) or mobius.ArchitectureConfig
     config = reader.from_transformers(source_config)
+    # Weights are read in fp32, whatever type the checkpoint says that it stores.
+    config = dataclasses.replace(config, dtype=ir.DataType.FLOAT)
     # mobius ties by the names of Llama; a head under another name comes as a weight of its own.
     tied = "model.embed_tokens.weight" in weights and "lm_head.weight" not in weights
     config = dataclasses.replace(config, tie_word_embeddings=tied)
