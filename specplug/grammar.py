@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from specplug.grammar_sources import compile_grammar
+from specplug.grammar_sources import compile_grammar, one_line
 from specplug.types import Int64Array, MissingExtraError
 
 if TYPE_CHECKING:
@@ -103,4 +103,4 @@ class Grammar:
         return bits
 
     def _reason(self) -> str:
-        return str(self._matcher.get_error()).split("<state>")[0].strip()
+        return one_line(str(self._matcher.get_error()).split("<state>")[0].strip())

@@ -44,7 +44,14 @@ def compile_grammar(params: SamplingParams, tokenizer: Tokenizer) -> tuple[str, 
         special = tokenizer.special_ids()
         return LLMatcher.grammar_from_lark(structural_grammar(_tag(value), special)), shown
     except ValueError as error:
-        raise ValueError(f"{shown}: {error}") from error
+        raise ValueError(f"{shown}: {one_line(str(error))}") from error
+
+
+def one_line(message: str) -> str:
+    """What llguidance says is wrong, without its drawing of where."""
+    lines = [line.strip() for line in message.splitlines()]
+    found = next((line for line in lines if line.startswith("error: ")), lines[0] if lines else "")
+    return found.removeprefix("error: ")
 
 
 def _json(schema: Mapping[str, Any] | bool | str) -> str:
@@ -79,4 +86,5 @@ def _short(value: Any) -> str:
         text = value if isinstance(value, str) else as_json(value)
     except ValueError:  # what has no JSON
         return shown_value(value)
+    text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}..."

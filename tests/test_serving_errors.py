@@ -59,7 +59,7 @@ WRONG = [
     ({"n": 5}, "n", "invalid_value"),
     ({"n": "2"}, "n", "invalid_value"),
     ({"seed": 1.5}, "seed", "invalid_value"),
-    ({"stop": ["a"] * 5}, "stop", "invalid_value"),
+    ({"stop": ["a"] * 65}, "stop", "invalid_value"),
     ({"stop": ""}, "stop", "invalid_value"),
     ({"stop": [""]}, "stop.0", "invalid_value"),
     ({"max_tokens": 0}, "max_tokens", "invalid_value"),

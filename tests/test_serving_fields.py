@@ -263,6 +263,51 @@ def test_a_message_that_an_official_client_gave_may_be_sent_back() -> None:
     assert refusal(ChatRequest, {"messages": [*BODIES["chat"][1]["messages"], given]}) is None
 
 
+UNTIL = ["\nclass", "\ndef", "\n#", "\nif", "\nprint", "<|im_end|>"]  # of its HumanEval
+DEFAULTS: dict[str, tuple[type[Body], dict[str, Any]]] = {
+    "lm-eval local-completions, likelihoods": (
+        CompletionRequest,
+        {
+            "prompt": [[1, 2]], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234,
+            "echo": True,
+        },
+    ),
+    "lm-eval local-completions, answers": (
+        CompletionRequest,
+        {"prompt": ["x"], "max_tokens": 256, "temperature": 0, "stop": UNTIL, "seed": 1234},
+    ),
+    "lm-eval local-chat-completions": (
+        ChatRequest,
+        {
+            "messages": [{"role": "user", "content": "x", "type": "text"}],
+            "max_tokens": 256, "temperature": 0, "stop": [], "seed": 1234,
+        },
+    ),
+    "LM Studio's and Open WebUI's chats": (
+        ChatRequest,
+        {
+            "messages": [{"role": "system", "content": ""}, {"role": "user", "content": "x"}],
+            "stream": True, "stream_options": {"include_usage": True}, "temperature": 0.7,
+        },
+    ),
+    "LangChain with everything said": (
+        ChatRequest,
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+            "n": 1, "temperature": 0.7, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0,
+            "logprobs": False, "stop": None, "stream": False, "parallel_tool_calls": True,
+            "tool_choice": "auto", "tools": [], "response_format": {"type": "text"}, "user": "u",
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("client", DEFAULTS)
+def test_what_clients_send_by_default_is_taken(client: str) -> None:
+    body, fields = DEFAULTS[client]
+    assert refusal(body, {"model": "tiny", **fields}) is None
+
+
 def test_names_that_are_too_long_are_cut() -> None:
     error = refusal(ChatRequest, {**BODIES["chat"][1], "x" * 100_000: 1})
     assert error is not None

@@ -148,6 +148,11 @@ ENDLESS["properties"] = ENDLESS
         ({"json_schema": {"type": "strin"}}, "Invalid type: strin"),
         ({"json_schema": {"type": "array", "contains": True}}, "Unimplemented"),
         ({"regex": "("}, "unclosed group"),
+        ({"regex": "(?=a)b"}, "look-around"),
+        ({"regex": "\n["}, r"regex \[: unclosed character class"),
+        ({"json_schema": {"type": "string", "pattern": "["}}, "unclosed character class"),
+        ({"grammar": "!!!"}, "lexer error"),
+        ({"grammar": "start: foo\n"}, 'unknown name: "foo"'),
         ({"regex": r"a[^\s\S]"}, "nothing satisfies it"),
     ],
 )
@@ -155,8 +160,9 @@ def test_what_cannot_be_satisfied_is_refused_before_any_work(
     tokenizer: Tokenizer, how: dict, message: str
 ) -> None:
     made = decoder(1, tokenizer)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         made.generate("hello", sampling=SamplingParams(**how))
+    assert "\n" not in str(refused.value)
     assert not made.target.steps
 
 

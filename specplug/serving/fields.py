@@ -302,6 +302,7 @@ MESSAGE = Others(
         "function_call": Refusal(_TOOLS),
         "tool_call_id": Refusal(_TOOLS),
         "tools": Refusal(_TOOLS, []),
+        "type": Refusal("a message is text", "text", "message"),  # of lm-eval until May 2026
         "prefix": Refusal("use continue_final_message", False),
         "partial": Refusal("use continue_final_message", False),
     },

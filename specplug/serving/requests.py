@@ -21,6 +21,8 @@ from specplug.serving.fields import Others
 
 MOST_IDS = 1024
 """Entries that a list of token ids, of words or of biases may have."""
+MOST_STOPS = 64
+"""Strings of ``stop``: OpenAI takes 4, and evaluations give vLLM and llama.cpp more."""
 RANDOM_SEED = -1
 """The seed that asks for a random one, as llama.cpp and vLLM have it."""
 MOST_ALLOWED = 1 << 16
@@ -262,7 +264,7 @@ class GenerateRequest(Body):
     """Neither a stop token nor a stop string ends the answer before."""
     stop: Annotated[
         Annotated[NonEmpty | None, Tag("(text)")]
-        | Annotated[list[NonEmpty], Field(max_length=4), Tag("(list)")],
+        | Annotated[list[NonEmpty], Field(max_length=MOST_STOPS), Tag("(list)")],
         Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)"),
     ] = None
     stop_token_ids: TokenIds | None = None
