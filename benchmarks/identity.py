@@ -24,7 +24,7 @@ import torch
 from measuring import workload, write_result
 from specplug import Bundle, SamplingParams, SpeculativeDecoder
 from specplug.export.source import open_source
-from specplug.generation import GenerationOptions
+from specplug.generation_options import GenerationOptions
 
 DRAFT_TOKENS = (1, 4, 8)
 TOKENS = 128

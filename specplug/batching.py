@@ -28,7 +28,8 @@ from specplug.costs import measure_costs
 from specplug.decoding import Decoder, verify
 from specplug.drafters import NoDrafter
 from specplug.feeding import feed
-from specplug.generation import ELSEWHERE, CallOptions, Generation, Prompt
+from specplug.generation import Generation
+from specplug.generation_options import ELSEWHERE, CallOptions, Prompt
 from specplug.prefixes import DEFAULT_BYTES, PIECE, PrefixCache
 from specplug.types import (
     HIDDEN_STATES,

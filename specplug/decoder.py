@@ -18,14 +18,8 @@ from specplug.costs import measure_costs
 from specplug.decoding import Decoder, token_ids, verify
 from specplug.drafters import NoDrafter
 from specplug.feeding import feed
-from specplug.generation import (
-    ELSEWHERE,
-    CallOptions,
-    Generation,
-    GenerationOptions,
-    Prompt,
-    Result,
-)
+from specplug.generation import Generation, Result
+from specplug.generation_options import ELSEWHERE, CallOptions, GenerationOptions, Prompt
 from specplug.logprobs import TokenLogprobs
 from specplug.stats import SpeculationStats
 from specplug.types import Proposal, Scores, Verdict

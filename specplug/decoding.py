@@ -17,11 +17,11 @@ from specplug.claims import Claim
 from specplug.controller import CallCosts, CostsByContext, DraftLength, FixedLength
 from specplug.drafters import NoDrafter
 from specplug.feeding import PREFILL_WIDTH, feed
-from specplug.generation import (
+from specplug.generation import Generation
+from specplug.generation_options import (
     DEFAULT_MAX_TOKENS,
     CallOptions,
     DraftTokens,
-    Generation,
     GenerationOptions,
     Prompt,
     split_options,

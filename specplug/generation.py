@@ -8,25 +8,29 @@ tokens, runs the target over what is :meth:`pending` and gives the scores to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Literal, TypedDict, Unpack, cast
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Unpack
 
 from specplug.bad_words import with_bad_words
 from specplug.budget import Budget
 from specplug.context import Context, Origin, Token
 from specplug.drafters import NoDrafter
 from specplug.ends import check_ends
+from specplug.generation_options import (
+    DEFAULT_MAX_TOKENS,
+    GREEDY,
+    GenerationOptions,
+    check_generation,
+    stop_strings,
+)
 from specplug.grammar import Grammar
 from specplug.logprobs import LogprobsMode, TokenLogprobs
-from specplug.prompts import PromptOptions
 from specplug.proposals import drafting, propose
 from specplug.sampler import Sampler
-from specplug.sampling import SamplingParams
 from specplug.stats import SpeculationStats
-from specplug.text import Messages, TextStream, Tokenizer
+from specplug.text import TextStream, Tokenizer
 from specplug.types import (
-    ContextLimitError,
     Drafter,
     EngineSpec,
     Outcome,
@@ -36,15 +40,6 @@ from specplug.types import (
     Slot,
     Verdict,
 )
-
-GREEDY = SamplingParams()
-DEFAULT_MAX_TOKENS = 256
-"""New tokens at most where a call does not say."""
-DraftTokens = int | Literal["auto"]
-"""How many tokens a round may draft; ``"auto"``: as many as pay, none included."""
-
-Prompt = str | Sequence[int] | Messages
-"""Text, token ids, or chat messages (``{"role": …, "content": …}``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,124 +60,6 @@ class Result:
     def token_ids(self) -> tuple[int, ...]:
         """The tokens' ids."""
         return tuple(token.id for token in self.tokens)
-
-
-class GenerationOptions(TypedDict, total=False):
-    """What may be asked of one generation, beside its prompt."""
-
-    max_tokens: int
-    """New tokens at most, a final stop token included; 256 unless given."""
-    sampling: SamplingParams
-    """How tokens are chosen; greedily unless given."""
-    sample: int
-    """Which of several answers to the prompt: each has its own noise."""
-    min_tokens: int
-    """New tokens before anything ends the answer: stop tokens are withheld so long, and stop
-    strings are text."""
-    stop: str | Sequence[str]
-    """Strings that end the answer; nothing of them is in its text."""
-    stop_token_ids: Sequence[int]
-    """Tokens that end the answer, beside the decoder's own."""
-    ignore_eos: bool
-    """The decoder's own stop tokens do not end the answer; ``stop_token_ids`` do."""
-    bad_words: Sequence[str]
-    """Words that are never completed, as the tokenizer spells them within a text and
-    after a space; other spellings of the same text may come."""
-    logprobs: int | None
-    """Give each token's log-probability, and this many of the likeliest (0 or more)."""
-    prompt_logprobs: int | None
-    """Give the log-probability of each token of the prompt, and this many of the likeliest, in
-    :attr:`Result.prompt_logprobs`; raw."""
-    logprobs_mode: LogprobsMode
-    """Those of the target as it is (``"raw"``), or after penalties and truncations."""
-    include_stop_str_in_output: bool
-    """The answer's text ends with the stop string, or with the stop token's own text."""
-    skip_special_tokens: bool
-    """Leave special tokens out of the text, as is done unless this is False; else they are shown by
-    their names."""
-    prediction: str | Sequence[int]
-    """What the answer is expected to be, for drafters that make use of it."""
-    tenant: str
-    """On whose behalf: texts are remembered, for drafters that look there, apart by tenant."""
-    speculation: bool
-    """False: nothing is drafted for this generation."""
-    echo: bool
-    """Begin with the prompt's tokens; their log-probabilities are raw, and the first has none."""
-    cancelled: Callable[[], bool]
-    """Asked before every round; True ends the generation."""
-
-
-class CallOptions(PromptOptions, GenerationOptions, total=False):
-    """What may be asked of one generation and of how its prompt becomes token ids."""
-
-
-def split_options(options: CallOptions) -> tuple[PromptOptions, GenerationOptions]:
-    """The options of the prompt, and those of the generation."""
-    of_prompt = {name: options[name] for name in options if name in _OF_PROMPTS}  # type: ignore[literal-required]
-    rest = {name: options[name] for name in options if name not in _OF_PROMPTS}  # type: ignore[literal-required]
-    return cast(PromptOptions, of_prompt), cast(GenerationOptions, rest)
-
-
-_OF_PROMPTS = PromptOptions.__annotations__.keys()
-ELSEWHERE = {
-    one.name: f"pass sampling=SamplingParams({one.name}=…)" for one in fields(SamplingParams)
-}
-"""What to do with keywords that are not a generation's own."""
-
-
-def check_generation(
-    spec: EngineSpec,
-    prompt: Sequence[int],
-    *,
-    max_tokens: int,
-    min_tokens: int,
-    sample: int,
-    stop: Sequence[str],
-    stop_token_ids: Sequence[int],
-    has_tokenizer: bool,
-    logprobs: int | None,
-    prompt_logprobs: int | None,
-    logprobs_mode: str,
-) -> None:
-    """Refuse, before any work, what cannot be answered.
-
-    Raises:
-        ValueError: an argument outside its range, with the range.
-        ContextLimitError: the prompt leaves no room for a new token.
-    """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens {max_tokens}: need at least 1")
-    if not 0 <= min_tokens <= max_tokens:
-        raise ValueError(
-            f"min_tokens {min_tokens}: it must be in [0, {max_tokens}], which ends at max_tokens"
-        )
-    for token in stop_token_ids:
-        if not 0 <= token < spec.vocab_size:
-            raise ValueError(f"stop_token_ids: token id {token} is not in [0, {spec.vocab_size})")
-    if not 0 <= sample < 1 << 64:
-        raise ValueError(f"sample {sample}: it must be in [0, 2**64)")
-    if "" in stop:
-        raise ValueError("stop '': a stop string has at least one character")
-    for text in stop:
-        if not text.isprintable() and any("\ud800" <= one <= "\udfff" for one in text):
-            raise ValueError(f"stop {text!r}: a stop string is text, without half surrogates")
-    if stop and not has_tokenizer:
-        raise ValueError(f"stop {stop[0]!r}: stop strings need a tokenizer")
-    for name, top in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)):
-        if top is not None and not 0 <= top <= spec.vocab_size:
-            raise ValueError(f"{name} {top}: it must be in [0, {spec.vocab_size}]")
-    if logprobs_mode not in ("raw", "processed"):
-        raise ValueError(f"logprobs_mode {logprobs_mode!r}: it must be raw or processed")
-    if not len(prompt):
-        raise ValueError("the prompt is empty: at least one token is needed")
-    outside = [token for token in prompt if not 0 <= token < spec.vocab_size]
-    if outside:
-        raise ValueError(f"token id {outside[0]} is outside the vocabulary of {spec.vocab_size}")
-    if len(prompt) >= spec.context_limit:
-        raise ContextLimitError(
-            f"the prompt has {len(prompt)} tokens and the context ends at "
-            f"{spec.context_limit}: shorten the prompt"
-        )
 
 
 class Generation:
@@ -210,26 +87,12 @@ class Generation:
         own_stop_token_ids: frozenset[int],
         **options: Unpack[GenerationOptions],
     ) -> None:
-        stop = options.get("stop", ())
-        stop = [stop] if isinstance(stop, str) else list(stop)
+        check_generation(spec, prompt, options, has_tokenizer=tokenizer is not None)
         max_tokens = options.get("max_tokens", DEFAULT_MAX_TOKENS)
         min_tokens = options.get("min_tokens", 0)
         sample = options.get("sample", 0)
         self._top = options.get("logprobs")
         self._logprobs_mode: LogprobsMode = options.get("logprobs_mode", "raw")
-        check_generation(
-            spec,
-            prompt,
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
-            sample=sample,
-            stop=stop,
-            stop_token_ids=options.get("stop_token_ids", ()),
-            has_tokenizer=tokenizer is not None,
-            logprobs=self._top,
-            prompt_logprobs=options.get("prompt_logprobs"),
-            logprobs_mode=self._logprobs_mode,
-        )
         sampling = with_bad_words(
             options.get("sampling", GREEDY), options.get("bad_words", ()), tokenizer
         )
@@ -273,7 +136,7 @@ class Generation:
             prompt,
             TextStream(
                 tokenizer,
-                stop,
+                stop_strings(options),
                 shown=prompt if self.echo else (),
                 after=() if self.echo else prompt,
                 skip_special_tokens=options.get("skip_special_tokens", True),

@@ -19,7 +19,7 @@ from specplug.controller import CallCosts
 from specplug.costs import measure_costs
 from specplug.decoder import SpeculativeDecoder
 from specplug.drafters import ModelDrafter, NgramDrafter, NoDrafter
-from specplug.generation import DraftTokens
+from specplug.generation_options import DraftTokens
 from specplug.law import POWER, check_law
 from specplug.opening import EngineOptions, make_drafter, open_parts
 from specplug.sampling import SamplingParams

@@ -22,7 +22,7 @@ from specplug import (
 )
 from specplug.drafters import DRAFTERS
 from specplug.engines.fake import FakeEngine
-from specplug.generation import GenerationOptions
+from specplug.generation_options import GenerationOptions
 from specplug.opening import make_drafter
 from tests_support.languages import language
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from specplug import SamplingParams, SpeculativeDecoder, cli
 from specplug.cli import console
 from specplug.cli.options import ANSWER, PROMPT, SAMPLING, TEMPLATE
-from specplug.generation import CallOptions
+from specplug.generation_options import CallOptions
 from tests_support.command import specplug
 
 ELSEWHERE = {"processors", "cancelled", "sampling", "sample", "tenant", "speculation"}

@@ -32,7 +32,7 @@ from specplug.export import (
     tokenizer_files,
     tokenizer_folder,
 )
-from specplug.generation import CallOptions
+from specplug.generation_options import CallOptions
 from specplug.integrations.transformers import fields as configuration
 from specplug.integrations.triton import asking
 from specplug.integrations.triton.repository import INPUTS, SETTINGS

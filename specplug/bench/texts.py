@@ -18,7 +18,7 @@ from specplug.costs import measure_costs
 from specplug.decoder import SpeculativeDecoder
 from specplug.drafters import OF_A_BUNDLE, TreeDrafter
 from specplug.drafters.tree import SourceCount
-from specplug.generation import GREEDY, DraftTokens
+from specplug.generation_options import GREEDY, DraftTokens
 from specplug.opening import make_drafter, open_draft
 from specplug.sampling import SamplingParams
 from specplug.types import Drafter, Engine, Int64Array, Proposal

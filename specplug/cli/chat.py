@@ -21,7 +21,7 @@ from specplug.cli.console import (
     Threads,
 )
 from specplug.decoder import SpeculativeDecoder
-from specplug.generation import CallOptions
+from specplug.generation_options import CallOptions
 from specplug.types import ContextLimitError
 
 

@@ -27,7 +27,8 @@ from specplug.cli.console import (
     Threads,
 )
 from specplug.decoder import SpeculativeDecoder
-from specplug.generation import CallOptions, Result, split_options
+from specplug.generation import Result
+from specplug.generation_options import CallOptions, check_options, split_options
 from specplug.logprobs import TokenLogprobs
 from specplug.text import Messages
 from specplug.text_file import read_text
@@ -136,6 +137,7 @@ def generate(
         **cast(CallOptions, options.other_fields(more or {})),
     }
     of_prompt, of_answer = split_options(asked)
+    check_options(of_answer)  # opening a bundle takes a while
     read = _messages(prompt) if as_messages else prompt
     with console.open_decoder(
         SpeculativeDecoder,

@@ -56,8 +56,10 @@ def idle_options(command: Callable[..., None], arguments: Arguments) -> Iterator
         name: parameter.default for name, parameter in inspect.signature(command).parameters.items()
     }
 
+    arguments = {**arguments, **(arguments.get("more") or {})}
+
     def given(name: str) -> bool:
-        return name in arguments and arguments[name] != defaults[name]
+        return arguments.get(name) is not None and arguments[name] != defaults.get(name)
 
     if (
         given("draft_tokens")

@@ -98,7 +98,7 @@ ANSWER: Mapping[str, Row] = {
     ),
     "bad_words": Row("A word that is never completed. Repeatable.", list[str]),
 }
-"""Fields of :class:`specplug.generation.GenerationOptions`."""
+"""Fields of :class:`specplug.generation_options.GenerationOptions`."""
 
 TEMPLATE: Mapping[str, Row] = {
     "chat_template_kwargs": Row(

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Set
 from typing import Any
 
-from specplug.generation import GenerationOptions, Prompt
+from specplug.generation_options import GenerationOptions, Prompt
 from specplug.prompts import PromptOptions
 from specplug.sampling import SamplingParams
 from specplug.serving.constraints import constraint

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from specplug.batching import BatchDecoder
-from specplug.generation import Prompt
+from specplug.generation_options import Prompt
 from specplug.serving import options
 from specplug.serving.answers import Answers
 from specplug.serving.constraints import constraint

@@ -14,7 +14,8 @@ from typing import Any, Unpack
 
 from specplug.batching import BatchDecoder
 from specplug.context import Token
-from specplug.generation import Generation, GenerationOptions
+from specplug.generation import Generation
+from specplug.generation_options import GenerationOptions
 from specplug.types import EngineError
 
 _log = logging.getLogger(__name__)

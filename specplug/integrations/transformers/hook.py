@@ -24,7 +24,7 @@ from specplug.arguments import checked
 from specplug.context import Token
 from specplug.decoding import check_drafting
 from specplug.drafters import OF_A_BUNDLE
-from specplug.generation import DraftTokens
+from specplug.generation_options import DraftTokens
 from specplug.history import History
 from specplug.integrations.transformers.choosing import check_processors, sampling_params
 from specplug.integrations.transformers.fields import check_fields

@@ -16,7 +16,7 @@ from specplug.costs import measure_costs
 from specplug.decoder import SpeculativeDecoder
 from specplug.engines.pytorch import open_model
 from specplug.feeding import feed
-from specplug.generation import DraftTokens
+from specplug.generation_options import DraftTokens
 from specplug.history import History
 from specplug.opening import make_drafter
 from specplug.types import Engine, EngineError, SpecplugError

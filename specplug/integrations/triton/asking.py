@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from specplug import option_values as values
-from specplug.generation import CallOptions, Prompt
+from specplug.generation_options import CallOptions, Prompt
 from specplug.sampling import SamplingParams
 
 _PROMPTS = ("text_input", "messages", "input_ids")

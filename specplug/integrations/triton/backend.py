@@ -18,9 +18,9 @@ import triton_python_backend_utils as pb_utils
 
 from specplug.batching import BatchDecoder
 from specplug.context import Token
-from specplug.generation import (
+from specplug.generation import Generation
+from specplug.generation_options import (
     DEFAULT_MAX_TOKENS,
-    Generation,
     GenerationOptions,
     split_options,
 )
