@@ -117,7 +117,7 @@ def check_options(options: GenerationOptions) -> None:
     for name in ("logprobs", "prompt_logprobs"):
         top = cast(int | None, options.get(name))
         if top is not None and top < 0:
-            raise ValueError(f"{name} {top}: it must be 0 or more")
+            raise ValueError(f"{name} {top}: it must be in [0, V], of a vocabulary of V tokens")
     if mode not in ("raw", "processed"):
         raise ValueError(f"logprobs_mode {mode!r}: it must be raw or processed")
 

@@ -174,7 +174,6 @@ def test_jobs_that_ignore_interrupts_go_on_ignoring_them() -> None:
         (["--seed", "3"], "--seed does nothing here: at temperature 0"),
         (["--acceptance", "rejection"], "--acceptance does nothing here: at temperature 0"),
         (["--prediction", "x", "--drafter", "ngram"], "--prediction does nothing here"),
-        (["--draft-engine", "pytorch", "--drafter", "none"], "--draft-engine does nothing here"),
         (["--allow-inexact-trees", "--draft-tokens", "0"], "nothing is drafted"),
     ],
 )

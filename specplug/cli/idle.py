@@ -8,15 +8,9 @@ from typing import Any
 
 Arguments = Mapping[str, Any]
 
-_FREE = ("none", "ngram", "suffix", "recycle", "predicted")  # drafters that run no engine
-
 
 def _greedy(arguments: Arguments) -> bool:
     return bool(arguments.get("temperature") == 0)
-
-
-def _drafts_without_engine(arguments: Arguments) -> bool:
-    return arguments.get("drafter") in _FREE
 
 
 _IDLE: tuple[tuple[tuple[str, ...], Callable[[Arguments], bool], str], ...] = (
@@ -25,7 +19,6 @@ _IDLE: tuple[tuple[tuple[str, ...], Callable[[Arguments], bool], str], ...] = (
         _greedy,
         "at temperature 0 the likeliest token is taken",
     ),
-    (("draft_engine", "draft_device"), _drafts_without_engine, "this drafter runs no engine"),
     (
         ("prediction",),
         lambda given: given.get("drafter") not in ("auto", "predicted"),
