@@ -137,6 +137,8 @@ def wholes(name: str, value: Any) -> list[int]:
     """A list of token ids: JSON, or numbers with commas between them."""
     if isinstance(value, str):
         commas = re.fullmatch(r"[\s\d,+-]+", value)
+        if not commas and not value.lstrip().startswith("["):
+            raise ValueError(f"{name} {value!r}: need token ids, such as 1,2,3, or a JSON list")
         value = value.split(",") if commas else parsed_json(name, value)
     if not isinstance(value, list):
         raise ValueError(f"{name} {value!r}: need a list of token ids")

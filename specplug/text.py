@@ -9,12 +9,13 @@ from typing import Any, Unpack
 
 import tokenizers
 
+from specplug.arguments import checked
 from specplug.detokenizer import Detokenizer
 from specplug.prompts import TemplateOptions, refuse_template_options, render_chat
 from specplug.templates import compile_template
 from specplug.types import BundleError
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 
 
 class Tokenizer:
@@ -27,12 +28,15 @@ class Tokenizer:
         special_tokens: what the template may name, such as ``{"bos_token": "<s>"}``.
 
     Raises:
+        TypeError: an unknown keyword.
+        ValueError: an argument of a wrong type.
         BundleError: the file is not a tokenizer, or the template is not Jinja.
     """
 
+    @checked()
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         *,
         stop_token_ids: Sequence[int] = (),
         chat_template: str | None = None,
@@ -41,7 +45,7 @@ class Tokenizer:
         try:
             self.backend = whole_encoding(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
+            raise BundleError(f"{Path(path).name} is not a tokenizer: {error}") from error
         self.detokenizer = Detokenizer(self.backend)
         """How its tokens become text one at a time."""
         self.stop_token_ids = tuple(stop_token_ids)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import get_annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -315,8 +316,14 @@ class Drafter:
     """
 
     name: str
+    """What errors and reports call it: its class's name, unless it says another."""
     reading_seconds: float = 0.0
     """Of the latest proposal's time, what reading the context took: later ones are spared it."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not hasattr(cls, "name") and "name" not in get_annotations(cls):
+            cls.name = cls.__name__
 
     def propose(self, context: Int64Array, budget: Budget) -> Proposal:
         """Tokens expected to follow ``context``, i64[n], as many as the budget has; maybe none.
@@ -369,7 +376,10 @@ class Drafter:
         Raises:
             SpecplugError: it drafts for one sequence at a time.
         """
-        raise SpecplugError(f"drafter {self.name!r} cannot serve several sequences: it has no fork")
+        raise SpecplugError(
+            f"drafter {self.name!r} cannot serve several sequences: it has no fork; give it one, "
+            "or draft for one sequence at a time"
+        )
 
     def close(self) -> None:
         """Release what the drafter holds, and its forks with it."""

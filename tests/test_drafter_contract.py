@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from specplug import (
     DrafterError,
     Proposal,
     SamplingParams,
+    SpecplugError,
     SpeculativeDecoder,
 )
+from specplug.drafters.source import Source
+from specplug.drafters.tree import TreeDrafter
 from specplug.engines.fake import FakeEngine
-from tests_support.batching import drain
+from tests_support.batching import drain, ids
 from tests_support.chi_squared import critical, statistic
 from tests_support.languages import language
 
@@ -197,6 +201,39 @@ def test_an_earlier_sibling_has_no_chance_to_be_drawn_again() -> None:
     sampling = SamplingParams(temperature=1.0, acceptance="rejection")
     with pytest.raises(DrafterError, match="a chance to an earlier sibling"):
         SpeculativeDecoder(engine, drafter=drafter, draft_tokens=4).generate([1], sampling=sampling)
+
+
+def test_a_drafter_needs_no_name() -> None:
+    """Its class's is used, wherever one is asked for: no fork is the only error here."""
+
+    class Repeating(Drafter):
+        def propose(self, context: Any, budget: Any) -> Proposal:
+            return Proposal((int(context[-1]),))
+
+    class Lost(Source):
+        pass
+
+    @dataclass
+    class Named(Drafter):
+        seed: int
+        name: str
+
+    assert Named(3, "mine").name == "mine"
+    for rows in (1, 2):
+        engine = FakeEngine(language(1, vocab_size=VOCAB), vocab_size=VOCAB, max_batch=rows)
+        for made, told in (
+            (Repeating(), "drafter 'Repeating'.* no fork"),
+            (TreeDrafter("tree", [Lost()]), "source 'Lost'.* no fork"),
+        ):
+            if rows > 1:
+                with pytest.raises(SpecplugError, match=told):
+                    BatchDecoder(engine, drafter=made, draft_tokens=4)
+                continue
+            batch = BatchDecoder(engine, drafter=made, draft_tokens=4)
+            asked = batch.submit([1], max_tokens=5)
+            tokens = ids(drain(batch)[asked])
+            plain = SpeculativeDecoder(engine).generate([1], max_tokens=5)
+            assert tokens == list(plain.token_ids)
 
 
 def test_a_drafter_that_raises_is_named() -> None:

@@ -170,7 +170,19 @@ def test_chat_prompt(path: Path) -> None:
         Tokenizer(path).encode_prompt("hi", chat=True)
 
 
-def test_not_a_tokenizer(tmp_path: Path) -> None:
+def test_not_a_tokenizer(tmp_path: Path, path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer"):
         Tokenizer(tmp_path / "tokenizer.json")
+    assert Tokenizer(str(path)).encode("hi") == Tokenizer(path).encode("hi")
+    with pytest.raises(BundleError, match="none is not a tokenizer: No such file"):
+        Tokenizer(str(tmp_path / "none"))
+    for wrong in (
+        {"path": 5},
+        {"path": path, "chat_template": 5},
+        {"path": path, "stop_token_ids": "5"},
+    ):
+        with pytest.raises(ValueError, match="it must be"):
+            Tokenizer(**wrong)
+    with pytest.raises(TypeError, match="did you mean 'chat_template'"):
+        Tokenizer(path, chat_templat="x")  # type: ignore[call-arg]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import get_annotations
 from typing import Any
 
 from specplug.drafters.chances import Kind
@@ -35,8 +36,14 @@ class Source:
     """
 
     name: str
+    """What errors and reports call it: its class's name, unless it says another."""
     reading_seconds: float = 0.0
     """What reading the context took since :meth:`begin`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not hasattr(cls, "name") and "name" not in get_annotations(cls):
+            cls.name = cls.__name__
 
     @property
     def seconds(self) -> float:
