@@ -26,6 +26,7 @@ from specplug.context import Token
 from specplug.drafters import ModelDrafter, NoDrafter
 from specplug.engines.fake import FakeEngine
 from specplug.generation import Generation
+from specplug.generation_options import DraftTokens
 from specplug.history import History
 from specplug.opening import make_drafter
 from specplug.prefixes import PIECE
@@ -382,7 +383,9 @@ def test_one_sure_row_among_unsure_ones_is_not_worth_a_wide_call() -> None:
 # --- real engines -----------------------------------------------------------------------------
 
 
-def compare(bundle: Path, prompts: list[str], draft_tokens: int, **options: Any) -> None:
+def compare(
+    bundle: Path, prompts: list[str], draft_tokens: DraftTokens = "auto", **options: Any
+) -> None:
     """Greedy and sampled answers in a batch are those of one decoder, alone."""
     with (
         BatchDecoder.from_bundle(bundle, max_batch=4, draft_tokens=draft_tokens, **options) as many,

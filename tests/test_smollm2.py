@@ -99,4 +99,4 @@ def test_sampled_text_is_plain_text(exported: tuple[Path, Manifest], temperature
 def test_verify(exported: tuple[Path, Manifest], weights: Path) -> None:
     options = VerifyOptions(sequences=300, source=weights)
     checks = list(verify(exported[0], options, lambda name, share: None))
-    assert [check.passed for check in checks] == [True] * 7, checks
+    assert [check.passed for check in checks] == [True] * 8, checks

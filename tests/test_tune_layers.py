@@ -63,7 +63,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def drafted(bundle: Path, drafter: str) -> tuple[list[tuple[int, ...]], int, int]:
     """Answers, and how many tokens were drafted and accepted for them."""
-    with SpeculativeDecoder.from_bundle(bundle, drafter=drafter, draft_tokens=3) as decoder:
+    tokens = 0 if drafter == "none" else 3
+    with SpeculativeDecoder.from_bundle(bundle, drafter=drafter, draft_tokens=tokens) as decoder:
         made = [decoder.generate(prompt, max_tokens=40) for prompt in PROMPTS]
     return (
         [each.token_ids for each in made],
