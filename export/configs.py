@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 
 from specplug.export.families import check_family
 from specplug.export.folders import CONFIG, check_folder, read_json
 from specplug.types import ExportError
 
+MOST_POSITIONS = 1 << 24
+"""Tokens a text may have: rotary tables have a row for each."""
 QUANTIZATION_KEYS = {
     "quantization_config": "how the weights are quantized",
     "compression_config": "the same, in old files",
@@ -50,8 +51,11 @@ def read_config(folder: Path) -> tuple[Any, Mapping[str, Any] | None]:
             folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager"
         )
         check_family(config)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+    except ExportError:
+        raise
+    except Exception as error:  # values of any type can make transformers raise anything
         raise ExportError(f"transformers cannot load {folder}: {one_line(error)}") from error
+    config.return_dict = True  # how the reference answers; weights do not depend on it
     _check_class(folder, found, config)
     for key in QUANTIZATION_KEYS:
         if hasattr(config, key):
@@ -61,7 +65,41 @@ def read_config(folder: Path) -> tuple[Any, Mapping[str, Any] | None]:
 
 def one_line(error: Exception) -> str:
     """What an error says, without its line breaks."""
-    return " ".join(str(error).split()) or repr(error)
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError) and len(error.args) == 1 and isinstance(error.args[0], str):
+        text = error.args[0] if " " in error.args[0] else f"it knows no {text}"
+    return text or repr(error)
+
+
+def check_sizes(config: Any, tensors: int) -> None:
+    """Refuse sizes that no checkpoint has, before anything is made of them.
+
+    Args:
+        config: the transformers configuration.
+        tensors: number of tensors that the checkpoint holds.
+
+    Raises:
+        ExportError: naming the size.
+    """
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > tensors:
+        raise ExportError(f"the configuration has {layers} layers, and the file {tensors} tensors")
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > MOST_POSITIONS:
+        raise ExportError(
+            f"the configuration says that texts may have {positions} tokens, and {MOST_POSITIONS} "
+            "are the most: set max_position_embeddings (of GGUF context_length) to the length that "
+            "you need"
+        )
+    heads = getattr(config, "num_attention_heads", None)
+    size = getattr(config, "head_dim", None)
+    if size is None and isinstance(heads, int) and heads > 0:
+        size = config.hidden_size // heads
+    if isinstance(size, int) and size % 8:
+        raise ExportError(
+            f"attention heads of size {size} are not supported: ONNX Runtime's attention computes "
+            "multiples of 8"
+        )
 
 
 def _check_kind(folder: Path, found: Mapping[str, Any]) -> None:

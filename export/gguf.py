@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transformers
 
+from specplug.export.configs import check_sizes
 from specplug.export.gguf_file import Tensor, read_gguf
 from specplug.export.gguf_keys import check_keys, check_kind
 from specplug.export.gguf_rotation import FREQUENCIES, rope_parameters
@@ -74,6 +75,7 @@ def open_gguf(path: Path) -> Source:
     try:
         frequencies = tensors.pop(FREQUENCIES, None) if architecture == "llama" else None
         config = _config(architecture, metadata, tensors, frequencies, path.name)
+        check_sizes(config, len(tensors))
         tokenizer = gguf_tokenizer(metadata)
         weights = _weights(architecture, config, tensors)
         model, surplus = load_model(config, weights, path.name)

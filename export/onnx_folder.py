@@ -50,6 +50,7 @@ GENAI_HARMLESS = {
     "model.eot_token_id": "ends no answer: the end of a tool call's text",
     "model.bor_token_id": "ends no answer",
     "model.eor_token_id": "ends no answer: the end of reasoning",
+    "model.prompt_templates": "the tokenizer's chat template is used",
     "model.decoder.session_options": "of its own sessions",
     "model.decoder.run_options": "of its own sessions",
     "model.decoder.hidden_size": "the graph says so",

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 
 from specplug.bundle import file_sha256
 from specplug.checkpoint_path import check_checkpoint, is_gguf, is_hub_id
-from specplug.export.configs import one_line, read_config
+from specplug.export.configs import check_sizes, one_line, read_config
 from specplug.export.folders import CONFIG, check_weights, read_json, readable
 from specplug.export.harmless import check_unread, without_harmless
 from specplug.export.hub import fetch_snapshot, preview_snapshot
@@ -23,7 +22,7 @@ from specplug.export.lazy import LazyTensor, MissingValuesError
 from specplug.export.quantized import dequantized
 from specplug.export.tokenizer_folder import end_tokens, folder_tokenizer, stated_end_tokens
 from specplug.export.tokenizers import SourceTokenizer
-from specplug.types import ExportError
+from specplug.types import ExportError, SpecplugError
 
 
 @dataclass(slots=True)
@@ -139,11 +138,14 @@ def _read_folder(
     """A source whose tensors are known already."""
     config, quantization = read_config(folder)
     try:
+        check_sizes(config, len(stored))
         kept, harmless = without_harmless(config, stored)
         plain, scales = dequantized(quantization, kept, folder.name)
         plain = plain if downloaded else _without_tied(config, plain)
         model, unread = load_model(config, plain, folder.name)
-    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+    except SpecplugError:
+        raise
+    except Exception as error:  # sizes of any value can make transformers and torch raise anything
         raise ExportError(f"transformers cannot load {folder}: {one_line(error)}") from error
     check_unread(folder.name, config.model_type, unread)
     return Source(

@@ -64,6 +64,7 @@ SETTINGS = {
     "mask_token": "a special token's name",
     "additional_special_tokens": "special tokens",
     "extra_special_tokens": "special tokens",
+    "model_specific_special_tokens": "special tokens by name",
     "added_tokens_decoder": "tokens beside the vocabulary",
     "chat_template": "a template, or several by name: that of the name default is used",
     "add_bos_token": "read where there is no tokenizer.json, which says so itself",

@@ -16,6 +16,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from specplug import Bundle, ExportError, SpeculativeDecoder
 from specplug.export.from_onnx import export_onnx, onnx_tokenizer
+from specplug.export.onnx_folder import read_settings
 from tests_support.tiny import greedy_tokens, write_checkpoint
 
 DATA = Path(__file__).parent / "data"
@@ -320,6 +321,13 @@ def test_other_graphs_are_refused_by_name(
         export_onnx(folder, tmp_path / "out.bundle")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out.bundle").exists()
+
+
+def test_prompt_templates_of_the_builder_change_nothing(tmp_path: Path) -> None:
+    """Those of ``--extra_options prompt_templates=1``; the tokenizer has its own template."""
+    folder = Path(shutil.copytree(DATA / "genai-fp32", tmp_path / "folder"))
+    genai("model", "prompt_templates", value={"user": "<|user|>{Content}<|end|>"})(folder)
+    assert read_settings(folder) == read_settings(DATA / "genai-fp32")
 
 
 def test_a_window_that_the_graph_has(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from specplug.engines.ort_dialects import DIALECTS
 from specplug.export import graphs
 from specplug.export.attention import max_entries
 from specplug.export.source import open_source
+from specplug.types import ExportError
 from tests_support.published import PUBLISHED
 
 TOKENS = np.arange(40)[None] * 7 % 300
@@ -77,3 +78,48 @@ def test_the_type_that_a_configuration_names_changes_nothing(
     np.testing.assert_allclose(
         exported(folder, tmp_path / "graph"), judged(folder), rtol=0, atol=2e-4
     )
+
+
+def test_a_reference_that_would_answer_with_tuples(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "model", PUBLISHED["SmolLM2"])
+    config = json.loads((folder / "config.json").read_text()) | {"return_dict": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    with torch.no_grad():
+        found = open_source(folder).reference()(torch.from_numpy(TOKENS)).logits[0].numpy()
+    (folder / "config.json").write_text(json.dumps(config | {"return_dict": True}))
+    np.testing.assert_allclose(found, judged(folder), rtol=0, atol=1e-5)
+
+
+VALUES = (None, 0, -1, 1, 10**9, 10**30, 2.5, float("nan"), "x", "", [], [1], {}, {"a": 1}, True)
+
+
+def test_configurations_of_any_value_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "model", PUBLISHED["Llama 3.2"])
+    messages: list[str] = []
+    keys = [*PUBLISHED["Llama 3.2"], "dtype", "id2label", "layer_types", "base_model_tp_plan"]
+    for key in keys:
+        for value in VALUES:
+            (folder / "config.json").write_text(json.dumps(PUBLISHED["Llama 3.2"] | {key: value}))
+            try:
+                open_source(folder)
+            except ExportError as error:
+                messages.append(str(error))
+    assert not [message for message in messages if "\n" in message or len(message) < 30]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, r"1000000000 layers, and the file 20 tensors"),
+        ({"max_position_embeddings": 10**9}, r"1000000000 tokens, and 16777216 are the most"),
+        ({"head_dim": 20}, r"heads of size 20 .* multiples of 8"),
+        ({"rope_scaling": {"type": "mrope"}}, r"it knows no 'mrope'"),
+    ],
+)
+def test_sizes_that_nothing_has_are_refused_at_once(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = publish(tmp_path / "model", PUBLISHED["SmolLM2"])
+    (folder / "config.json").write_text(json.dumps(PUBLISHED["SmolLM2"] | changed))
+    with pytest.raises(ExportError, match=message):
+        open_source(folder)

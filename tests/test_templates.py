@@ -45,6 +45,12 @@ REAL = {  # between them, what the templates of the models we export use
     "{{ text | replace('hi', 'ho') | indent(2) }}{{ '%s-%03d' % ('x', 7) }}{{ '{}'.format(3) }}",
     "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}"
     "{% endfor %}",
+    "json": "{{ messages | tojson(4) }}{{ messages | tojson(true, 2) }}"
+    "{{ messages[0] | tojson(sort_keys=true, separators=(',', ':')) }}"
+    "{{ messages[0] | tojson(false, none, (';', '='), true) }}",
+    "sums": "{{ [1, 2.5, true] | sum }}"
+    "{{ messages | map(attribute='content') | map('length') | sum }}"
+    "{{ [{'n': {'m': 3}}, {'n': {'m': 4}}] | sum('n.m', 5) }}{{ [] | sum(start=7) }}",
     "recursive": "{% for x in [[1, [2]], 3] recursive %}{% if x is iterable %}({{ loop(x) }})"
     "{% else %}{{ x }}{% endif %}{% endfor %}",
     "whitespace": "  {%- if add_generation_prompt %}\n    yes\n  {% endif %}\nend\n",

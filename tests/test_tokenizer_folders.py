@@ -334,6 +334,7 @@ def test_added_tokens_of_other_files(tmp_path: Path) -> None:
         "config": ({"added_tokens_decoder": known | {str(size): token}}, {}),
         "file": ({}, {"added_tokens.json": json.dumps({"<new>": size})}),
         "map": ({}, {"special_tokens_map.json": json.dumps({"pad_token": "<new>"})}),
+        "model": ({"model_specific_special_tokens": {"image_token": "<new>"}}, {}),
     }
     for place, (config, files) in places.items():
         folder = write_folder(tmp_path / place, byte_level(), **config)
