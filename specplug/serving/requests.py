@@ -30,7 +30,11 @@ MOST_ALLOWED = 1 << 16
 
 
 def _whole(text: str) -> str:
-    text.encode()  # half a surrogate pair is an error, and no tokenizer takes it
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"character {error.start} is half of a surrogate pair (U+{ord(text[error.start]):X})"
+        raise ValueError(f"{half}: it is no Unicode text") from None
     return text
 
 
