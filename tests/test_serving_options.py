@@ -337,7 +337,9 @@ FORMS: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "fits"), FORMS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("fields", "fits"), FORMS, ids=lambda value: getattr(value, "__name__", str(value)[:60])
+)
 def test_answers_of_a_form(asking, fields, fits) -> None:
     made = asking.answers(**fields, max_tokens=200)
     assert [answer.finish_reason for answer in made] == ["stop", "stop"]
