@@ -107,6 +107,12 @@ def check_parity(
     expected = reference.logits(0, end)
     scale = float(np.abs(expected).max())
 
+    if not np.isfinite(scale):
+        raise ParityError(
+            "the source's own logits are not finite: the checkpoint holds NaN or infinity, or its "
+            "configuration makes some (norms' epsilon, the base of rotary embeddings)"
+        )
+
     def difference(rows: Float32Array, wanted: Float32Array) -> float:
         return float(np.abs(rows - wanted).max())
 

@@ -212,8 +212,10 @@ def load_model(
     for problem in ("missing", "mismatched"):
         names = sorted(map(str, found[f"{problem}_keys"]))
         if names:
+            instead = sorted(found["unexpected_keys"])[:1] if problem == "missing" else []
             raise ExportError(
                 f"{name} does not fit {config.model_type}: {problem} {', '.join(names[:3])}"
+                + "".join(f"; it holds {held}, which has no place there" for held in instead)
             )
     return model.eval(), tuple(sorted(found["unexpected_keys"]))
 

@@ -39,7 +39,22 @@ def check_checkpoint(path: Path) -> None:
         )
     check_exists(path)
     if path.exists() and not is_gguf(path) and not (path / "config.json").is_file():
-        raise ExportError(f"{path} is neither a .gguf file nor a folder with a config.json")
+        raise ExportError(
+            f"{path} is neither a .gguf file nor a folder with a config.json{_hint(path)}"
+        )
+
+
+def _hint(path: Path) -> str:
+    """What the path seems to be instead, and what to give."""
+    if (path / "adapter_config.json").is_file():
+        return (
+            ", but an adapter: merge it into its model (PEFT's merge_and_unload) and give the "
+            "folder of the merged model"
+        )
+    if path.is_dir():
+        files = sorted(file.name for file in path.glob("*.gguf"))
+        return f": give one of its files, have {', '.join(files[:3])}" if files else ""
+    return f": give its folder, {path.parent}" if (path.parent / "config.json").is_file() else ""
 
 
 def check_exists(path: Path) -> None:

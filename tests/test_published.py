@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from specplug import EngineOptions, Step
 from specplug.engines.ort_dialects import DIALECTS
 from specplug.export import graphs
 from specplug.export.attention import max_entries
+from specplug.export.exporter import export_bundle
+from specplug.export.folders import WEIGHTS
 from specplug.export.source import open_source
 from specplug.types import ExportError
 from tests_support.published import PUBLISHED
@@ -123,3 +127,64 @@ def test_sizes_that_nothing_has_are_refused_at_once(
     (folder / "config.json").write_text(json.dumps(PUBLISHED["SmolLM2"] | changed))
     with pytest.raises(ExportError, match=message):
         open_source(folder)
+
+
+def spoil_weight(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / WEIGHTS)
+
+
+def rename(prefix: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        tensors = {prefix + name: held for name, held in load_file(folder / WEIGHTS).items()}
+        save_file(tensors, folder / WEIGHTS)
+
+    return spoil
+
+
+def only_adapter(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def only_gguf(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "model-q8_0.gguf").write_bytes(b"GGUF")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_weight, "logits are not finite: the checkpoint holds NaN"),
+        (rename("_orig_mod."), r"missing .*; it holds _orig_mod\.\S+, which has no place"),
+        (rename("base_model.model."), r"missing .*; it holds base_model\.model\.\S+, which has"),
+        (only_adapter, "but an adapter: merge it"),
+        (only_gguf, r"give one of its files, have model-q8_0\.gguf"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    spoil: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    folder = publish(tmp_path / "model", PUBLISHED["SmolLM2"])
+    spoil(folder)
+    with pytest.raises(ExportError, match=message):
+        export_bundle(folder, tmp_path / "out", precision="fp32")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_a_folder_is_no_source(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "model", PUBLISHED["SmolLM2"])
+    with pytest.raises(ExportError, match="give its folder, "):
+        open_source(folder / WEIGHTS)
+
+
+def test_tensors_without_the_models_prefix(tmp_path: Path) -> None:
+    """As embedding models are stored; transformers reads them as a language model, too."""
+    folder = publish(tmp_path / "model", PUBLISHED["Qwen3"])
+    tensors = load_file(folder / WEIGHTS)
+    bare = {name.removeprefix("model."): held for name, held in tensors.items()}
+    save_file(bare, folder / WEIGHTS, metadata={"format": "pt"})
+    np.testing.assert_allclose(
+        exported(folder, tmp_path / "graph"), judged(folder), rtol=0, atol=2e-4
+    )
