@@ -12,9 +12,9 @@ def main() -> None:
     """Import the command, which takes a moment, and run it."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored by a shell
         signal.signal(signal.SIGINT, _leave)
-    for name in ("stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by who started the process
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for as long as it runs)
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (for as long as it runs)
     from specplug.cli import main as command
 
     command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from specplug.arguments import shown as shown_value
 from specplug.gbnf import is_gbnf, lark_of, literal
+from specplug.option_values import TwiceError, once
 from specplug.structural_tags import as_json, structural_grammar
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ def _json(schema: Mapping[str, Any] | bool | str) -> str:
     if not isinstance(schema, str):
         return as_json(schema)
     try:
-        json.loads(schema)
+        json.loads(schema, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is not JSON: {error}") from error
+        twice = isinstance(error, TwiceError)
+        raise ValueError(f"{error}" if twice else f"it is not JSON: {error}") from error
     return schema
 
 
@@ -75,7 +77,7 @@ def _choice(texts: Sequence[str]) -> str:
 
 
 def _tag(tag: Mapping[str, Any] | str) -> Mapping[str, Any]:
-    found = json.loads(tag) if isinstance(tag, str) else tag
+    found = json.loads(tag, object_pairs_hook=once) if isinstance(tag, str) else tag
     if not isinstance(found, Mapping):
         raise ValueError("it must be a JSON object")
     return found

@@ -136,6 +136,14 @@ ENDLESS["properties"] = ENDLESS
             r"minimum \(5\) is greater than maximum \(3\)",
         ),
         ({"json_schema": "{"}, "is not JSON"),
+        (
+            {"json_schema": '{"type": "string", "type": "null"}'},
+            ": the field 'type' is there twice",
+        ),
+        (
+            {"structural_tag": '{"format": {"type": "any_text", "type": "regex"}}'},
+            ": the field 'type' is there twice",
+        ),
         ({"json_schema": {"enum": {1, 2}}}, "is not JSON"),
         ({"json_schema": {"enum": [b"1"]}}, "is not JSON"),
         ({"json_schema": {"properties": {(1, 2): {}}}}, "is not JSON"),

@@ -238,3 +238,24 @@ def test_wrong_arguments_end_before_long_imports(
     assert done.stderr.count("\n") == 1
     assert not done.stdout
     assert [*tmp_path.iterdir()] == [prompts]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [
+        (("chat",), "<&-"),
+        (("generate", "-"), "<&-"),
+        (("generate", "hi"), ">&-"),
+        (("chat",), "2>&-"),
+    ],
+)
+def test_closed_streams(command: tuple[str, ...], closed: str, tiny_bundle: Path) -> None:
+    """As cron and daemons leave them: what is read has ended, and what is written goes nowhere."""
+    name, *rest = command
+    words = [sys.executable, "-m", "specplug", name, str(tiny_bundle), *rest, "--max-tokens", "2"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *words], input=b"", capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from specplug.option_values import once
 from specplug.serving.errors import ApiError
 from specplug.serving.requests import (
     GenerateRequest,
@@ -152,7 +153,7 @@ def _parsed(schema: Mapping[str, Any] | bool | str, field: str) -> dict[str, Any
     found: object = schema
     if isinstance(schema, str):
         try:
-            found = json.loads(schema)
+            found = json.loads(schema, object_pairs_hook=once)
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"{field}: it is not JSON: {error}", param=field) from None
     if not isinstance(found, dict | bool):
