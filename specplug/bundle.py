@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from specplug.arguments import checked
+from specplug.faults import first_fault
 from specplug.graph_check import check_graph
 from specplug.text import Tokenizer
 from specplug.types import BundleError, Int32Array
@@ -483,13 +484,6 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise BundleError(f"{MANIFEST} is damaged at {first_fault(error)}") from error
-
-
-def first_fault(error: ValidationError) -> str:
-    """Where a file is not as its schema says, and how."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where or 'the top'}: {first['msg']}"
 
 
 def _check_file(folder: Path, file: File) -> None:

@@ -16,9 +16,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from specplug.arguments import checked
-from specplug.bundle import Bundle, first_fault
+from specplug.bundle import Bundle
 from specplug.controller import CallCosts, CostsByContext
 from specplug.costs import measure_costs
+from specplug.faults import first_fault
 from specplug.machine import cores, cpu_name
 from specplug.staging import check_writable, replace_file
 from specplug.types import BundleError, Engine
