@@ -38,7 +38,7 @@ from specplug.drafters import NgramSource, TreeDrafter
 from specplug.engines.fake import FakeEngine
 from specplug.export import export_bundle, plan_export
 from specplug.export.from_onnx import export_onnx
-from specplug.generation import CallOptions
+from specplug.generation_options import CallOptions
 from specplug.integrations.transformers import speculate
 from specplug.opening import _ENGINES_OWN, make_drafter, open_parts
 from specplug.prefixes import PrefixCache
