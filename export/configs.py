@@ -71,18 +71,18 @@ def one_line(error: Exception) -> str:
     return text or repr(error)
 
 
-def check_sizes(config: Any, tensors: int) -> None:
+def check_sizes(config: Any, tensors: int | None = None) -> None:
     """Refuse sizes that no checkpoint has, before anything is made of them.
 
     Args:
         config: the transformers configuration.
-        tensors: number of tensors that the checkpoint holds.
+        tensors: number of tensors that the checkpoint holds; None where layers are checked apart.
 
     Raises:
         ExportError: naming the size.
     """
     layers = getattr(config, "num_hidden_layers", None)
-    if isinstance(layers, int) and layers > tensors:
+    if tensors is not None and isinstance(layers, int) and layers > tensors:
         raise ExportError(f"the configuration has {layers} layers, and the file {tensors} tensors")
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > MOST_POSITIONS:

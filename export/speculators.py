@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from specplug.bundle import HiddenOutput, file_sha256
 from specplug.export.attention import max_entries, read_attention
 from specplug.export.block_head import BlockHead, BlockShape
+from specplug.export.configs import check_sizes, one_line
 from specplug.export.folders import check_weights, read_json, readable
 from specplug.export.head import Head, HeadShape
 from specplug.export.lazy import LazyTensor
 from specplug.export.quantized import dequantized
 from specplug.export.source import Source
-from specplug.types import ExportError, Int32Array
+from specplug.types import ExportError, Int32Array, SpecplugError
 
 _CONFIG = "config.json"
 _KINDS = {"eagle3": ("llama", "qwen3"), "dflash": ("qwen3",)}
@@ -54,6 +54,13 @@ KEYS = {
     "quantization_config": "as of a Hugging Face folder",
 }
 """Keys of a head's configuration that are read."""
+_SWITCHES = (
+    "norm_before_residual",
+    "norm_before_fc",
+    "fc_norm",
+    "norm_output",
+    "sample_from_anchor",
+)
 UNUSED_KEYS = (
     "auto_map",
     "dtype",
@@ -63,9 +70,22 @@ UNUSED_KEYS = (
     "speculators_version",
     "transformers_version",
     "model_type",
+    "_name_or_path",
+    "base_model_ep_plan",
+    "base_model_pp_plan",
+    "base_model_tp_plan",
+    "chunk_size_feed_forward",
+    "has_no_defaults_at_init",
+    "id2label",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
 )
-"""Keys that do not change what a head guesses: the library's version, its training, its code, and
-of sliding windows, which are refused."""
+"""Keys that do not change what a head guesses: the library's version, its training, its code, of
+sliding windows, which are refused, and what transformers writes into any configuration."""
 _WHY_NOT = {
     "mtp": ". MTP heads are built for targets with recurrent layers or sparse attention, whose "
     "caches cannot be rolled back by length"
@@ -73,7 +93,6 @@ _WHY_NOT = {
 EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
 """What targets call theirs."""
 _EMBEDDING, _LM_HEAD = "embed_tokens.weight", "lm_head.weight"
-_UNREADABLE = (OSError, SafetensorError, StrictDataclassError, KeyError, TypeError, ValueError)
 _LARGEST_BLOCK = 64  # tokens
 _VOCABULARY = ("t2d", "d2t")
 _NOT_OURS = (*_VOCABULARY, "verifier_norm.weight", "verifier_lm_head.weight")
@@ -171,8 +190,11 @@ def reopen_head(path: Path, hidden: HiddenOutput, target: Callable[[], Source]) 
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except _UNREADABLE as error:
-        raise ExportError(f"the head {path} cannot be read: {error!r}") from error
+    except SpecplugError:
+        raise
+    except Exception as error:  # values of any type can make transformers and torch raise anything
+        kind, why = type(error).__name__, one_line(error)
+        raise ExportError(f"the head {path} cannot be read: {kind}: {why}") from error
 
 
 def _stored(
@@ -227,6 +249,7 @@ def _check_kind(path: Path, config: dict[str, Any]) -> None:
         "hidden_act": (layer.get("hidden_act", "silu"), ("silu",)),
         "attention_bias": (layer.get("attention_bias", False), (False,)),
         "mlp_bias": (layer.get("mlp_bias", False), (False,)),
+        **{key: (config.get(key), (True, False, None)) for key in _SWITCHES},
     }
     for each in layer.get("layer_types") or ():
         if each != "full_attention":
@@ -304,6 +327,7 @@ def _shape(
     config: dict[str, Any], layers: tuple[int, ...], target_size: int
 ) -> HeadShape | BlockShape:
     layer = transformers.AutoConfig.for_model(**config["transformer_layer_config"])
+    check_sizes(layer)
     attention = read_attention(layer)[0]
     head_size = int(layer.head_dim)
     if attention.rotary is None or 2 * attention.rotary.cos.shape[1] != head_size:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import transformers
 
 from specplug import (
     BundleError,
@@ -371,6 +372,9 @@ def test_vocabularies_are_checked(head_bundles: dict[str, Path], tmp_path: Path)
         ({"eagle_aux_hidden_state_layer_ids": [1, 2]}, r"fc.weight is \(64, 192\), .*\(64, 128\)"),
         ({"draft_vocab_size": 97}, r"lm_head.weight is \(96, 64\), and should be \(97, 64\)"),
         ({"speculators_config": None}, "cannot be read"),
+        ({"norm_before_residual": "false"}, "norm_before_residual 'false': only True"),
+        ({"transformer_layer_config__max_position_embeddings": 10**9}, "tokens, and 16777216 are"),
+        ({"transformer_layer_config__num_attention_heads": 0}, "cannot be read: ZeroDivision"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -380,6 +384,19 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(ExportError, match=message):
         export_bundle(head_target, tmp_path / "b", precision="fp32", draft=folder)
     assert not (tmp_path / "b").exists()
+
+
+def test_keys_that_the_library_writes_into_every_head(head_source: Source, tmp_path: Path) -> None:
+    """As heads are published: what transformers' own configurations hold, too."""
+    written = transformers.PreTrainedConfig().to_dict() | {
+        "has_no_defaults_at_init": False,
+        "base_model_ep_plan": None,
+        "dtype": "float32",
+    }
+    kept = ("architectures", "model_type")
+    changed = {key: value for key, value in written.items() if key not in kept}
+    name = "speculators_config__verifier__name_or_path"
+    open_head(copy_head(tmp_path / "head", **changed, **{name: None}), head_source)
 
 
 def test_names_of_targets(head_source: Source, tmp_path: Path) -> None:
