@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import onnx_ir as ir
@@ -125,8 +125,9 @@ def _genai_settings(config: Mapping[str, Any]) -> Settings:
     model = config["model"]
     decoder = model["decoder"]
     inputs, outputs = decoder["inputs"], decoder["outputs"]
+    _check_names(decoder)
     return Settings(
-        graph=str(decoder["filename"]),
+        graph=decoder["filename"],
         architecture=str(model["type"]),
         max_positions=int(model["context_length"]),
         end_tokens={GENAI: model.get("eos_token_id")},
@@ -144,6 +145,22 @@ def _genai_settings(config: Mapping[str, Any]) -> Settings:
         ),
         config=GENAI,
     )
+
+
+def _check_names(decoder: Mapping[str, Any]) -> None:
+    """Refuse a graph outside of the folder, and names of the cache that name no layer."""
+    graph = decoder["filename"]
+    if not isinstance(graph, str) or PurePath(graph.replace("\\", "/")).name != graph:
+        raise ExportError(f"model.decoder.filename is {graph!r}: only files of its folder are read")
+    for part in ("inputs", "outputs"):
+        for key, name in decoder[part].items():
+            layered = key.endswith("_names")
+            if not isinstance(name, str) or (layered and name.replace("%d", "").count("%")):
+                raise ExportError(f"model.decoder.{part}.{key} is {name!r}, and should be a name")
+            if layered and name.count("%d") != 1:
+                raise ExportError(
+                    f"model.decoder.{part}.{key} is {name!r}, and should have one %d for the layer"
+                )
 
 
 def _refuse_unknown(config: Mapping[str, Any]) -> None:

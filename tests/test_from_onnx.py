@@ -303,6 +303,27 @@ WINDOW = {"window_size": 16, "slide_key_value_cache": False, "slide_inputs": Fal
             genai("model", "decoder", "sliding_window", value=WINDOW),
             r"a sliding window of 16 that model\.onnx itself does not have",
         ),
+        (
+            "genai-fp32",
+            genai("model", "decoder", "filename", value="../genai-int4/model.onnx"),
+            "only files of its folder are read",
+        ),
+        (
+            "genai-fp32",
+            genai("model", "decoder", "inputs", "past_key_names", value="past.%d.%d"),
+            "should have one %d for the layer",
+        ),
+        (
+            "genai-fp32",
+            genai("model", "decoder", "outputs", "present_value_names", value="present.%s"),
+            "and should be a name",
+        ),
+        ("genai-fp32", genai("model", "decoder", "outputs", "logits", value=5), "is 5, and should"),
+        (
+            "genai-fp32",
+            genai("model", "decoder", "head_size", value=7),
+            "says 7 for head_size, and",
+        ),
         ("genai-fp32", genai("model", "vocab_size", value=300), "says 300 for vocab_size, and mo"),
         (
             "genai-fp32",
