@@ -319,11 +319,6 @@ WINDOW = {"window_size": 16, "slide_key_value_cache": False, "slide_inputs": Fal
             "and should be a name",
         ),
         ("genai-fp32", genai("model", "decoder", "outputs", "logits", value=5), "is 5, and should"),
-        (
-            "genai-fp32",
-            genai("model", "decoder", "head_size", value=7),
-            "says 7 for head_size, and",
-        ),
         ("genai-fp32", genai("model", "vocab_size", value=300), "says 300 for vocab_size, and mo"),
         (
             "genai-fp32",
