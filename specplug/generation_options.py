@@ -137,16 +137,16 @@ def check_generation(
         ValueError: an argument outside its range, with the range.
         ContextLimitError: the prompt leaves no room for a new token.
     """
+    for name in ("logprobs", "prompt_logprobs"):
+        top = cast(int | None, options.get(name))
+        if top is not None and not 0 <= top <= spec.vocab_size:
+            raise ValueError(f"{name} {top}: it must be in [0, {spec.vocab_size}]")
     check_options(options)
     for token in options.get("stop_token_ids", ()):
         if not 0 <= token < spec.vocab_size:
             raise ValueError(f"stop_token_ids: token id {token} is not in [0, {spec.vocab_size})")
     if (stop := stop_strings(options)) and not has_tokenizer:
         raise ValueError(f"stop {stop[0]!r}: stop strings need a tokenizer")
-    for name in ("logprobs", "prompt_logprobs"):
-        top = cast(int | None, options.get(name))
-        if top is not None and top > spec.vocab_size:
-            raise ValueError(f"{name} {top}: it must be in [0, {spec.vocab_size}]")
     if not len(prompt):
         raise ValueError("the prompt is empty: at least one token is needed")
     outside = [token for token in prompt if not 0 <= token < spec.vocab_size]

@@ -14,6 +14,7 @@ from specplug.bench.texts import SyntheticDrafter, TextOptions, measure_texts
 from specplug.bench.workload import BUILT_IN, Item, read_workload
 from specplug.bundle import Bundle
 from specplug.engines.fake import FakeEngine
+from specplug.engines.host import HostScores
 from specplug.types import Step
 from tests_support.command import specplug
 from tests_support.languages import language
@@ -127,9 +128,8 @@ class Unlike:
 
     def forward(self, step: Step) -> object:
         scores = self._engine.forward(step)
-        if 2 < step.tokens.shape[1] < 30:
-            scores.logits()[...] = -scores.logits()
-        return scores
+        unlike = 2 < step.tokens.shape[1] < 30
+        return HostScores(-scores.logits()) if unlike else scores
 
     def close(self) -> None:
         pass

@@ -30,8 +30,8 @@ def test_precision_is_measured_and_decodes(
     assert target.quality is not None
     assert 1e-9 < target.quality.mean_kl < most_kl
     texts = []
-    for drafter in ("none", "ngram"):
-        with SpeculativeDecoder.from_bundle(bundle, drafter=drafter, draft_tokens=4) as decoder:
+    for drafter, k in (("none", 0), ("ngram", 4)):
+        with SpeculativeDecoder.from_bundle(bundle, drafter=drafter, draft_tokens=k) as decoder:
             decoder.stop_token_ids = frozenset()
             texts.append(decoder.generate(PROMPT, max_tokens=40).token_ids)
     assert texts[0] == texts[1]
