@@ -337,7 +337,7 @@ class Manifest(_Part):
         if self.draft and layers is not None:
             cache, its_own = self.target.cache, self.draft.cache
             if len(layers) != its_own.layers or max(layers) >= cache.layers:
-                raise ValueError(f"the draft's layers {layers} are not of {cache.layers}")
+                raise ValueError(f"draft layers {layers} are not of the target's {cache.layers}")
         return self
 
     def components(self) -> list[Component]:

@@ -166,7 +166,7 @@ def test_a_dry_run_leaves_nothing(head_target: Path, prompts: Path, tmp_path: Pa
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--device", "cuda:99"], "device is 'cuda:99', which PyTorch does not have here"),
         (["--device", "cuda:99", "--dry-run"], "give cpu"),
-        (["--start-from", "nowhere"], "the head nowhere cannot be read"),
+        (["--start-from", "nowhere"], "--start-from nowhere is no head: it has no config.json"),
     ],
 )
 def test_wrong_arguments_are_named(
