@@ -15,6 +15,7 @@ from specplug.engines.fake import FakeEngine
 from specplug.sampling import distribution
 from specplug.spelling import Spelling
 from specplug.translation import Translation
+from specplug.types import DrafterError
 from tests_support import chi_squared
 from tests_support.languages import language
 
@@ -111,4 +112,5 @@ def test_what_was_drawn_from_all_that_the_draft_has_is_found(
         return [type(guess)(guess.token, guess.kind, row) for guess in found]
 
     monkeypatch.setattr(IntersectionSource, "guesses", not_made_one_again)
-    assert statistic("intersection", "rejection") > critical()
+    with pytest.raises(DrafterError, match=r"have the sum 0.*they must be 1"):
+        statistic("intersection", "rejection")
