@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import transformers
 from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -17,6 +16,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from specplug import Bundle, ExportError, SpeculativeDecoder
 from specplug.export.from_onnx import export_onnx, onnx_tokenizer
 from specplug.export.onnx_folder import read_settings
+from tests_support.plain_session import plain_session
 from tests_support.tiny import greedy_tokens, write_checkpoint
 
 DATA = Path(__file__).parent / "data"
@@ -44,9 +44,7 @@ def test_text_is_transformers(name: str, foreign_bundles: dict[str, Path], tmp_p
 
 def run_as_it_is(folder: Path, prompt: list[int], count: int) -> list[int]:
     """Greedy tokens of a graph in plain ONNX Runtime, one token a call."""
-    session = onnxruntime.InferenceSession(
-        folder / "model.onnx", providers=["CPUExecutionProvider"]
-    )
+    session = plain_session(folder / "model.onnx")
     inputs = {value.name: value for value in session.get_inputs()}
     types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     cache = {

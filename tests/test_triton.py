@@ -242,7 +242,7 @@ def test_parameters_may_be_text_and_come_before_those_of_the_input() -> None:
         ({"text_input": "x"}, {"stop": 7}, "stop 7: need text"),
         ({"text_input": "x"}, {"json_schema": 7}, "need a JSON schema"),
         ({"text_input": "x"}, {"logit_bias": "[]"}, "need an object"),
-        ({"text_input": "x"}, {"banned_tokens": "{}"}, "need a list of token ids"),
+        ({"text_input": "x"}, {"banned_tokens": "{}"}, "need token ids, such as 1,2,3"),
     ],
 )
 def test_wrong_requests_are_told_what_is_wrong(inputs: Any, parameters: Any, message: str) -> None:
