@@ -205,3 +205,17 @@ def test_energy_counters_may_begin_anew(tmp_path: Path) -> None:
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("100000\n")
     assert meter.joules(before) == pytest.approx(0.05 + 0.2)
     assert EnergyMeter(tmp_path / "none").joules([]) is None
+
+
+def test_free_drafters_beside_a_bundles_draft(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Each gets what it uses of the bundle, and all texts are plain decoding's."""
+    report = tmp_path / "report.json"
+    names = "none,ngram,suffix,recycle,draft,auto"
+    done = specplug(
+        "bench", tiny_bundle, "--drafters", names, "--limit", "1", "--max-tokens", "4",
+        "--repeats", "1", "--widths", "2", "--json", report,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(report.read_text())["summary"]["texts"]
+    assert len(rows) == len(names.split(","))
+    assert all(row["same_text"] == row["texts"] for row in rows)

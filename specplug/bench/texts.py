@@ -162,6 +162,9 @@ def _draft(subject: Subject, target: Engine, options: TextOptions) -> TreeDrafte
     return None
 
 
+_DRAFTED = (*OF_A_BUNDLE, "auto")  # drafters that use a bundle's draft
+
+
 def _decoders(
     subject: Subject,
     engine: Engine,
@@ -179,7 +182,7 @@ def _decoders(
             engine,
             drafter=SyntheticDrafter(options.synthetic_acceptance or 0.0)
             if name == SYNTHETIC
-            else make_drafter(name, draft=drafts[subject]),
+            else make_drafter(name, draft=drafts[subject] if name in _DRAFTED else None),
             draft_tokens=options.draft_tokens,
             costs=CallCosts(costs[subject]),
             tokenizer=tokenizer,
