@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Unpack
 
 from specplug.batching import BatchDecoder
@@ -76,6 +77,20 @@ class Worker:
         """Whether the decoder knows what its calls cost."""
         self._thread = threading.Thread(target=self._run, name="specplug-worker", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._step_began: float | None = None  # of the monotonic clock; None between steps
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds that the running step has taken so far; 0.0 between steps. From any thread.
+
+        Measuring what the engine's calls cost, before the first step, counts as a step.
+        """
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def stalled(self, limit: float) -> bool:
+        """Whether the running step has taken more than ``limit`` seconds. From any thread."""
+        return self.step_seconds > limit
 
     @property
     def alive(self) -> bool:
@@ -87,11 +102,21 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def stop(self) -> None:
-        """End after the current step; what has not ended then never will."""
+    def stop(self, within: float | None = None) -> bool:
+        """End after the current step; what has not ended then never will.
+
+        Args:
+            within: seconds to wait for that step; None: as long as it takes, which is for ever if
+                the engine hangs.
+
+        Returns:
+            Whether the thread has ended. If not, the engine still runs in it: closing the decoder
+            would wait for it, too.
+        """
         self._stopping = True
         self._wake()
-        self._thread.join()
+        self._thread.join(within)
+        return not self._thread.is_alive()
 
     def submit(self, prompt: Sequence[int], **options: Unpack[GenerationOptions]) -> Channel:
         """As :meth:`BatchDecoder.submit`, on any thread; checking may take a while.
@@ -120,13 +145,22 @@ class Worker:
         # The thread may report a generation before submit has returned it: who asks first makes it.
         return self._channels.setdefault(generation, Channel(generation))
 
+    @contextlib.contextmanager
+    def _stepping(self) -> Iterator[None]:
+        self._step_began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._step_began = None
+
     def _wake(self) -> None:
         with self._condition:
             self._condition.notify()
 
     def _run(self) -> None:
         try:
-            self.decoder.prepare()
+            with self._stepping():
+                self.decoder.prepare()
             self.prepared = True
             while True:
                 with self._condition:
@@ -135,7 +169,9 @@ class Worker:
                 if self._stopping:
                     return
                 made: dict[Generation, list[Token]] = {}
-                for generation, tokens in self.decoder.step():
+                with self._stepping():
+                    progress = self.decoder.step()
+                for generation, tokens in progress:
                     made.setdefault(generation, []).extend(tokens)
                 if made:
                     # Looked at here, since the next step may end what this one did not.
