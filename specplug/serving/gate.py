@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from specplug.serving import tracing
 from specplug.serving.answers import ClientGoneError, SlowReaderError
+from specplug.serving.door import PUBLIC, Door, refuse_other, route_path
 from specplug.serving.errors import ApiError, internal_error
 from specplug.serving.logs import Record
 from specplug.serving.replies import event, json_reply
@@ -22,7 +23,6 @@ from specplug.serving.service import Service
 _log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
-_PROTECTED = "/v1/"
 _QUIET = ("/health", "/ready", "/metrics")
 _DISCARDED = 16  # times the limit: what of a body that is too long is read
 
@@ -34,12 +34,17 @@ class Gate:
         self._app = app
         self._service = service
         self._tracer = tracer
+        self._door = Door(service.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; whatever fails, the answer has OpenAI's shape and the log a line."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        if scope["type"] != "http":
+            await refuse_other(scope, receive, send)
+            return
+        path = route_path(scope)  # the router changes the scope
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         record = Record(
@@ -68,7 +73,7 @@ class Gate:
             record.seconds = time.perf_counter() - record.started
             route = getattr(scope.get("route"), "path", "other")
             service.metrics.ended_request(record, route)
-            if record.path not in _QUIET or record.status >= 400:
+            if path not in _QUIET or record.status >= 400:
                 record.write()
                 if self._tracer is not None:
                     self._tracer.span(record, route, headers)
@@ -77,9 +82,8 @@ class Gate:
         self, scope: Scope, headers: Headers, receive: Receive, send: Send, record: Record
     ) -> None:
         try:
-            if scope["path"].startswith(_PROTECTED):
-                record.key = self._owner(headers)
-                receive = await self._checked(scope, headers, receive)
+            record.key = self._door.owner(scope, headers)
+            receive = await self._checked(scope, headers, receive)
             await self._app(scope, receive, send)
             return
         except ApiError as error:
@@ -103,26 +107,10 @@ class Gate:
             reply = json_reply(failure.body, failure.status, failure.headers)
             await reply(scope, receive, send)
 
-    def _owner(self, headers: Headers) -> str | None:
-        keys = self._service.settings.keys
-        if keys is None:
-            return None
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        owner = keys.owner(key.strip()) if scheme.lower() == "bearer" else None
-        if owner is None:
-            error = ApiError(
-                401,
-                "this server wants an API key it knows: Authorization: Bearer KEY",
-                code="invalid_api_key",
-            )
-            error.headers = {"WWW-Authenticate": "Bearer"}
-            raise error
-        return owner
-
     async def _checked(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
         """The body, read within its limits, to be received again."""
         settings = self._service.settings
-        if scope["method"] != "POST":
+        if scope["method"] != "POST" or route_path(scope) in PUBLIC:  # nothing reads a body
             return receive
         if self._service.draining:
             retry_after = max(1, int(settings.shutdown_timeout))
