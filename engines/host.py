@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from specplug.types import EngineError, EngineSpec, Float32Array, Int64Array, Step
+import numpy as np
+
+from specplug.types import NO_TOKEN, EngineError, EngineSpec, Float32Array, Int64Array, Step
 
 
 class HostScores:
@@ -21,9 +23,9 @@ class HostScores:
         self._best: Int64Array | None = None
 
     def argmax(self) -> Int64Array:
-        """Best token of each position, i64[B, T']; ties go to the lowest id. Computed once."""
+        """Best token of each position, i64[B, T']; see :class:`specplug.types.Scores`."""
         if self._best is None:
-            self._best = self._logits.argmax(axis=-1)
+            self._best = best_tokens(self._logits)
         return self._best
 
     def logits(self) -> Float32Array:
@@ -35,6 +37,20 @@ class HostScores:
         if self._hidden and name in self._hidden:
             return self._hidden[name]
         raise EngineError(f"this graph has no hidden-state output {name!r}")
+
+
+def best_tokens(logits: Float32Array) -> Int64Array:
+    """The best token of each position, i64[B, T']; NO_TOKEN where the scores are not numbers.
+
+    Args:
+        logits: f32[B, T', V].
+    """
+    best: Int64Array = logits.argmax(axis=-1)
+    # The largest is NaN if any is, and infinite if any is or all are: one look tells of all V.
+    batch, positions = best.shape
+    largest = logits[np.arange(batch)[:, None], np.arange(positions), best]
+    finite = np.isfinite(largest)
+    return best if finite.all() else np.where(finite, best, NO_TOKEN)
 
 
 def check_step(spec: EngineSpec, step: Step) -> None:

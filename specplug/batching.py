@@ -31,6 +31,7 @@ from specplug.feeding import feed
 from specplug.generation import Generation
 from specplug.generation_options import ELSEWHERE, CallOptions, Prompt
 from specplug.prefixes import DEFAULT_BYTES, PIECE, PrefixCache
+from specplug.sampling import NoNumbersError
 from specplug.types import (
     HIDDEN_STATES,
     BatchEngine,
@@ -469,9 +470,12 @@ def _of_row(budget: Budget | None, generation: Generation) -> Budget | None:
 def _attempt(
     judge: Callable[[], tuple[Scores, Verdict]],
 ) -> tuple[Scores, Verdict] | Exception:
-    """The backend's failure is everybody's; any other is the row's."""
+    """The backend's failure is everybody's; any other is the row's, and scores that are no numbers
+    are those of one row."""
     try:
         return judge()
+    except NoNumbersError as error:
+        return error
     except EngineError:
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ import numpy as np
 
 from specplug.arguments import shown
 from specplug.budget import Budget
-from specplug.sampling import NothingLeftError
+from specplug.sampling import NoDraftError
 from specplug.types import (
     Drafter,
     DrafterError,
@@ -35,7 +35,7 @@ def propose(
     with drafting(drafter, "propose"):
         try:
             made = drafter.propose(context, budget)
-        except NothingLeftError:  # after a draft: the target will say so if it gets there
+        except NoDraftError:  # after a draft: the target will say so if it gets there
             return Proposal()
     name = _name(drafter)
     return within(budget, made, drafter=name, vocab_size=vocab_size, drawn=drawn)

@@ -22,13 +22,17 @@ from specplug.logprobs import LogprobsMode, TokenLogprobs, log_softmax, token_lo
 from specplug.noise import Noise, Purpose
 from specplug.sampling import (
     Distribution,
+    NoDraftError,
     NothingLeftError,
     SamplingParams,
+    check_numbers,
     distribution,
+    no_numbers,
     nothing_left,
     shape_logits,
 )
 from specplug.types import (
+    NO_TOKEN,
     Float32Array,
     Float64Array,
     Int32Array,
@@ -44,7 +48,11 @@ R = TypeVar("R")
 
 
 def _after_drafts(choose: Callable[P, R]) -> Callable[P, R]:
-    """What goes wrong after drafted tokens, in a processor, say, is told if the text gets there."""
+    """What goes wrong in choosing drafts, in a processor, say, is told if the text gets there.
+
+    It becomes :class:`NoDraftError`, which ends the draft and nothing else; what a draft's engine
+    raises is not of that kind.
+    """
 
     @wraps(choose)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -53,7 +61,7 @@ def _after_drafts(choose: Callable[P, R]) -> Callable[P, R]:
         except SpecplugError:
             raise
         except Exception as error:
-            raise NothingLeftError(str(error)) from error
+            raise NoDraftError(str(error)) from error
 
     return call
 
@@ -99,7 +107,6 @@ class Sampler:
 
     # --- the draft's choice -----------------------------------------------------------------------
 
-    @_after_drafts
     def draft(
         self, scores: Scores, context: Int64Array, drafted: Sequence[int]
     ) -> tuple[int, Float64Array | None]:
@@ -111,20 +118,26 @@ class Sampler:
             drafted: those drafted so far this round.
 
         Raises:
-            NothingLeftError: none may follow these: a rule, the grammar or a processor says so.
+            NoDraftError: none may follow these: a rule, the grammar or a processor says so.
+            NoNumbersError: the scores are not numbers.
         """
         if self._plain(len(context) + len(drafted)):
             best = int(scores.argmax()[0, 0])
-            if best < self.vocab_size:
+            if 0 <= best < self.vocab_size:
                 return best, None
         logits = scores.logits()[0, 0, : self.vocab_size]
         if len(logits) < self.vocab_size:
             missing = self.vocab_size - len(logits)
             logits = np.pad(logits, (0, missing), constant_values=-np.inf)
-        history = _joined(context, drafted)
+        return self._drafted(logits, _joined(context, drafted), len(context))
+
+    @_after_drafts
+    def _drafted(
+        self, logits: Float32Array, history: Int64Array, committed: int
+    ) -> tuple[int, Float64Array | None]:
         if self._matching:
             return self._choose(logits, history), None
-        return self._drawn(logits, history, len(context))
+        return self._drawn(logits, history, committed)
 
     @_after_drafts
     def drafts(
@@ -146,6 +159,7 @@ class Sampler:
             ids: the token that each of the logits is of, i32[n], each below ``vocab_size``; None:
                 0, 1, 2, …
         """
+        check_numbers(logits)
         if self._plain(len(context) + len(drafted)):
             best = _smallest(-logits, most)
             return [(int(ids[entry]) if ids is not None else entry, None) for entry in best]
@@ -186,9 +200,16 @@ class Sampler:
             scores: of the target, at the last committed token and after each drafted one.
             history: the committed tokens, i64[n].
             proposal: a tree of k tokens, possibly empty; a chain if not :attr:`branching`.
+
+        Raises:
+            NoNumbersError: the scores that the next token depends on are not numbers.
+            NothingLeftError: no token may come next.
         """
         if self._plain(len(history)):
-            return accept_greedy(scores.argmax()[0], proposal)
+            verdict = accept_greedy(scores.argmax()[0], proposal)
+            if verdict.bonus == NO_TOKEN:
+                raise no_numbers("NaN, or infinite")
+            return verdict
         rows = scores.logits()[0]
         if self._matching:
             # Drafts are accepted for as long as they are what the target itself chooses.
@@ -233,13 +254,13 @@ class Sampler:
             raise ValueError("block verification is for chains, and this proposal branches")
         k, start, tokens = len(proposal), len(history), _joined(history, proposal.tokens)
         found: list[Distribution] = []
-        dead_end: tuple[int, ValueError] | None = None
+        dead_end: tuple[int, Exception] | None = None
         for i in range(k + 1):
             try:
                 if dead_end is None:
                     found.append(self._distribution(rows[i], tokens[: start + i]))
                     continue
-            except ValueError as error:
+            except Exception as error:
                 dead_end = i, error
             # Nothing may follow these drafts. The law of the tokens before is the same whatever is
             # said to follow, and if the text gets there, it ends as without drafts.
@@ -278,6 +299,7 @@ class Sampler:
     def _choose(self, logits: Float32Array, history: Int64Array) -> int:
         """The token that row, history and noise determine, whoever asks."""
         if self.params.temperature == 0:
+            check_numbers(logits)
             shaped = self._shaped(logits, history)
             best = int(shaped.argmax())
             if not np.isfinite(shaped[best]):
@@ -288,6 +310,7 @@ class Sampler:
         return found.token(race(found.weights, noise))
 
     def _distribution(self, logits: Float32Array, history: Int64Array) -> Distribution:
+        check_numbers(logits)
         return distribution(self._shaped(logits, history), self.params)
 
     def _shaped(self, logits: Float32Array, history: Int64Array) -> Float32Array:
@@ -332,12 +355,16 @@ class Sampler:
             top: how many of the likeliest to name, too.
             mode: see :data:`specplug.logprobs.LogprobsMode`.
             path: the accepted tokens' indices among the drafted ones; None: 0, 1, 2, …
+
+        Raises:
+            NoNumbersError: the scores are not numbers.
         """
         rows = scores.logits()[0]
         if path is not None:
             rows = rows[[0, *(node + 1 for node in path)]]
         found = []
         for row, position in zip(rows, range(len(tokens)), strict=False):
+            check_numbers(row)
             values = (
                 log_softmax(row)
                 if mode == "raw"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specplug.arguments import check_ranges, check_types
-from specplug.types import Float32Array, Float64Array, Int64Array
+from specplug.types import EngineError, Float32Array, Float64Array, Int64Array, SpecplugError
 
 Acceptance = Literal["coupled", "rejection", "block"]
 Processor = Callable[[Int64Array, Float32Array], Float32Array]
@@ -349,7 +349,6 @@ def distribution(logits: Float32Array, params: SamplingParams) -> Distribution:
 
     Raises:
         NothingLeftError: every token is excluded.
-        NoNumbersError: the logits are not numbers.
     """
     scaled = logits / np.float32(params.temperature)
     tokens: Int64Array | None = None
@@ -376,16 +375,38 @@ class NothingLeftError(ValueError):
     """No token may come next."""
 
 
-class NoNumbersError(NothingLeftError):
-    """The logits are not numbers, which is the engine's fault."""
+class NoDraftError(SpecplugError):
+    """No token can be drafted after these: a rule, the grammar or a processor says so."""
+
+
+class NoNumbersError(EngineError):
+    """An engine's scores are not numbers: no token may be chosen by them."""
 
 
 def nothing_left(largest: np.floating[Any]) -> NothingLeftError:
-    """The error for a row whose largest logit is not finite."""
-    kind = NothingLeftError if largest == -np.inf else NoNumbersError
-    return kind(
+    """The error for a shaped row, of logits that were finite, whose largest one is not finite."""
+    return NothingLeftError(
         f"no token is left to choose from (largest logit {largest}): bans, forced tokens, the "
-        "grammar or processors exclude them all, or the engine's logits are not finite"
+        "grammar or processors exclude them all"
+    )
+
+
+def check_numbers(logits: Float32Array) -> None:
+    """Refuse an engine's row f32[V] with NaN or infinity, or of minus infinity alone.
+
+    Raises:
+        NoNumbersError: as said.
+    """
+    largest = logits.max()  # NaN if any is; infinite if any is, or all are
+    if not np.isfinite(largest):
+        raise no_numbers(f"the largest is {largest}")
+
+
+def no_numbers(what: str) -> NoNumbersError:
+    """The error for a row that no token can be chosen by."""
+    return NoNumbersError(
+        f"the model's scores are not numbers ({what}): the answer ends here; its weights, its "
+        "precision or the device it runs on is at fault"
     )
 
 

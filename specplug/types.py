@@ -27,6 +27,9 @@ Float64Array = NDArray[np.float64]
 UInt64Array = NDArray[np.uint64]
 
 
+NO_TOKEN = -1
+"""What :meth:`Scores.argmax` gives for a position whose scores are not numbers."""
+
 HIDDEN_STATES = "hidden_states"
 """The output that :meth:`Scores.hidden` gives of targets with a head, and of heads."""
 
@@ -143,7 +146,11 @@ class Scores(Protocol):
     """The result of a call, left where the engine put it; valid until the engine's next call."""
 
     def argmax(self) -> Int64Array:
-        """Best token of each position, i64[B, T - scores_from]; ties go to the lowest id."""
+        """Best token of each position, i64[B, T - scores_from]; ties go to the lowest id.
+
+        :data:`NO_TOKEN` where the scores are not numbers: one of them is NaN or infinity, or all
+        are minus infinity. (Looking at the largest is enough: it is NaN if any is.)
+        """
         ...
 
     def logits(self) -> Float32Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from specplug.drafters.chances import Kind
 from specplug.drafters.source import Guess, Source
-from specplug.types import Int32Array, Int64Array, Outcome
+from specplug.types import NO_TOKEN, Int32Array, Int64Array, Outcome
 
 KEPT = 4
 """Continuations of a token that are guessed."""
@@ -68,6 +68,8 @@ class RecycleSource(Source):
         """Note the target's choice after every token that it judged."""
         best = outcome.scores.argmax()[0].tolist()
         for token, choice in zip(outcome.judged, best, strict=False):
+            if choice == NO_TOKEN:
+                continue
             seen = self._seen.setdefault(token, [])
             self._times[token] = self._times.get(token, 0) + 1
             if not seen or seen[0] != choice:

@@ -26,6 +26,7 @@ from specplug.bundle import TranslationName
 from specplug.drafters.model import SHARES, ModelSource, Place
 from specplug.drafters.source import Guess
 from specplug.feeding import feed
+from specplug.sampling import check_numbers
 from specplug.spelling import unfinished
 from specplug.translation import Reader, Translation
 from specplug.types import Engine, Float32Array, Int64Array, Outcome, Request, Scores
@@ -249,6 +250,7 @@ class ReencodingSource(TranslatingSource):
             self._sure = len(self._reader.settled)
         scores, width = found
         logits = scores.logits()[0, 0]
+        check_numbers(logits)
         token = int(scores.argmax()[0, 0])
         text = self.translation.for_target(token)
         if text is not None:

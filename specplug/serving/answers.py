@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from specplug.context import Token
-from specplug.sampling import NoNumbersError, NothingLeftError
+from specplug.sampling import NothingLeftError
 from specplug.serving.errors import ApiError
 from specplug.serving.worker import Channel, Worker
 
@@ -106,7 +106,7 @@ def _update(index: int, channel: Channel) -> Update:
     if channel.overrun:
         raise SlowReaderError
     failure = channel.failure
-    if isinstance(failure, NothingLeftError) and not isinstance(failure, NoNumbersError):
+    if isinstance(failure, NothingLeftError):
         message = str(failure)  # the request's own fault
         raise ApiError(
             400, message, param="min_tokens" if message.startswith("min_tokens") else None
