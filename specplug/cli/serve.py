@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -95,6 +96,12 @@ def serve(
             "--send-timeout", metavar="SECONDS", help="For a reader to take what it is sent."
         ),
     ] = _DEFAULT.send_timeout,
+    step_timeout: Annotated[
+        float,
+        typer.Option(
+            "--step-timeout", metavar="SECONDS", help="For a step of the engine; then 503."
+        ),
+    ] = _DEFAULT.step_timeout,
     shutdown_timeout: Annotated[
         float,
         typer.Option(
@@ -152,6 +159,7 @@ def serve(
         max_body_bytes=max_body,
         request_timeout=request_timeout,
         send_timeout=send_timeout,
+        step_timeout=step_timeout,
         shutdown_timeout=shutdown_timeout,
         cors_origins=tuple(cors_origin or ()),
         log_prompts=log_prompts,
@@ -183,7 +191,8 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listener.getsockname()[1]}"
         app = create_app(settings, decoder)
-        server.Server(app, lambda: print(address, flush=True)).run(sockets=[listener])
+        started = partial(print, address, flush=True)
+        server.Server(app, started, owns_process=True).run(sockets=[listener])
 
 
 def hash_key_command(

@@ -115,8 +115,8 @@ class Gate:
         if self._service.draining:
             retry_after = max(1, int(settings.shutdown_timeout))
             raise ApiError(503, "the server is shutting down", retry_after=retry_after)
-        if not self._service.worker.alive:
-            raise ApiError(503, "the server cannot answer until it is restarted")
+        if self._service.trouble is not None:
+            raise ApiError(503, "the server cannot answer now: its engine does not respond")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(415, f"the body is {kind or 'of no type'}: send application/json")

@@ -70,7 +70,8 @@ class Replica:
         self._app = create_app(settings, decoder)
         self._service: Service = self._app.state.service
         self._running = AsyncExitStack()
-        self._running.callback(decoder.close)
+        # A hung engine's decoder would not close; Ray ends the process anyway.
+        self._running.callback(lambda: None if self._service.hung else decoder.close())
         await self._running.enter_async_context(self._app.router.lifespan_context(self._app))
         while not self._service.ready:  # Ray sends requests once this returns
             await self.check_health()
@@ -84,8 +85,8 @@ class Replica:
 
     async def check_health(self) -> None:
         """Ray calls this; a replica that raises is replaced."""
-        if not self._service.worker.alive:
-            raise RuntimeError("the thread that decodes has ended; the log tells why")
+        if (trouble := self._service.trouble) is not None:
+            raise RuntimeError(trouble)
 
     async def record_routing_stats(self) -> dict[str, str]:
         """Ray calls this and hands the result to the routers, in every ingress."""

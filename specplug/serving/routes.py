@@ -77,9 +77,9 @@ async def model(model: str, http: Request) -> Response:
 
 @router.get("/health", response_model=Health, responses=_failures(503))
 async def health(http: Request) -> Response:
-    """Whether the server is alive, and the thread that decodes."""
-    if not _service(http).worker.alive:
-        raise ApiError(503, "the thread that decodes has ended: restart the server")
+    """Whether the server is alive, and the thread that decodes, and its engine answers."""
+    if (trouble := _service(http).trouble) is not None:
+        raise ApiError(503, trouble)
     return json_reply({"status": "ok"})
 
 

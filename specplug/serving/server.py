@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 
-from specplug.serving.service import Service
+from specplug.serving.service import LAST_STEP, Service
 
 _log = logging.getLogger(__name__)
 
 _KEEP_ALIVE = 65  # seconds; longer than clients keep unused connections, so that they close first
 _LAST_WRITES = 5  # seconds for what is written already to leave, once all is answered
+_MARGIN = 5.0  # seconds for everything else that ends: the log, traces, threads of the pool
+HUNG = 70
+"""Exit code of a process that ended although something in it did not: ``EX_SOFTWARE``."""
 _SEND_BUFFER = 1 << 17  # bytes of a connection that wait in the kernel; it would take megabytes
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 
@@ -53,9 +58,17 @@ class Server(uvicorn.Server):
     Args:
         app: of :func:`specplug.serving.app.create_app`.
         on_start: called when connections are taken.
+        owns_process: end the process with exit code ``HUNG`` if the engine, or anything else, has
+            not let go 15 seconds after ``shutdown_timeout``.
     """
 
-    def __init__(self, app: FastAPI, on_start: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        on_start: Callable[[], None] = lambda: None,
+        *,
+        owns_process: bool = False,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -73,7 +86,23 @@ class Server(uvicorn.Server):
         )
         self._service: Service = app.state.service
         self._on_start = on_start
+        self._owns_process = owns_process
         self._drained_by: float | None = None
+        self._signalled = threading.Event()
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until a signal comes; see the class."""
+        if self._owns_process:
+            # Before any signal: a handler must not start threads.
+            threading.Thread(target=self._watch, name="specplug-watch", daemon=True).start()
+        super().run(sockets)
+        if self._owns_process and self._service.hung:
+            _end("the engine")
+
+    def _watch(self) -> None:
+        self._signalled.wait()
+        time.sleep(self._service.settings.shutdown_timeout + _LAST_WRITES + LAST_STEP + _MARGIN)
+        _end("something")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, and say so."""
@@ -87,6 +116,7 @@ class Server(uvicorn.Server):
         timeout = self._service.settings.shutdown_timeout
         self._drained_by = time.monotonic() + timeout
         self._service.drain()
+        self._signalled.set()
         _log.info("stopping: %d requests are being answered", self._service.in_flight)
 
     async def on_tick(self, counter: int) -> bool:
@@ -99,3 +129,10 @@ class Server(uvicorn.Server):
                 self._service.abort()
                 return True
         return await super().on_tick(counter)
+
+
+def _end(what: str) -> NoReturn:
+    """End the process, whatever runs in it."""
+    _log.error("stopping: %s did not end in time: exit code %d", what, HUNG)
+    logging.shutdown()
+    os._exit(HUNG)

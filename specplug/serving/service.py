@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,11 @@ from specplug.serving.worker import Channel, Worker
 from specplug.text import Tokenizer
 from specplug.types import MissingExtraError
 
+_log = logging.getLogger(__name__)
+
 _PREPARING = 4  # threads that tokenize prompts and compile grammars
+LAST_STEP = 5.0
+"""Seconds that the running step has to end in any case, when the application is to stop."""
 
 T = TypeVar("T")
 
@@ -62,13 +67,27 @@ class Service:
         self.in_flight = 0
         """HTTP requests that have not been answered completely."""
         self.created = int(time.time())
+        self.hung = False
+        """Whether a step was still running when the application had ended: it never may end, and
+        closing the decoder would wait for it."""
+        self._drained_by: float | None = None  # of the monotonic clock
         self._running: set[Answers] = set()
         self._pool = ThreadPoolExecutor(_PREPARING, thread_name_prefix="specplug-prepare")
 
     @property
     def ready(self) -> bool:
         """Whether this is a good place to send requests to."""
-        return self.worker.alive and self.worker.prepared and not self.draining
+        return self.trouble is None and self.worker.prepared and not self.draining
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no request can be answered, for the person who runs the server; None: they can."""
+        if not self.worker.alive:
+            return "the thread that decodes has ended: restart the server"
+        limit = self.settings.step_timeout
+        if self.worker.stalled(limit):
+            return f"the engine has not answered for {limit:g} seconds: restart the server"
+        return None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -77,13 +96,23 @@ class Service:
         try:
             yield
         finally:
+            self.drain()
             self.abort()
-            await asyncio.to_thread(self.worker.stop)
-            self._pool.shutdown(wait=False)
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            assert self._drained_by is not None
+            within = max(LAST_STEP, self._drained_by - time.monotonic())
+            self.hung = not await asyncio.to_thread(self.worker.stop, within)
+            if self.hung:
+                _log.error(
+                    "the engine's step has taken %.0f seconds and is left behind: end the process",
+                    self.worker.step_seconds,
+                )
 
     def drain(self) -> None:
         """Take no more requests; those that were taken are answered."""
         self.draining = True
+        if self._drained_by is None:
+            self._drained_by = time.monotonic() + self.settings.shutdown_timeout
 
     def abort(self) -> None:
         """Give up what runs."""

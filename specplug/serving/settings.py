@@ -45,6 +45,9 @@ class ServerSettings:
     """For a reader to take what is sent to it, before it is given up."""
     stream_buffer: int = 1024
     """Tokens that may wait for a reader, before it is given up."""
+    step_timeout: float = 60.0
+    """For one step of the engine, after which it counts as hung: ``/health`` and ``/ready`` say so
+    and requests are refused with status 503, until the step ends."""
     shutdown_timeout: float = 60.0
     """For running and waiting answers to end, when the server is to stop."""
     cors_origins: tuple[str, ...] = ()

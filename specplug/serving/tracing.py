@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from specplug.types import MissingExtraError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from specplug.serving.settings import ServerSettings
 
 _VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_LAST_SPANS = 3.0  # seconds
 
 
 class Tracer:
@@ -70,8 +72,10 @@ class Tracer:
         span.end(began + int(record.seconds * 1e9))
 
     def close(self) -> None:
-        """Send what is left."""
-        self._provider.shutdown()
+        """Send what is left, for three seconds at most: a collector may not answer."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(_LAST_SPANS)
 
 
 def tracer_for(settings: ServerSettings) -> Tracer | None:
