@@ -1,18 +1,16 @@
 """Chat templates: Jinja from strangers, rendered without access to anything, in bounded time.
 
-Jinja's sandbox keeps a template from reaching out. It does not keep it from never ending, or from
-filling memory: loops in loops, ``'x' * 10**10``, ``9**9**9``, lists of lists that double. So here
-every loop, call, filter, test, operator and literal looks at the clock, whatever it makes is
-weighed, and what multiplies is weighed before it is made.
+Jinja's sandbox keeps a template from reaching out. It does not keep it from never ending, from
+filling memory or from keeping Python's lock, so that nothing else runs: loops in loops,
+``'x' * 10**10``, ``9**9**9``, lists of lists that double, a word of a million letters wrapped. So
+here every loop, call, filter, test, operator, literal and output goes through the environment,
+which looks at the clock and applies :mod:`specplug.template_bounds`.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
@@ -25,25 +23,24 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import concat
+from jinja2.utils import Namespace, concat
 from jinja2.visitor import NodeTransformer
 
-SECONDS = 2.0
-"""A template may take; real ones take a thousandth."""
-LARGEST = 1 << 24
-"""Characters and items a value may have, those of its items included."""
-_WIDEST = 10_000
-_WITH_WIDTHS = {"batch", "center", "expandtabs", "indent", "ljust", "rjust", "round", "slice"} | {
-    "to_bytes",
-    "tojson",
-    "truncate",
-    "wordwrap",
-    "zfill",
-}
-_WIDTH = re.compile(r"\d{5}|\*")  # in a format
-_REFUSED = ("translate",)  # it can multiply without end
+from specplug.template_bounds import (
+    LONGEST_SOURCE,
+    bounded,
+    check,
+    check_call,
+    check_format,
+    check_power,
+    check_product,
+    tick,
+    ticking,
+    weighed,
+)
 
-_deadline: ContextVar[float] = ContextVar("deadline")
+_LONGEST_ERROR = 500  # characters of what a template raises
+_LARGEST_LITERAL = 1000  # entries of a dictionary in the template
 
 
 class RefusedMessagesError(ValueError):
@@ -63,18 +60,24 @@ def compile_template(source: str) -> ChatTemplate:
     """A template as transformers sets it up for chats; see :func:`render_template`.
 
     Raises:
-        ValueError: it does not parse.
+        ValueError: it does not parse, or is longer than any template is.
     """
+    if len(source) > LONGEST_SOURCE:
+        raise ValueError(
+            f"the chat template does not parse: it has {len(source)} characters, and may have "
+            f"{LONGEST_SOURCE}"
+        )
     environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
+        optimized=False,  # it computes what is constant, without bounds
         extensions=["jinja2.ext.loopcontrols", _Generation],
     )
     try:
         parsed = environment.parse(source)
-        variables = find_undeclared_variables(parsed) - environment.globals.keys()
-        made = environment.from_string(_Guard().visit(parsed))
-        return ChatTemplate(made, frozenset(variables))
+        guarded = _Guard().visit(parsed)
+        variables = find_undeclared_variables(guarded) - environment.globals.keys()
+        return ChatTemplate(environment.from_string(guarded), frozenset(variables))
     except Exception as error:  # nested too deeply, for one
         raise ValueError(f"the chat template does not parse: {error}") from error
 
@@ -87,15 +90,16 @@ def render_template(
     Raises:
         ValueError: the template refuses the messages, fails, or does not keep within its bounds.
     """
-    token = _deadline.set(time.monotonic() + SECONDS)
+    # As in transformers, what a chat does not have is None.
+    known = {"tools": None, "documents": None, **variables}
     try:
-        # As in transformers, what a chat does not have is None.
-        known = {"tools": None, "documents": None, **variables}
-        return template.jinja.render(messages=messages, **known)
+        with bounded([messages, known]):
+            return template.jinja.render(messages=messages, **known)
     except Exception as error:  # a template can raise anything
-        raise ValueError(f"the chat template refuses these messages: {error}") from error
-    finally:
-        _deadline.reset(token)
+        said = str(error)
+        if len(said) > _LONGEST_ERROR:
+            said = said[:_LONGEST_ERROR] + "…"
+        raise ValueError(f"the chat template refuses these messages: {said}") from error
 
 
 class _Generation(Extension):
@@ -108,12 +112,23 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Namespace(Namespace):
+    """Jinja's, whose text is weighed: the only value that can change after it was made."""
+
+    def __repr__(self) -> str:
+        tick()
+        made: str = weighed(super().__repr__())
+        return made
+
+
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(["+", "*", "**", "%"])  # those that make things larger
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "**", "%"])
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+        self.globals.update(
+            raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace
+        )
         del self.globals["lipsum"]
         self.filters |= {"tojson": _to_json, "sum": _sum}
         for functions in (self.filters, self.tests):
@@ -121,48 +136,81 @@ class _Environment(ImmutableSandboxedEnvironment):
                 functions[name] = _guarded(name, functions[name])
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        _tick()
+        tick()
         if operator == "*":
-            _check(max(_weight(left) * _count(right), _weight(right) * _count(left)))
+            check_product(left, right)
         elif operator == "**":
-            _check(_count(left).bit_length() * _count(right))
-        elif operator == "%" and isinstance(left, str):
-            _check_format(left, right)
-        return _weighed(super().call_binop(context, operator, left, right))
+            check_power(left, right)
+        elif operator == "%" and isinstance(left, (str, bytes)):
+            check_format(left, right)
+        return weighed(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Called for each call of a function, a method or a macro."""
-        _tick()
+        if getattr(function, "__self__", None) is self:  # what the guard put there
+            return function(*args)
+        tick()
         if function is not self.globals["range"]:  # the sandbox bounds it
             args = tuple(map(_as_list, args))
             method = getattr(function, "__wrapped__", function)  # the sandbox's own format
-            owner = getattr(method, "__self__", "")
-            _check_call(getattr(method, "__name__", ""), (owner, *args), kwargs)
-        return _weighed(super().call(context, function, *args, **kwargs))
+            name, owner = getattr(method, "__name__", ""), getattr(method, "__self__", None)
+            if owner is None:
+                check_call(name.lstrip("_"), args, kwargs)
+            else:
+                check_call(name, (owner, *args), kwargs, method=True)
+        return weighed(super().call(context, function, *args, **kwargs))
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """``a[b]``."""
+        tick()
+        return super().getitem(obj, argument)
 
     def counted(self, values: Iterable[Any]) -> Iterator[Any]:
         """The values of a loop."""
-        for value in values:
-            _tick()
-            yield value
+        return ticking(values)
+
+    def passed(self, values: Iterable[Any]) -> list[Any]:
+        """The arguments of ``function(*values)``."""
+        if isinstance(values, (str, bytes)):
+            check(8 * len(values))
+        made: list[Any] = weighed(list(ticking(values)))
+        return made
 
     def joined(self, *values: Any) -> str:
         """``a ~ b``."""
+        tick()
         return self.concat(map(str, values))
 
     def made(self, value: Any) -> Any:
-        """A list, tuple or dictionary in the template."""
-        _tick()
-        return _weighed(value)
+        """A list, tuple or dictionary in the template, or a slice."""
+        tick()
+        return weighed(value)
+
+    def compared(self, value: Any) -> Any:
+        """The left of a comparison."""
+        tick()
+        return value
+
+    def shown(self, value: Any) -> str:
+        """``{{ value }}``."""
+        tick()
+        made: str = weighed(value if isinstance(value, str) else str(value))
+        return made
 
     @staticmethod
     def concat(texts: Iterable[str]) -> str:
         """What macros, blocks and the whole are put together with."""
-        return concat(_weighed(list(texts)))
+        total, kept = 0, []
+        for text in texts:
+            total += len(text)
+            check(total)
+            kept.append(text)
+        made: str = weighed(concat(kept))
+        return made
 
 
 class _Guard(NodeTransformer):
-    """Send loops, concatenations and literals through the environment."""
+    """Send whatever a template does through the environment."""
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         self.generic_visit(node)
@@ -171,8 +219,18 @@ class _Guard(NodeTransformer):
                 node.iter = _call("counted", [node.iter])
             case nodes.Concat():
                 return _call("joined", node.nodes)
+            case nodes.Dict() if len(node.items) > _LARGEST_LITERAL:
+                raise ValueError(f"a dictionary of more than {_LARGEST_LITERAL} entries")
             case nodes.List() | nodes.Dict() | nodes.Tuple(ctx="load"):
                 return _call("made", [node])
+            case nodes.Getitem(arg=nodes.Slice(), ctx="load"):
+                return _call("made", [node])
+            case nodes.Compare():
+                node.expr = _call("compared", [node.expr])
+            case nodes.Output():
+                node.nodes = [_shown(child) for child in node.nodes]
+            case nodes.Call() | nodes.Filter() | nodes.Test() if node.dyn_args is not None:
+                node.dyn_args = _call("passed", [node.dyn_args])
         return node
 
 
@@ -180,84 +238,25 @@ def _call(method: str, arguments: list[Any]) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(method), arguments, [], None, None)
 
 
+def _shown(node: nodes.Expr) -> nodes.Expr:
+    return node if isinstance(node, nodes.TemplateData) else _call("shown", [node])
+
+
 def _guarded(name: str, function: Any) -> Callable[..., Any]:
     @wraps(function)  # with the mark that says whether it wants the environment first
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        _tick()
+        tick()
         args = tuple(map(_as_list, args))
-        _check_call(name, args, kwargs)
-        return _weighed(function(*args, **kwargs))
+        check_call(name, args, kwargs)
+        made = weighed(function(*args, **kwargs))
+        return ticking(made) if isinstance(made, Iterator) else made
 
     return guarded
 
 
-def _check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse a call that could make too much at once."""
-    if name in _REFUSED:
-        raise ValueError(f"{name} is not available")
-    texts = [value for value in args if isinstance(value, str)]
-    counts = [abs(value) for value in (*args, *kwargs.values()) if isinstance(value, int)]
-    if name in _WITH_WIDTHS and counts and max(counts) > _WIDEST:
-        raise ValueError(f"{name} of {max(counts)}")
-    if name in ("format", "format_map") and texts:
-        _check_format(texts[0], [*args[1:], *kwargs.values()])
-    elif name == "replace" and len(texts) > 2:
-        _check(len(texts[0]) * (1 + len(texts[2]) // max(1, len(texts[1]))))
-    elif name == "join":
-        _check(sum(map(_weight, args)) + sum(map(len, texts)) * max(map(_length, args)))
-    elif name in ("indent", "tojson"):
-        _check(_weight(args) * max([1, *counts, *map(_length, texts[1:])]))
-
-
 def _as_list(value: Any) -> Any:
     """What a filter gives one by one, all at once, so that it can be weighed."""
-    return list(value) if isinstance(value, Iterator) else value
-
-
-def _tick() -> None:
-    if time.monotonic() > _deadline.get():
-        raise ValueError(f"it takes longer than {SECONDS:.0f} seconds")
-
-
-def _check(weight: int) -> None:
-    if weight > LARGEST:
-        raise ValueError(f"it makes something of more than {LARGEST} characters or items")
-
-
-def _check_format(text: str, values: Any) -> None:
-    if _WIDTH.search(text):
-        raise ValueError(f"a width in the format {text[:40]!r}")
-    _check(len(text) + (text.count("{") + text.count("%")) * _weight(values))
-
-
-def _weighed(value: Any) -> Any:
-    _check(_weight(value))
-    return value
-
-
-def _weight(value: Any) -> int:
-    """Characters and items, items of items included; just over :data:`LARGEST` if more."""
-    total, rest = 0, [value]
-    while rest and total <= LARGEST:
-        item = rest.pop()
-        total += 1 + _length(item)
-        if isinstance(item, dict):
-            rest += [*item.keys(), *item.values()]
-        elif isinstance(item, (list, tuple)):
-            rest += item
-        if len(rest) > 1000:
-            _tick()
-    return total
-
-
-def _length(value: Any) -> int:
-    if isinstance(value, int):
-        return value.bit_length()
-    return len(value) if isinstance(value, (str, bytes, list, tuple, dict)) else 0
-
-
-def _count(value: Any) -> int:
-    return abs(value) if isinstance(value, int) else 0
+    return weighed(list(ticking(value))) if isinstance(value, Iterator) else value
 
 
 def _to_json(
