@@ -376,8 +376,10 @@ def test_arguments_from_a_command_line(tmp_path: Path) -> None:
             "autoscaling": "1/4/8",
             "max_batch": "16",
             "request_timeout": "7.5",
+            "allowed_hosts": "box,*.Example.com",
         }
     )
+    assert made.server.allowed_hosts == ("box", "*.example.com")
     assert made.autoscaling is not None
     assert (made.autoscaling.min, made.autoscaling.max, made.autoscaling.target) == (1, 4, 8)
     assert (made.max_batch, made.threshold, made.server.request_timeout) == (16, 8, 7.5)
@@ -394,6 +396,7 @@ def test_arguments_from_a_command_line(tmp_path: Path) -> None:
         ({"bundle": "/x", "autoscaling": "3"}, "autoscaling '3': need min/max/target"),
         ({"bundle": "/x", "autoscaling": "3/2/1"}, "autoscaling '3/2/1': max 2 is less than min 3"),
         ({"bundle": "/x", "autoscaling": "1/2/1", "replicas": 2}, "give one of them"),
+        ({"bundle": "/x", "allowed_hosts": "box:80"}, "allowed_hosts 'box:80': need a name such"),
         ({"bundle": "/x", "max_waiting": "-1"}, "max_waiting -1: need at least 0"),
         ({"bundle": "nowhere.bundle"}, "bundle 'nowhere.bundle' is no folder in "),
     ],

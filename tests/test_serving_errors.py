@@ -227,7 +227,7 @@ def raw(server: Running, *pieces: bytes) -> bytes:
     return found
 
 
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def test_bodies_that_are_too_large(server) -> None:

@@ -58,7 +58,7 @@ def test_a_body_is_not_read_for_those_without(batch) -> None:
     with serving(batch, keys=KEYS) as server, socket.socket() as connection:
         connection.settimeout(20)
         connection.connect(("127.0.0.1", server.port))
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
         connection.sendall(head)
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
 
@@ -175,7 +175,7 @@ def test_an_answer_that_does_not_end_in_time(batch) -> None:
 
 def request(body: dict) -> bytes:
     content = json.dumps(body).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 

@@ -333,7 +333,8 @@ def test_sigterm_under_load_drops_nothing(tiny_bundle: Path, tmp_path: Path) -> 
 def test_a_second_signal_ends_it_at_once(tiny_bundle: Path) -> None:
     with process(tiny_bundle) as (running, port), socket.socket() as connection:
         connection.connect(("127.0.0.1", port))
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        head += b"Content-Type: application/json\r\n"
         connection.sendall(head + b"Content-Length: 9\r\n\r\n")  # and never more
         connection.settimeout(0.3)
         with pytest.raises(TimeoutError):

@@ -25,6 +25,7 @@ from specplug.cli.console import (
     Threads,
 )
 from specplug.history import DEFAULT_TOKENS, History
+from specplug.serving.hosts import address_of
 from specplug.serving.keys import KeyRing, hash_key, readable_by_others
 from specplug.serving.settings import ServerSettings, default_model_name, fingerprint
 from specplug.text_file import read_text
@@ -112,6 +113,13 @@ def serve(
         list[str] | None,
         typer.Option("--cors-origin", help="A web origin whose pages may ask; repeatable."),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            help="A name that clients call this machine, beside localhost; repeatable; *: any.",
+        ),
+    ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")
     ] = False,
@@ -147,10 +155,11 @@ def serve(
         raise MissingExtraError(
             f"serving needs {error.name}: pip install 'specplug[serve]'"
         ) from None
+    keys = _keys(api_key_file)
     settings = ServerSettings(
         model_name=model_name or default_model_name(bundle),
         fingerprint=fingerprint(bundle),
-        keys=_keys(api_key_file),
+        keys=keys,
         max_waiting=max_waiting,
         max_per_key=max_per_key,
         max_choices=max_choices,
@@ -162,6 +171,7 @@ def serve(
         step_timeout=step_timeout,
         shutdown_timeout=shutdown_timeout,
         cors_origins=tuple(cors_origin or ()),
+        allowed_hosts=_allowed_hosts(allowed_host or [], host, keys),
         log_prompts=log_prompts,
         otlp_endpoint=otlp_endpoint,
     )
@@ -208,6 +218,13 @@ def hash_key_command(
     line = f"{name}:{hash_key(key)}"
     KeyRing.parse(line, "the name")
     print(line)
+
+
+def _allowed_hosts(given: list[str], host: str, keys: KeyRing | None) -> tuple[str, ...]:
+    """The names that are answered to; also the one to listen at, which is in the address."""
+    if host in given or address_of(host) is not None or (keys is not None and not given):
+        return tuple(given)
+    return (*given, host)
 
 
 def _keys(path: Path | None) -> KeyRing | None:

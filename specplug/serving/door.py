@@ -6,10 +6,13 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from specplug.serving.errors import ApiError
+from specplug.serving.hosts import ANY, host_is_allowed, origin_is_allowed, split_authority
 from specplug.serving.settings import ServerSettings
 
 PUBLIC = frozenset({"/", "/health", "/ready", "/metrics", "/openapi.json"})
 """The only routes that GET and HEAD may reach without a key, exactly as they are written here."""
+
+_SHOWN = 100  # characters of an origin
 
 
 def route_path(scope: Scope) -> str:
@@ -33,13 +36,59 @@ class Door:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._keys = settings.keys
+        self._hosts = settings.allowed_hosts
+        self._origins = settings.cors_origins
 
-    def owner(self, scope: Scope, headers: Headers) -> str | None:
+    def admit(self, scope: Scope, headers: Headers) -> str | None:
         """The name of the key's owner; None if there are no keys or the request needs none.
 
+        Names of the server and origins of pages are checked where nobody needs a key: a page has
+        none, so where there are keys names are checked only if the operator gave some.
+
         Raises:
-            ApiError: status 401: the key is missing or unknown.
+            ApiError: status 400 or 421 for a Host, 403 for an Origin, 401 for a key.
         """
+        if self._keys is None or self._hosts:
+            self._check_host(scope, headers)
+        if self._keys is None:
+            self._check_origin(headers)
+            return None
+        return self._owner(scope, headers)
+
+    def _check_host(self, scope: Scope, headers: Headers) -> None:
+        if ANY in self._hosts:
+            return
+        given = headers.getlist("host")
+        found = split_authority(given[0]) if len(given) == 1 else None
+        if found is None:
+            raise ApiError(
+                400,
+                "the request needs one Host header with a name, and a port if it has one",
+                code="invalid_host",
+            )
+        arrived_at = (scope.get("server") or (None,))[0]
+        if not host_is_allowed(found[0], arrived_at, self._hosts):
+            raise ApiError(
+                421,
+                f"this server does not answer to the name {found[0]!r}: its operator can allow it "
+                f"with --allowed-host {found[0]}",
+                code="host_not_allowed",
+            )
+
+    def _check_origin(self, headers: Headers) -> None:
+        given = headers.getlist("origin")
+        if not given:
+            return
+        host = split_authority(headers.get("host", ""))
+        if len(given) > 1 or not origin_is_allowed(given[0], host, self._origins):
+            raise ApiError(
+                403,
+                f"pages of {given[0][:_SHOWN]!r} may not use this server: its operator can allow "
+                "them with --cors-origin",
+                code="origin_not_allowed",
+            )
+
+    def _owner(self, scope: Scope, headers: Headers) -> str | None:
         if self._keys is None or is_public(scope):
             return None
         given = headers.getlist("authorization")

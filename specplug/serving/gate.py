@@ -82,7 +82,7 @@ class Gate:
         self, scope: Scope, headers: Headers, receive: Receive, send: Send, record: Record
     ) -> None:
         try:
-            record.key = self._door.owner(scope, headers)
+            record.key = self._door.admit(scope, headers)
             receive = await self._checked(scope, headers, receive)
             await self._app(scope, receive, send)
             return

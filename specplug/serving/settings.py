@@ -8,6 +8,7 @@ from pathlib import Path
 
 from specplug.arguments import check_types
 from specplug.bundle import MANIFEST
+from specplug.serving.hosts import checked_name
 from specplug.serving.keys import KeyRing
 
 
@@ -52,6 +53,10 @@ class ServerSettings:
     """For running and waiting answers to end, when the server is to stop."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may ask; ``"*"``: all."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names, beside ``localhost`` and loopback addresses, that the server answers to: ``name``,
+    ``*.name``, an IP address, ``"*"``: any. Without keys this is always checked, with keys only if
+    there are any here. At an address other than loopback, any IP address is answered to."""
     log_prompts: bool = False
     """Write prompts and answers into the log."""
     otlp_endpoint: str | None = None
@@ -60,6 +65,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
+        object.__setattr__(self, "allowed_hosts", tuple(map(checked_name, self.allowed_hosts)))
         for field in fields(self):
             value, least = getattr(self, field.name), _LEAST.get(field.name, 1e-3)
             if isinstance(value, int | float) and not value >= least:

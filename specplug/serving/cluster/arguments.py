@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, Self, TypeVar, get_origin, get_type_hints
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
@@ -131,12 +132,21 @@ def _keys(path: Path | None) -> KeyRing | None:
     return None if path is None else KeyRing.parse(read_text(path, "api_key_file"), str(path))
 
 
+def _argument(hint: Any) -> Any:
+    """The type of an argument: lists may be text, with commas, as a command line gives them."""
+    return Annotated[hint, BeforeValidator(_listed)] if get_origin(hint) is tuple else hint
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
 # Made from the fields of ServerSettings, so that whatever it gains is an argument here, too.
 _Settings: type[BaseModel] = create_model(
     "_Settings",
     __config__=_CONFIG,
     **{
-        field.name: (get_type_hints(ServerSettings)[field.name], field.default)
+        field.name: (_argument(get_type_hints(ServerSettings)[field.name]), field.default)
         for field in fields(ServerSettings)
         if field.name != "keys"
     },
