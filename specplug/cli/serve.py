@@ -84,6 +84,19 @@ def serve(
     max_prompt_tokens: Annotated[
         int | None, typer.Option("--max-prompt-tokens", min=1, help="Tokens of one prompt.")
     ] = None,
+    max_connections: Annotated[
+        int, typer.Option("--max-connections", min=1, help="Open connections at a time.")
+    ] = _DEFAULT.max_connections,
+    header_timeout: Annotated[
+        float,
+        typer.Option("--header-timeout", metavar="SECONDS", help="For a request's head to arrive."),
+    ] = _DEFAULT.header_timeout,
+    idle_timeout: Annotated[
+        float,
+        typer.Option(
+            "--idle-timeout", metavar="SECONDS", help="Between two requests of a connection."
+        ),
+    ] = _DEFAULT.idle_timeout,
     max_body: Annotated[
         int, typer.Option("--max-body", metavar="BYTES", min=1, help="Of one request.")
     ] = _DEFAULT.max_body_bytes,
@@ -165,6 +178,9 @@ def serve(
         max_choices=max_choices,
         max_tokens=max_tokens,
         max_prompt_tokens=max_prompt_tokens,
+        max_connections=max_connections,
+        header_timeout=header_timeout,
+        idle_timeout=idle_timeout,
         max_body_bytes=max_body,
         request_timeout=request_timeout,
         send_timeout=send_timeout,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import os
 import socket
 import threading
@@ -14,15 +16,17 @@ from typing import NoReturn
 import uvicorn
 from fastapi import FastAPI
 
+from specplug.serving.connections import sweep, with_limits
 from specplug.serving.service import LAST_STEP, Service
 
 _log = logging.getLogger(__name__)
 
-_KEEP_ALIVE = 65  # seconds; longer than clients keep unused connections, so that they close first
 _LAST_WRITES = 5  # seconds for what is written already to leave, once all is answered
 _MARGIN = 5.0  # seconds for everything else that ends: the log, traces, threads of the pool
 HUNG = 70
 """Exit code of a process that ended although something in it did not: ``EX_SOFTWARE``."""
+_SWEPT = 5  # ticks between two looks at the connections: half a second
+_OTHER_FILES = 128  # that a process has open beside its connections
 _SEND_BUFFER = 1 << 17  # bytes of a connection that wait in the kernel; it would take megabytes
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 
@@ -69,10 +73,12 @@ class Server(uvicorn.Server):
         *,
         owns_process: bool = False,
     ) -> None:
+        self._service: Service = app.state.service
+        settings = self._service.settings
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",  # what the extra installs, and the tests ran with
+                http=with_limits(settings),  # of h11, which the extra installs
                 loop="asyncio",
                 ws="none",
                 lifespan="on",
@@ -80,11 +86,10 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_keep_alive=math.ceil(settings.idle_timeout),
                 timeout_graceful_shutdown=_LAST_WRITES,
             )
         )
-        self._service: Service = app.state.service
         self._on_start = on_start
         self._owns_process = owns_process
         self._drained_by: float | None = None
@@ -106,6 +111,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, and say so."""
+        _check_files(self._service.settings.max_connections)
         await super().startup(sockets)
         self._on_start()
 
@@ -121,6 +127,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop."""
+        if counter % _SWEPT == 0:
+            sweep(self.server_state.connections, asyncio.get_running_loop().time())
         if self._drained_by is not None:
             if not self._service.in_flight:
                 return True
@@ -129,6 +137,21 @@ class Server(uvicorn.Server):
                 self._service.abort()
                 return True
         return await super().on_tick(counter)
+
+
+def _check_files(connections: int) -> None:
+    """Warn if the process may not have as many files open as connections need."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most != resource.RLIM_INFINITY and most < connections + _OTHER_FILES:
+        _log.warning(
+            "%d connections need more than the %d files that this process may open: "
+            "ulimit -n %d, or a lower --max-connections",
+            connections, most, connections + _OTHER_FILES,
+        )  # fmt: skip
 
 
 def _end(what: str) -> NoReturn:

@@ -37,6 +37,15 @@ class ServerSettings:
     """New tokens that one answer may ask for; None: up to the model's context."""
     max_prompt_tokens: int | None = None
     """None: up to the model's context."""
+    max_connections: int = 512
+    """Open at a time. For another one, the connection that has waited longest for its client is
+    closed, of the address with most of them; while all are being answered, it is refused with
+    status 503. Only :class:`specplug.serving.server.Server` heeds this and the two times below."""
+    header_timeout: float = 10.0
+    """For a request's head to arrive, from its first byte, or from the connection's begin."""
+    idle_timeout: float = 65.0
+    """Between two requests of a connection. Longer than clients keep unused connections, so that
+    they close first."""
     max_body_bytes: int = 1 << 20
     body_timeout: float = 30.0
     """For a request's body to arrive."""
@@ -78,6 +87,7 @@ _LEAST = {
     "max_choices": 1,
     "max_tokens": 1,
     "max_prompt_tokens": 1,
+    "max_connections": 1,
     "max_body_bytes": 1,
     "stream_buffer": 1,
     "shutdown_timeout": 0,

@@ -6,7 +6,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,8 +25,10 @@ PATIENCE = 20.0  # seconds for what should come at once
 class Running:
     """A server that runs."""
 
-    def __init__(self, service: Service, port: int) -> None:
-        self.service, self.port = service, port
+    def __init__(
+        self, service: Service, port: int, connections: Callable[[], Set[object]] = set
+    ) -> None:
+        self.service, self.port, self.connections = service, port, connections
         self.url = f"http://127.0.0.1:{port}/"
 
     def client(self, key: str = "none") -> openai.OpenAI:
@@ -86,7 +88,8 @@ def serving(decoder: BatchDecoder, **settings: Any) -> Iterator[Running]:
         thread.start()
         assert started.wait(PATIENCE)
         try:
-            yield Running(app.state.service, listener.getsockname()[1])
+            connections = server.server_state.connections
+            yield Running(app.state.service, listener.getsockname()[1], lambda: connections)
         finally:
             server.handle_exit(15, None)
             thread.join(PATIENCE)
