@@ -15,6 +15,7 @@ from typing import Any, TypeVar, Unpack
 
 from specplug.batching import BatchDecoder
 from specplug.context import Token
+from specplug.engine_calls import as_exception
 from specplug.generation import Generation
 from specplug.generation_options import GenerationOptions
 from specplug.types import EngineError
@@ -45,6 +46,8 @@ class Channel:
         self.overrun = False
         self.ended = False
         """Whether nothing more will come."""
+        self.left = False
+        """Whether the decoder has let the generation go."""
         self.failure: Exception | None = None
         self.wake: Callable[[], None] = lambda: None
         self.released = False
@@ -163,7 +166,7 @@ class Worker:
         """Nobody takes from the channel any more: its generation is cancelled if it runs."""
         channel.released = True
         channel.take()
-        if channel.ended:
+        if channel.left:
             self._channels.pop(channel.generation, None)
         else:
             channel.generation.cancel()
@@ -198,7 +201,7 @@ class Worker:
             if self.decoder.closed:
                 _log.error("the decoder was closed: no request can be answered any more")
                 self._failed = True
-                self._on_loop(self._fail, EngineError("the decoder is closed"))
+                self._on_loop(self._give_up, EngineError("the decoder is closed"))
                 return
             with contextlib.suppress(_Retry):
                 self._report(self._attempt(self.decoder.step))
@@ -218,6 +221,7 @@ class Worker:
             self._raised += 1
             if self._raised == 1:
                 _log.exception("the decoder failed; it is tried again until it works")
+            self._on_loop(self._fail, as_exception(failure))
             with self._condition:
                 if not self._stopping:
                     self._condition.wait(min(_PAUSE * 2 ** min(self._raised, 9), _LONGEST_PAUSE))
@@ -239,11 +243,13 @@ class Worker:
     def _deliver(self, progress: _Progress) -> None:
         for (generation, tokens), ended in progress:
             channel = self._channel(generation)
-            channel.ended = ended
+            channel.left = ended
+            if ended and channel.released:
+                self._channels.pop(generation, None)
+            if channel.failure is not None:
+                continue  # a step failed as a whole: it was told so
             if ended:
-                channel.failure = generation.error
-                if channel.released:
-                    self._channels.pop(generation, None)
+                channel.ended, channel.failure = True, generation.error
             try:
                 self._on_progress(channel)
             except Exception:  # nobody's answer may depend on it
@@ -254,5 +260,15 @@ class Worker:
 
     def _fail(self, failure: Exception) -> None:
         for channel in list(self._channels.values()):
-            channel.ended, channel.failure = True, failure
-            channel.put(())
+            if not channel.ended:
+                channel.ended, channel.failure = True, failure
+                channel.generation.cancel()
+                channel.put(())
+
+    def _give_up(self, failure: Exception) -> None:
+        """The decoder will report nothing any more."""
+        self._fail(failure)
+        for channel in list(self._channels.values()):
+            channel.left = True
+            if channel.released:
+                self._channels.pop(channel.generation)
