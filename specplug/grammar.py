@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specplug.grammar_sources import compile_grammar, one_line
+from specplug.library_errors import LibraryError
 from specplug.types import Int64Array, MissingExtraError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Grammar:
         self._matcher = LLMatcher(tokens, compiled, log_level=0)
         self._read: list[int] = []  # of the answer, what the matcher has consumed
         if self._matcher.is_error():
-            raise ValueError(f"{shown}: {self._reason()}")
+            raise LibraryError(shown, self._reason())
         self._matcher.compute_bitmask()
         if self._matcher.is_error():
             raise ValueError(f"{shown}: nothing satisfies it")
@@ -96,7 +97,7 @@ class Grammar:
     def _mask(self) -> NDArray[np.bool_]:
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise ValueError(f"the grammar cannot be followed: {self._reason()}")
+            raise LibraryError("the grammar cannot be followed", self._reason())
         bits = np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
         bits[self._no_ends] = False
         bits[self._unknown_ends] |= self._matcher.is_accepting()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from specplug.arguments import shown as shown_value
 from specplug.gbnf import is_gbnf, lark_of, literal
+from specplug.library_errors import LibraryError
 from specplug.option_values import TwiceError, once
 from specplug.structural_tags import as_json, structural_grammar
 
@@ -45,7 +46,7 @@ def compile_grammar(params: SamplingParams, tokenizer: Tokenizer) -> tuple[str, 
         special = tokenizer.special_ids()
         return LLMatcher.grammar_from_lark(structural_grammar(_tag(value), special)), shown
     except ValueError as error:
-        raise ValueError(f"{shown}: {one_line(str(error))}") from error
+        raise LibraryError(shown, one_line(str(error))) from error
 
 
 def one_line(message: str) -> str:

@@ -26,6 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, concat
 from jinja2.visitor import NodeTransformer
 
+from specplug.library_errors import LibraryError
 from specplug.template_bounds import (
     LONGEST_SOURCE,
     bounded,
@@ -39,6 +40,7 @@ from specplug.template_bounds import (
     weighed,
 )
 
+_REFUSED = "the chat template refuses these messages"
 _LONGEST_ERROR = 500  # characters of what a template raises
 _LARGEST_LITERAL = 1000  # entries of a dictionary in the template
 
@@ -98,8 +100,10 @@ def render_template(
     except Exception as error:  # a template can raise anything
         said = str(error)
         if len(said) > _LONGEST_ERROR:
-            said = said[:_LONGEST_ERROR] + "…"
-        raise ValueError(f"the chat template refuses these messages: {said}") from error
+            said = said[: _LONGEST_ERROR - 1] + "…"
+        if isinstance(error, RefusedMessagesError):  # its author's words, for whoever asks
+            raise ValueError(f"{_REFUSED}: {said}") from error
+        raise LibraryError(_REFUSED, said) from error
 
 
 class _Generation(Extension):

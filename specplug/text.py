@@ -11,6 +11,7 @@ import tokenizers
 
 from specplug.arguments import checked
 from specplug.detokenizer import Detokenizer
+from specplug.library_errors import LibraryError
 from specplug.prompts import TemplateOptions, refuse_template_options, render_chat
 from specplug.templates import compile_template
 from specplug.types import BundleError
@@ -158,7 +159,9 @@ class Tokenizer:
                     self.backend.to_str(), n_vocab=vocab_size, eos_token=list(stop_token_ids)
                 )
             except Exception as error:  # the library raises bare Exception
-                raise ValueError(f"no structured output with this tokenizer: {error}") from error
+                raise LibraryError(
+                    "no structured output with this tokenizer", str(error)
+                ) from error
         return self._for_grammars[key]
 
     def name(self, token: int) -> str:

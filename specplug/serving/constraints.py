@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from specplug.library_errors import public_text
 from specplug.option_values import once
 from specplug.serving.errors import ApiError
 from specplug.serving.requests import (
@@ -155,7 +156,8 @@ def _parsed(schema: Mapping[str, Any] | bool | str, field: str) -> dict[str, Any
         try:
             found = json.loads(schema, object_pairs_hook=once)
         except (ValueError, RecursionError) as error:
-            raise ApiError(400, f"{field}: it is not JSON: {error}", param=field) from None
+            why = public_text(error)
+            raise ApiError(400, f"{field}: it is not JSON: {why}", param=field) from None
     if not isinstance(found, dict | bool):
         raise ApiError(400, f"{field}: a schema is an object, true or false", param=field)
     return found

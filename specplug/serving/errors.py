@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from specplug.library_errors import public_text
 from specplug.serving.fields import UNKNOWN, UNSUPPORTED
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
@@ -113,12 +114,16 @@ def from_validation(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
     if "field" in first.get("ctx", {}):  # the whole object is wrong because of this field of it
         code = first["type"] if first["type"] in (UNKNOWN, UNSUPPORTED) else None
-        named = first["msg"].startswith(first["ctx"]["field"])
-        why = first["msg"] if named else f"{param}: {first['msg']}"
-        return ApiError(400, why, param=param, code=code)
-    return ApiError(
-        400, f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=param
-    )
+        why = _words(first)
+        named = why.startswith(first["ctx"]["field"])
+        return ApiError(400, why if named else f"{param}: {why}", param=param, code=code)
+    return ApiError(400, f"{param or 'body'}: {_words(first)}", param=param)
+
+
+def _words(error: Mapping[str, Any]) -> str:
+    """The framework's fixed words; what a check of a field raised is shown only if it is ours."""
+    raised = error.get("ctx", {}).get("error")
+    return public_text(raised) if isinstance(raised, Exception) else str(error["msg"])
 
 
 def _place(error: Mapping[str, Any]) -> tuple[int | str, ...]:

@@ -12,6 +12,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from specplug.library_errors import is_panic
 from specplug.serving import tracing
 from specplug.serving.answers import ClientGoneError, SlowReaderError
 from specplug.serving.door import PUBLIC, Door, refuse_other, route_path
@@ -95,7 +96,9 @@ class Gate:
         except SlowReaderError:
             record.outcome, record.status = "slow_reader", record.status or 499
             return
-        except Exception:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             _log.exception("request %s failed", record.id)
             record.outcome = "failed"
             failure = internal_error(record.id)

@@ -49,8 +49,7 @@ class Reply:
     async def response(self) -> Response:
         """The response, which a stream has yet to make."""
         if self._asked.request.stream:
-            settings = self._service.settings
-            return EventStream(self._events(), settings.send_timeout, settings.keep_alive_comment)
+            return EventStream(self._events(), self._service.settings.send_timeout)
         async with self._answers() as answers:
             async for updates in answers.updates():
                 self._note(updates)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from specplug.batching import BatchDecoder
 from specplug.generation_options import Prompt
+from specplug.library_errors import public_text
 from specplug.serving import options
 from specplug.serving.answers import Answers
 from specplug.serving.constraints import constraint
@@ -77,7 +78,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether this is a good place to send requests to."""
-        return self.illness is None and self.worker.prepared and not self.draining
+        return self.trouble is None and self.worker.prepared and not self.draining
 
     @property
     def trouble(self) -> str | None:
@@ -88,17 +89,6 @@ class Service:
         if self.worker.stalled(limit):
             return f"the engine has not answered for {limit:g} seconds: restart the server"
         return None
-
-    @property
-    def illness(self) -> str | None:
-        """As :attr:`trouble`; also where the engine fails again and again, though requests are
-        still tried, the first of which that is answered ends it."""
-        if self.trouble is None and self.worker.failing:
-            return (
-                f"the engine failed {self.worker.failures} times and no answer was completed "
-                "since: the log tells why"
-            )
-        return self.trouble
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -182,7 +172,7 @@ class Service:
         except ValueError as error:
             where = options.field_of(str(error), request)
             where = where or ("messages" if asked.chat else "prompt")
-            raise ApiError(400, str(error), param=where) from error
+            raise ApiError(400, public_text(error), param=where) from error
         try:
             made = options.generation_options(request, tenant=asked.owner)
             for prompt in prompts:
@@ -198,4 +188,4 @@ class Service:
             ) from None
         except ValueError as error:
             where = options.field_of(str(error), request)
-            raise ApiError(400, str(error), param=where) from error
+            raise ApiError(400, public_text(error), param=where) from error
