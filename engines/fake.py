@@ -88,6 +88,10 @@ class FakeEngine:
         cache = self._cache[row]
         cache[past:] = [cache[past + node] for node in nodes]
 
+    def clear(self, row: int, start: int) -> None:
+        """Forget a row's entries; see :class:`specplug.types.ClearableEngine`."""
+        del self._cache[row][start:]
+
     def save(self, row: int, start: int, stop: int) -> NDArray[np.int64]:
         """A copy of a row's entries; see :class:`specplug.types.BatchEngine`."""
         return np.array(self._cache[row][start:stop], dtype=np.int64)

@@ -50,14 +50,18 @@ class KeyValues:
             return
         while capacity < length:
             capacity *= 2
-        old = self.entries
-        self.entries = self._new(min(capacity, self._longest))
-        self.entries[..., : old.shape[4], :] = old
+        grown = self._new(min(capacity, self._longest))
+        grown[..., : self.entries.shape[4], :] = self.entries
+        self.entries = grown
 
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move the entries of a tree's accepted path together."""
         entries = self.entries[:, :, row]
         entries[:, :, :, past : past + len(nodes)] = entries[:, :, :, [past + n for n in nodes]]
+
+    def clear(self, row: int, start: int) -> None:
+        """Make a row's entries from ``start`` on what they were at first."""
+        self.entries[:, :, row, :, start:] = 0
 
     def save(self, row: int, start: int, stop: int) -> Array:
         """A copy of a row's entries, [layers, 2, heads, stop - start, size]."""

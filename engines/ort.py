@@ -114,6 +114,14 @@ class OrtEngine:
         if self._session is None:
             raise EngineError("the engine is closed: load it again")
         check_step(self.spec, step)
+        try:
+            return self._run(step)
+        except EngineError:
+            raise
+        except Exception as error:  # as in mapped_errors, without a context manager's cost per call
+            raise EngineError(f"ONNX Runtime failed running the graph: {error}") from error
+
+    def _run(self, step: Step) -> HostScores:
         batch, width = step.tokens.shape
         self._make_room(max(step.past.tolist()) + width)
         tree = step.parents is not None
@@ -125,25 +133,29 @@ class OrtEngine:
             binding.inputs[name][...] = rows
         binding.inputs["scores_from"][0] = step.scores_from
         self._fill(binding.inputs, step)
-        try:
-            if self._off_cpu:  # inputs are copied there when they are bound, not when they are read
-                _bind(binding.io.bind_input, binding.read)
-            self._session.run_with_iobinding(binding.io)
-        except Exception as error:  # as in mapped_errors, without a context manager's cost per call
-            raise EngineError(f"ONNX Runtime failed running the graph: {error}") from error
+        if self._off_cpu:  # inputs are copied there when they are bound, not when they are read
+            _bind(binding.io.bind_input, binding.read)
+        self._session.run_with_iobinding(binding.io)
         return HostScores(binding.logits, binding.hidden)
 
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
-        self.cache.keep(row, past, nodes)
+        with mapped_errors("moving cache entries"):
+            self.cache.keep(row, past, nodes)
 
     def save(self, row: int, start: int, stop: int) -> Array:
         """A copy of a row's entries; see :class:`specplug.types.BatchEngine`."""
-        return self.cache.save(row, start, stop)
+        with mapped_errors("copying cache entries"):
+            return self.cache.save(row, start, stop)
 
     def load(self, row: int, start: int, entries: Array) -> None:
         """Write entries into a row; see :class:`specplug.types.BatchEngine`."""
-        self.cache.load(row, start, entries)
+        with mapped_errors("writing cache entries"):
+            self.cache.load(row, start, entries)
+
+    def clear(self, row: int, start: int) -> None:
+        """Make a row's entries new; see :class:`specplug.types.ClearableEngine`."""
+        self.cache.clear(row, start)
 
     def close(self) -> None:
         """Release session and cache."""

@@ -81,6 +81,10 @@ class OrtConcatEngine:
         width, past = step.tokens.shape[1], int(step.past[0])
         if past > self._cache[0].shape[2]:
             raise EngineError(f"past {past}, but the cache holds {self._cache[0].shape[2]} entries")
+        with mapped_errors("running the graph"):
+            return self._run(step, past, width)
+
+    def _run(self, step: Step, past: int, width: int) -> HostScores:
         feeds = {
             "input_ids": step.tokens,
             "attention_mask": np.ones((1, past + width), dtype=np.int64),
@@ -90,8 +94,7 @@ class OrtConcatEngine:
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
         for name, entries in zip(self._past_names, self._cache, strict=True):
             feeds[name] = np.ascontiguousarray(entries[:, :, :past])
-        with mapped_errors("running the graph"):
-            logits, *self._cache = self._session.run(self._outputs, feeds)
+        logits, *self._cache = self._session.run(self._outputs, feeds)
         if "scores_from" not in self._inputs:
             logits = logits[:, step.scores_from :]
         scores: Float32Array = logits.astype(np.float32, copy=False)

@@ -157,5 +157,7 @@ def mapped_errors(doing: str) -> Iterator[None]:
     """Every failure of the backend as an :class:`EngineError`."""
     try:
         yield
+    except EngineError:
+        raise
     except Exception as error:  # its exceptions share no base but Exception
         raise EngineError(f"ONNX Runtime failed {doing}: {error}") from error

@@ -11,6 +11,7 @@ import numpy as np
 from specplug.engines.host import HostScores, check_step
 from specplug.types import (
     BatchEngine,
+    ClearableEngine,
     EngineError,
     Float32Array,
     Int64Array,
@@ -21,7 +22,7 @@ from specplug.types import (
 from specplug.widths import WIDEST, rows_of
 
 
-class _Engine(TreeEngine, BatchEngine, Protocol):
+class _Engine(TreeEngine, BatchEngine, ClearableEngine, Protocol):
     """What the adapters that need padding are."""
 
 
@@ -130,6 +131,10 @@ class PaddedEngine:
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
         self._engine.keep(row, past, nodes)
+
+    def clear(self, row: int, start: int) -> None:
+        """Make a row's entries new; see :class:`specplug.types.ClearableEngine`."""
+        self._engine.clear(row, start)
 
     def save(self, row: int, start: int, stop: int) -> Any:
         """A copy of a row's entries; see :class:`specplug.types.BatchEngine`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from specplug.engines.sources import find_source
 from specplug.engines.trees import fill_mask, positions
 from specplug.types import (
     HIDDEN_STATES,
+    NO_TOKEN,
     EngineError,
     EngineSpec,
     Float32Array,
@@ -158,13 +160,10 @@ class PyTorchEngine:
             raise EngineError("the engine is closed: load it again")
         check_step(self.spec, step)
         width = step.tokens.shape[1]
-        self._slots.make_room(int(step.past.max()) + width)
         compute = self._replayed or self._compute
-        try:
-            with torch.inference_mode():
-                found = compute(self._inputs(step), width - step.scores_from, step.first_row)
-        except RuntimeError as error:
-            raise EngineError(f"PyTorch failed running the model: {error}") from error
+        with torch_errors("running the model"), torch.inference_mode():
+            self._slots.make_room(int(step.past.max()) + width)
+            found = compute(self._inputs(step), width - step.scores_from, step.first_row)
         return TorchScores(*found)
 
     def _inputs(self, step: Step) -> list[torch.Tensor]:
@@ -200,17 +199,26 @@ class PyTorchEngine:
     @torch.inference_mode()
     def save(self, row: int, start: int, stop: int) -> torch.Tensor:
         """A copy of a row's entries; see :class:`specplug.types.BatchEngine`."""
-        return self._slots.save(row, start, stop)
+        with torch_errors("copying cache entries"):
+            return self._slots.save(row, start, stop)
 
     @torch.inference_mode()
     def load(self, row: int, start: int, entries: torch.Tensor) -> None:
         """Write entries into a row; see :class:`specplug.types.BatchEngine`."""
-        self._slots.load(row, start, entries)
+        with torch_errors("writing cache entries"):
+            self._slots.load(row, start, entries)
 
     @torch.inference_mode()
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         """Move a tree's accepted path together; see :class:`specplug.types.TreeEngine`."""
-        self._slots.keep(row, past, nodes)
+        with torch_errors("moving cache entries"):
+            self._slots.keep(row, past, nodes)
+
+    @torch.inference_mode()
+    def clear(self, row: int, start: int) -> None:
+        """Make a row's entries new; see :class:`specplug.types.ClearableEngine`."""
+        with torch_errors("clearing cache entries"):
+            self._slots.clear(row, start)
 
     def close(self) -> None:
         """Release model and cache."""
@@ -262,23 +270,43 @@ class TorchScores:
 
     def __init__(self, logits: torch.Tensor, hidden: torch.Tensor | None = None) -> None:
         self._logits, self._hidden = logits, hidden
+        self._best: Int64Array | None = None
 
     def argmax(self) -> Int64Array:
-        """Best token of each position, i64[B, T']; ties go to the lowest id."""
-        best: Int64Array = self._logits.argmax(dim=-1).cpu().numpy()
-        return best
+        """Best token of each position, i64[B, T']; see :class:`specplug.types.Scores`."""
+        if self._best is not None:  # a batch asks for every row
+            return self._best
+        with torch_errors("computing scores"):  # a GPU's errors come late
+            best = self._logits.argmax(dim=-1, keepdim=True)
+            # The largest is NaN if any is, and infinite if any is or all are.
+            finite = self._logits.gather(-1, best).isfinite()
+            self._best = torch.where(finite, best, NO_TOKEN)[..., 0].cpu().numpy()
+        return self._best
 
     def logits(self) -> Float32Array:
         """A copy on the host, or a view if they are there."""
-        found: Float32Array = self._logits.float().cpu().numpy()
+        with torch_errors("computing scores"):
+            found: Float32Array = self._logits.float().cpu().numpy()
         return found
 
     def hidden(self, name: str) -> Float32Array:
         """A copy on the host, or a view if they are there."""
         if self._hidden is None or name != HIDDEN_STATES:
             raise EngineError(f"the pytorch engine has no hidden-state output {name!r} here")
-        found: Float32Array = self._hidden.float().cpu().numpy()
+        with torch_errors("computing hidden states"):
+            found: Float32Array = self._hidden.float().cpu().numpy()
         return found
+
+
+@contextmanager
+def torch_errors(doing: str) -> Iterator[None]:
+    """Every failure of PyTorch, of memory too, as an :class:`EngineError`."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"PyTorch failed {doing}: {error}") from error
 
 
 def _windows(config: Any) -> dict[str, int | None]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +14,7 @@ from torch import nn
 from specplug.bundle import read_manifest
 from specplug.engines.head_states import STATES, given_states
 from specplug.engines.host import check_step
-from specplug.engines.pytorch import TorchScores
+from specplug.engines.pytorch import TorchScores, torch_errors
 from specplug.engines.sources import find_source
 from specplug.engines.torch_slots import FIRST_CAPACITY, Slots
 from specplug.types import HIDDEN_STATES, EngineError, EngineSpec, Step
@@ -101,7 +99,7 @@ class HeadEngine(ABC):
             raise EngineError("the engine is closed: load it again")
         check_step(self.spec, step)
         given = given_states(step, self._sizes)
-        with _mapped_errors(), torch.inference_mode():
+        with torch_errors("running the head"), torch.inference_mode():
             states = [
                 torch.tensor(rows, device=self._device, dtype=self._dtype)
                 for rows in given.values()
@@ -143,12 +141,19 @@ class HeadEngine(ABC):
     @torch.inference_mode()
     def save(self, row: int, start: int, stop: int) -> torch.Tensor:
         """A copy of a row's entries; see :class:`specplug.types.BatchEngine`."""
-        return self._slots.save(row, start, stop)
+        with torch_errors("copying cache entries"):
+            return self._slots.save(row, start, stop)
 
     @torch.inference_mode()
     def load(self, row: int, start: int, entries: torch.Tensor) -> None:
         """Write entries into a row; see :class:`specplug.types.BatchEngine`."""
-        self._slots.load(row, start, entries)
+        with torch_errors("writing cache entries"):
+            self._slots.load(row, start, entries)
+
+    @torch.inference_mode()
+    def clear(self, row: int, start: int) -> None:
+        """Make a row's entries new; see :class:`specplug.types.ClearableEngine`."""
+        self._slots.clear(row, start)
 
     def close(self) -> None:
         """Release head and cache."""
@@ -191,11 +196,3 @@ class PyTorchBlockHeadEngine(HeadEngine):
         logits, held = head(features, tokens[:, first:], call.positions, mask, call.past)
         unasked = logits.new_zeros(logits.shape[0], first, logits.shape[2])
         return TorchScores(torch.cat([unasked, logits], dim=1)[:, call.scores_from :]), held
-
-
-@contextmanager
-def _mapped_errors() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise EngineError(f"PyTorch failed running the head: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specplug.engines.cuda_memory import Device, open_device
-from specplug.engines.host import check_step
+from specplug.engines.host import best_tokens, check_step
 from specplug.engines.padded import PaddedEngine
 from specplug.engines.tensorrt_library import Library, find_library
 from specplug.engines.trees import MASK, fill_mask, mask_window, positions
 from specplug.types import (
     HIDDEN_STATES,
+    NO_TOKEN,
     EngineError,
     EngineSpec,
     Float32Array,
@@ -148,6 +150,10 @@ class TensorRTEngine:
         if self._engine is None:
             raise EngineError("the engine is closed: load it again")
         check_step(self.spec, step)
+        with _mapped_errors("running the plan"):
+            return self._run(step)
+
+    def _run(self, step: Step) -> TensorRTScores:
         width, widest = step.tokens.shape[1], self._layout.widest
         if width <= widest:
             return self._call(step)
@@ -249,6 +255,7 @@ class TensorRTEngine:
             return address
         if held:
             self._graphs.clear()  # they know the old address
+            del self._buffers[name]  # first, for there may be no memory for a larger one
             self._device.free(address)
         self._buffers[name] = self._device.allocate(size), size
         return self._buffers[name][0]
@@ -288,6 +295,14 @@ class TensorRTEngine:
         for part, address in zip(entries, self._heads(row, start), strict=True):
             self._device.upload(address, part)
 
+    def clear(self, row: int, start: int) -> None:
+        """Make a row's entries new; see :class:`specplug.types.ClearableEngine`."""
+        layout = self._layout
+        size = (layout.capacity - start) * layout.head_size * layout.itemsize
+        nothing = np.zeros(size, dtype=np.uint8)
+        for address in self._heads(row, start):
+            self._device.upload(address, nothing)
+
     def _heads(self, row: int, start: int) -> Iterator[int]:
         """Where the entries from ``start`` on of each of a row's heads are, layer by layer."""
         layout = self._layout
@@ -305,6 +320,17 @@ class TensorRTEngine:
         self._contexts.clear()
         self._engine = self._runtime = None
         self._device.close()
+
+
+@contextmanager
+def _mapped_errors(doing: str) -> Iterator[None]:
+    """Every failure of TensorRT's Python, of memory too, as an :class:`EngineError`."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"TensorRT failed {doing}: {error}") from error
 
 
 class TensorRTScores:
@@ -330,11 +356,31 @@ class TensorRTScores:
         return self
 
     def argmax(self) -> Int64Array:
-        """Best token of each position, i64[B, T']; ties go to the lowest id."""
+        """Best token of each position, i64[B, T']; see :class:`specplug.types.Scores`.
+
+        The plan looks for the best ones on the GPU, and only their own scores are looked at here:
+        a single NaN that its comparisons pass over is not found.
+        """
+        if self._best is None and self._logits is not None:
+            self._best = best_tokens(self._logits)
         if self._best is None:
-            self._best = np.empty(self._shape, dtype=np.int64)
-            self._device.download(self._best, self._addresses[0])
+            best = np.empty(self._shape, dtype=np.int64)
+            self._device.download(best, self._addresses[0])
+            flat = best.ravel()
+            for position, token in enumerate(flat.tolist()):
+                if not self._is_number(position, token):
+                    flat[position] = NO_TOKEN
+            self._best = best
         return self._best
+
+    def _is_number(self, position: int, token: int) -> bool:
+        """Whether a token's score is finite."""
+        if not 0 <= token < self._vocab_size:
+            return False
+        score = np.empty(1, dtype=np.float32)
+        entry = position * self._vocab_size + token
+        self._device.download(score, self._addresses[1] + entry * score.itemsize)
+        return bool(np.isfinite(score[0]))
 
     def logits(self) -> Float32Array:
         """A copy on the host, f32[B, T', V]."""
@@ -355,7 +401,7 @@ class TensorRTScores:
 
     def on_host(self) -> TensorRTScores:
         """Itself, independent of the engine's next call."""
-        self.argmax(), self.logits()
+        self.logits(), self.argmax()
         return self
 
     @classmethod

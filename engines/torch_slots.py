@@ -26,21 +26,23 @@ class Slots(transformers.Cache):  # type: ignore[misc]
 
     def make_room(self, end: int) -> None:
         """Grow, by doubling, to hold entries up to ``end``."""
-        old = self.capacity
+        old = capacity = self.capacity
         if end <= old:
             return
-        while self.capacity < end:
-            self.capacity *= 2
+        while capacity < end:
+            capacity *= 2
+        grown = {layer: self._new(pair, capacity) for layer, pair in self._entries.items()}
         for layer, pair in self._entries.items():
-            self._entries[layer] = self._new(pair)
-            for new, entries in zip(self._entries[layer], pair, strict=True):
+            for new, entries in zip(grown[layer], pair, strict=True):
                 new[:, :, :old] = entries
+        self._entries, self.capacity = grown, capacity  # only now: memory may not suffice
 
-    def _new(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _new(
+        self, pair: tuple[torch.Tensor, torch.Tensor], capacity: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         # Zeros, not garbage: attention multiplies spare entries by 0, and 0 * NaN is NaN.
         first, second = (
-            part.new_zeros(self._rows_held, part.shape[1], self.capacity, part.shape[3])
-            for part in pair
+            part.new_zeros(self._rows_held, part.shape[1], capacity, part.shape[3]) for part in pair
         )
         return first, second
 
@@ -55,7 +57,7 @@ class Slots(transformers.Cache):  # type: ignore[misc]
         """Write a layer's new entries, and give all that its attention may see."""
         pair = key_states, value_states
         if layer_idx not in self._entries:
-            self._entries[layer_idx] = self._new(pair)
+            self._entries[layer_idx] = self._new(pair, self.capacity)
         entries = self._entries[layer_idx]
         batch = len(self.slots)
         rows = slice(self.first_row, self.first_row + batch)
@@ -76,6 +78,12 @@ class Slots(transformers.Cache):  # type: ignore[misc]
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are always given: transformers' count of them is not used."""
         return 0
+
+    def clear(self, row: int, start: int) -> None:
+        """Make a row's entries from ``start`` on what they were at first."""
+        for pair in self._entries.values():
+            for entries in pair:
+                entries[row, :, start:] = 0
 
     def save(self, row: int, start: int, stop: int) -> torch.Tensor:
         """A copy of a row's entries, [2 * layers, heads, stop - start, size]."""

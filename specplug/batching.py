@@ -10,49 +10,49 @@ engine's rows do not depend on the width from ``min_width`` on.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self, Unpack, cast
 
 import numpy as np
 
 from specplug.arguments import checked
-from specplug.budget import Budget
+from specplug.batch_costs import measure_batch_costs, measured_length
+from specplug.batch_rows import RowScores, attempt, propose_all
 from specplug.claims import Claim
 from specplug.context import Token
-from specplug.controller import CallCosts, DraftLength, FixedLength, MeasuredLength
-from specplug.costs import measure_costs
+from specplug.controller import DraftLength, FixedLength, MeasuredLength
 from specplug.decoding import Decoder, verify
 from specplug.drafters import NoDrafter
+from specplug.engine_calls import forward, is_failure, load, save
 from specplug.feeding import feed
 from specplug.generation import Generation
 from specplug.generation_options import ELSEWHERE, CallOptions, Prompt
 from specplug.prefixes import DEFAULT_BYTES, PIECE, PrefixCache
-from specplug.sampling import NoNumbersError
 from specplug.types import (
     HIDDEN_STATES,
     BatchEngine,
     Drafter,
     EngineError,
     Float32Array,
-    Int64Array,
     Proposal,
     Scores,
     Step,
     Verdict,
 )
 
+_log = logging.getLogger(__name__)
+
 Progress = list[tuple[Generation, list[Token]]]
 """What each generation got that made progress."""
+Steps = Iterator[tuple[Generation, list[Token]]]
+"""The same, one by one."""
 
 DEFAULT_BATCH = 8
-_MEASURED_WIDTHS = (1, 4, 2, 8)  # of calls of several rows
-_SECONDS = 0.5  # for the calls of a number of rows
-_LENIENCE = 0.5  # a row may draft what would pay at this share of the rate
-_UNKNOWN_CHANCE = 0.7  # of a drafted token after accepted ones, where the drafter says nothing
+_COMPLETE = ("stop", "length", "context")  # reasons to finish
 
 
 class BatchDecoder(Decoder):
@@ -96,6 +96,8 @@ class BatchDecoder(Decoder):
         self._batch_costs = batch_costs
         self._lengths: dict[int, DraftLength] = {}
         self._drafters: dict[Generation, Drafter] = {}
+        self.failures = 0
+        """Steps in which the engine failed, since an answer was completed."""
         self._held: Claim | None = None  # of the engines, while a prompt is read or a row runs
         self._free = [self.drafter]
         self._free += [self.drafter.fork() for _ in range(1, self.max_batch)]
@@ -165,26 +167,51 @@ class BatchDecoder(Decoder):
                     self._measure()
                 made: dict[Generation, list[Token]] = {}
                 for part in (self._drop_cancelled, self._read, self._round):
-                    for generation, tokens in part():
+                    for generation, tokens in self._guarded(part):
                         made.setdefault(generation, []).extend(tokens)
+                self._count_failures(made)
             finally:
                 if self._held is not None and not self._began():
                     self._held.release()
                     self._held = None
         return [*made.items()]
 
-    def _drop_cancelled(self) -> Progress:
-        cancelled = [one for one in [*self._waiting, *self._began()] if one.cancelled]
-        for generation in cancelled:
-            generation.finish_reason = "cancelled"
-            self._end(generation)
-        return [(generation, []) for generation in cancelled]
+    def _guarded(self, part: Callable[[], Steps]) -> Steps:
+        """What a part of a step gives. Where something fails that no row's own handling foresees,
+        every answer that has begun fails: whatever was being done, rows and cache are free again.
+        """
+        try:
+            yield from part()
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            _log.exception("a step failed: the answers that had begun are given up")
+            for generation in self._began():
+                generation.fail(error)
+                self._soil(generation.slot.row)
+            yield from self._leave(self._began())
 
-    def _read(self) -> Progress:
+    def _count_failures(self, made: Mapping[Generation, Sequence[Token]]) -> None:
+        if any(one.finish_reason in _COMPLETE for one in made):
+            self.failures = 0
+        if any(isinstance(one.error, EngineError) for one in made):
+            self.failures += 1
+
+    def _drop_cancelled(self) -> Steps:
+        for generation in [*self._waiting, *self._began()]:
+            try:
+                if not generation.cancelled:
+                    continue
+                generation.finish_reason = "cancelled"
+            except BaseException as error:  # the caller's own function is asked
+                self._fail(generation, error)
+            yield from self._leave([generation])
+
+    def _read(self) -> Steps:
         """The next piece of a prompt; the last one gives the answer's first token."""
         if self._reading is None:
             if not self._waiting or len(self._running) == self.max_batch:
-                return []
+                return
             self._reading = self._waiting.popleft()
         generation = self._reading
         made: list[Token] = []
@@ -209,14 +236,14 @@ class BatchDecoder(Decoder):
             if last:
                 made = self._first(generation, start)
             if not last:
-                return []
-        except Exception as error:  # one request's fault must not end the others
-            generation.fail(error)
+                return
+        except BaseException as error:  # one request's fault must not end the others
+            self._fail(generation, error)
         self._reading = None
         self._running.append(generation)
+        yield generation, made
         if generation.finish_reason is not None:
-            self._end(generation)
-        return [(generation, made)]
+            yield from self._leave([generation])
 
     def _first(self, generation: Generation, start: int) -> list[Token]:
         """The answer's first token, and the prompt's before it if they are wanted."""
@@ -229,8 +256,17 @@ class BatchDecoder(Decoder):
         made += generation.commit(Proposal(), scores, verdict, seconds)
         if isinstance(self.target, BatchEngine):
             row, tenant = generation.slot.row, generation.request.tenant
-            self.prefixes.save(self.target, row, tenant, generation.prompt, self._states)
+            try:
+                self.prefixes.save(self.target, row, tenant, generation.prompt, self._states)
+            except EngineError as error:  # the row holds what it held
+                self._forget_prefixes(error)
         return made
+
+    def _forget_prefixes(self, error: EngineError) -> None:
+        """Copying cache entries failed, for want of memory, likely: what is kept is given up."""
+        _log.warning("the prefix cache is emptied: %s", error)
+        self.failures += 1
+        self.prefixes.clear()
 
     def _observe(
         self, generation: Generation, past: int, tokens: Sequence[int], scores: Scores
@@ -243,11 +279,11 @@ class BatchDecoder(Decoder):
         if HIDDEN_STATES in self.target.spec.hidden:
             self._states[past] = scores.hidden(HIDDEN_STATES)[0, :count].copy()
 
-    def _round(self) -> Progress:
+    def _round(self) -> Steps:
         """Draft, verify, accept and commit, in every row."""
         rows = [*self._running]
         if not rows:
-            return []
+            return
         length = self._length(len(rows))
         proposals = self._propose(rows, length)
         started = time.perf_counter()
@@ -255,29 +291,28 @@ class BatchDecoder(Decoder):
             judged = self._verify(rows, proposals)
         except EngineError as error:
             judged = [error] * len(rows)
-        seconds = time.perf_counter() - started
-        progress: Progress = []
+        seconds, tokens = time.perf_counter() - started, 0
         for generation, proposal, verified in zip(rows, proposals, judged, strict=True):
             made: list[Token] = []
             try:
                 if generation.error is not None:
                     raise generation.error  # in drafting
-                if isinstance(verified, Exception):
+                if isinstance(verified, BaseException):
                     raise verified
                 made = generation.commit(proposal, *verified, seconds)
-            except Exception as error:  # as in reading
-                generation.fail(error)
-            progress.append((generation, made))
-        for generation in rows:  # only now: rows move when others leave
-            if generation.finish_reason is not None:
-                self._end(generation)
-        length.record(
-            max(map(len, proposals)),
-            sum(len(made) for _, made in progress) / len(rows),
-            seconds,
-            sum(generation.draft_seconds for generation in rows),
-        )
-        return progress
+            except BaseException as error:  # as in reading
+                self._fail(generation, error)
+            tokens += len(made)
+            yield generation, made
+        # Only now: rows move when others leave.
+        yield from self._leave([one for one in rows if one.finish_reason is not None])
+        if tokens:
+            length.record(
+                max(map(len, proposals)),
+                tokens / len(rows),
+                seconds,
+                sum(generation.draft_seconds for generation in rows),
+            )
 
     def _propose(self, rows: Sequence[Generation], length: DraftLength) -> list[Proposal]:
         """What each row drafts. All of them draft as many tokens as pay for the whole call."""
@@ -290,26 +325,18 @@ class BatchDecoder(Decoder):
         if any(generation.drafts for generation in rows):
             branching = alone and self._trees and rows[0].branching
             budget = length.budget(room, branching=branching)
-        if budget is None or alone:
-            return [_draft(generation, budget) for generation in rows]
-        # A row's sure tokens may pay for a call as wide as makes another's less sure ones free.
-        lenient = replace(budget, rate=_LENIENCE * budget.rate)
-        proposals = [_draft(generation, lenient) for generation in rows]
-        worth = np.zeros(budget.most)  # of the n-th drafted tokens of all rows, a row
-        for proposal in proposals:
-            reaches = proposal.reaches
-            if reaches is None:
-                reaches = tuple(_UNKNOWN_CHANCE ** (n + 1) for n in range(len(proposal)))
-            worth[: len(reaches)] += np.array(reaches) / len(rows)
-        longest = budget.size(worth.tolist())
-        return [proposal.shortened(longest) for proposal in proposals]
+        return propose_all(rows, budget)
 
     def _verify(
         self, rows: Sequence[Generation], proposals: Sequence[Proposal]
-    ) -> list[tuple[Scores, Verdict] | Exception]:
-        """Scores and verdict of each row, or what went wrong in it alone."""
+    ) -> list[tuple[Scores, Verdict] | BaseException]:
+        """Scores and verdict of each row, or what went wrong in it alone.
+
+        Raises:
+            EngineError: what the call was to write is not known: none of its rows can go on.
+        """
         if len(rows) == 1:
-            return [_attempt(lambda: verify(self.target, rows[0], proposals[0]))]
+            return [attempt(lambda: verify(self.target, rows[0], proposals[0]))]
         width = max(1 + max(map(len, proposals)), self.target.spec.min_width)
         tokens = np.empty((len(rows), width), dtype=np.int64)
         for row, generation, proposal in zip(tokens, rows, proposals, strict=True):
@@ -317,14 +344,14 @@ class BatchDecoder(Decoder):
             row[: len(known)] = known
             row[len(known) :] = known[-1]
         past = np.array([generation.context.cached for generation in rows], dtype=np.int64)
-        scores = self.target.forward(Step(tokens=tokens, past=past))
+        scores = forward(self.target, Step(tokens=tokens, past=past))
 
         def judge(row: int) -> tuple[Scores, Verdict]:
-            own = _RowScores(scores, row)
+            own = RowScores(scores, row)
             rows[row].observe(int(past[row]), tokens[row].tolist(), own)
             return own, rows[row].judge(own, proposals[row])
 
-        return [_attempt(partial(judge, row)) for row in range(len(rows))]
+        return [attempt(partial(judge, row)) for row in range(len(rows))]
 
     # --- joining and leaving ------------------------------------------------------------------
 
@@ -333,45 +360,84 @@ class BatchDecoder(Decoder):
 
     def _begin(self, generation: Generation) -> None:
         """Give it a drafter and the row after the running ones, and what is known of its prompt."""
-        generation.slot.row = len(self._running)
+        row = generation.slot.row = len(self._running)
+        longest = self._length(row + 1).longest
         drafter = self._drafters[generation] = self._free.pop()
-        generation.begin(drafter, self._length(len(self._running) + 1).longest)
+        generation.begin(drafter, longest)
         self._states = {}
-        if isinstance(self.target, BatchEngine) and not generation.echo_scored:
-            row, tenant = generation.slot.row, generation.request.tenant
+        self._clean(row)
+        if not isinstance(self.target, BatchEngine) or generation.echo_scored:
+            return
+        known, tenant = 0, generation.request.tenant
+        try:
             known = self.prefixes.load(
                 self.target, row, tenant, generation.prompt, partial(self._observe, generation)
             )
-            generation.context.cached = generation.cached_tokens = known
+        except EngineError as error:  # the whole prompt is read instead
+            self._forget_prefixes(error)
+            self._soil(row)
+            self._clean(row)
+            generation.begin(drafter, longest)  # again: it was told of what is now to be read
+            self._states = {}
+        generation.context.cached = generation.cached_tokens = known
 
-    def _end(self, generation: Generation) -> None:
-        """It leaves: its row and its drafter are free."""
-        generation.end()
+    def _fail(self, generation: Generation, error: BaseException) -> None:
+        """An answer cannot be finished; what its row holds is not known if the engine failed."""
+        if not is_failure(error):
+            raise error
+        generation.fail(error)
+        if isinstance(error, EngineError) and generation in self._drafters:
+            self._soil(generation.slot.row)
+
+    def _leave(self, generations: Sequence[Generation]) -> Steps:
+        """They leave: their rows and their drafters are free, and rows stay neighbours.
+
+        Yields:
+            Each of them, and those that had to move and could not: they failed, and left too.
+        """
+        leaving = deque(generations)
+        while leaving:
+            generation = leaving.popleft()
+            try:
+                generation.end()
+            except BaseException as error:
+                self._fail(generation, error)
+            for other, row in self._vacate(generation):
+                try:
+                    self._move(other, row)
+                except BaseException as error:
+                    self._fail(other, error)
+                    self._soil(row)
+                    leaving.append(other)
+            drafter = self._drafters.pop(generation, None)
+            if drafter is not None:
+                self._free.append(drafter)
+            yield generation, []
+
+    def _vacate(self, generation: Generation) -> list[tuple[Generation, int]]:
+        """Take it off the list that it is on; which others now have another row, and which."""
         if generation is self._reading:
             self._reading = None
-        elif generation in self._running:
-            self._vacate(generation)
-        else:
+        elif generation not in self._running:
             self._waiting.remove(generation)
-        drafter = self._drafters.pop(generation, None)
-        if drafter is not None:
-            self._free.append(drafter)
-
-    def _vacate(self, generation: Generation) -> None:
-        """The last row takes the place of the one that leaves, so that rows stay neighbours."""
-        row, last = self._running.index(generation), self._running.pop()
-        if last is not generation:
-            self._running[row] = last
-            self._move(last, row)
-        if self._reading is not None:
-            self._move(self._reading, len(self._running))
+        else:
+            row, last = self._running.index(generation), self._running.pop()
+            moved = []
+            if last is not generation:
+                self._running[row] = last
+                moved.append((last, row))
+            if self._reading is not None:
+                moved.append((self._reading, len(self._running)))
+            return moved
+        return []
 
     def _move(self, generation: Generation, row: int) -> None:
+        old, generation.slot.row = generation.slot.row, row
         cached = generation.context.cached
-        if cached:
+        if cached and generation.finish_reason is None:  # one that has ended needs nothing more
             target = cast(BatchEngine, self.target)
-            target.load(row, 0, target.save(generation.slot.row, 0, cached))
-        generation.slot.row = row
+            self._clean(row)
+            load(target, row, 0, save(target, old, 0, cached))
 
     # --- costs --------------------------------------------------------------------------------
 
@@ -396,14 +462,15 @@ class BatchDecoder(Decoder):
     def _measure(self) -> None:
         if self._batch_costs is not None or not self._measures:
             return
-        counts = [1 << n for n in range((self.max_batch - 1).bit_length())]
-        self._batch_costs = {
-            rows: measure_costs(self.target, widths=_MEASURED_WIDTHS, seconds=_SECONDS, rows=rows)
-            if rows > 1
-            else measure_costs(self.target)
-            for rows in [*counts, self.max_batch]
-            if rows > 1 or self._costs is None
-        }
+        try:
+            self._batch_costs = measure_batch_costs(
+                self.target, self.max_batch, alone=self._costs is None
+            )
+        except EngineError as error:
+            _log.warning("nothing is drafted: what calls cost could not be measured: %s", error)
+            self.failures += 1
+            self._dirty.update(range(self.max_batch))
+            self._batch_costs = {}
 
     @property
     def _measures(self) -> bool:
@@ -422,61 +489,5 @@ class BatchDecoder(Decoder):
             return FixedLength(0)
         if rows == 1 and self._costs is not None:
             return MeasuredLength(self._costs)
-        known = self._batch_costs or {}
-        below = max(count for count in known if count <= rows)
-        above = min(count for count in known if count >= rows)
-        share = (rows - below) / (above - below) if above > below else 0.0
-        return MeasuredLength(
-            CallCosts(
-                {
-                    width: (1 - share) * known[below][width] + share * known[above][width]
-                    for width in known[below].keys() & known[above].keys()
-                }
-            )
-        )
-
-
-class _RowScores:
-    """A row of a batch's scores, as if it had been alone."""
-
-    def __init__(self, scores: Scores, row: int) -> None:
-        self._scores, self._row = scores, slice(row, row + 1)
-
-    def argmax(self) -> Int64Array:
-        return self._scores.argmax()[self._row]
-
-    def logits(self) -> Float32Array:
-        return self._scores.logits()[self._row]
-
-    def hidden(self, name: str) -> Float32Array:
-        return self._scores.hidden(name)[self._row]
-
-
-def _draft(generation: Generation, budget: Budget | None) -> Proposal:
-    """What a row drafts; a drafter that fails ends its own row alone."""
-    try:
-        return generation.propose(_of_row(budget, generation))
-    except Exception as error:
-        generation.fail(error)
-        return Proposal()
-
-
-def _of_row(budget: Budget | None, generation: Generation) -> Budget | None:
-    """A budget for one row, which may be near its end, or does not draft."""
-    most = min(budget.most, generation.context.room - 1) if budget and generation.drafts else 0
-    return replace(budget, most=most) if budget and most > 0 else None
-
-
-def _attempt(
-    judge: Callable[[], tuple[Scores, Verdict]],
-) -> tuple[Scores, Verdict] | Exception:
-    """The backend's failure is everybody's; any other is the row's, and scores that are no numbers
-    are those of one row."""
-    try:
-        return judge()
-    except NoNumbersError as error:
-        return error
-    except EngineError:
-        raise
-    except Exception as error:
-        return error
+        # Where measuring failed, nothing is drafted.
+        return measured_length(self._batch_costs, rows) if self._batch_costs else FixedLength(0)

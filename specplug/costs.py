@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from specplug.engine_calls import forward
 from specplug.feeding import feed
 from specplug.types import Engine, Step
 
@@ -49,7 +50,7 @@ def measure_costs(
     def call(width: int, past: int) -> float:
         run = tokens[:, : max(width, spec.min_width)]
         started = time.perf_counter()
-        engine.forward(Step(tokens=run, past=np.full(rows, past, dtype=np.int64))).argmax()
+        forward(engine, Step(tokens=run, past=np.full(rows, past, dtype=np.int64))).argmax()
         return time.perf_counter() - started
 
     for row in range(rows):

@@ -22,7 +22,7 @@ from specplug.generation import Generation, Result
 from specplug.generation_options import ELSEWHERE, CallOptions, GenerationOptions, Prompt
 from specplug.logprobs import TokenLogprobs
 from specplug.stats import SpeculationStats
-from specplug.types import Proposal, Scores, Verdict
+from specplug.types import EngineError, Proposal, Scores, Verdict
 
 _ECHOED_WIDTH = 64  # tokens of a prompt that are scored at once; bounds the memory of logits
 
@@ -76,6 +76,9 @@ class SpeculativeDecoder(Decoder):
                         scores, verdict = self._verify(generation, proposal)
                         made = self._commit(generation, proposal, scores, verdict)
                     yield made
+            except EngineError:
+                self._soil(generation.slot.row)
+                raise
             finally:
                 self.finish_reason = generation.finish_reason
                 generation.end()
@@ -111,6 +114,7 @@ class SpeculativeDecoder(Decoder):
 
     def _begin(self, generation: Generation) -> None:
         self._check_open()
+        self._clean(0)
         generation.start_clock()
         if self.length is None and not isinstance(self.drafter, NoDrafter):
             self.length = MeasuredLength(self._costs or CallCosts(measure_costs(self.target)))

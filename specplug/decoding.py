@@ -16,6 +16,7 @@ from specplug.bundle import Bundle
 from specplug.claims import Claim
 from specplug.controller import CallCosts, CostsByContext, DraftLength, FixedLength
 from specplug.drafters import NoDrafter
+from specplug.engine_calls import clear, keep
 from specplug.feeding import PREFILL_WIDTH, feed
 from specplug.generation import Generation
 from specplug.generation_options import (
@@ -85,6 +86,7 @@ class Decoder:
         self._calls = threading.Lock()  # held while the engines run
         self._caller: int | None = None  # the thread that has them run
         self._closed = False
+        self._dirty: set[int] = set()  # rows of the cache that may hold anything, NaN included
 
     @classmethod
     @checked(kept=("drafter", "draft_tokens"))
@@ -190,6 +192,20 @@ class Decoder:
             **options,
         )
 
+    def _soil(self, row: int) -> None:
+        """A call went wrong in a row: whatever is there is not to meet the next sequence."""
+        self._dirty.add(row)
+
+    def _clean(self, row: int) -> None:
+        """Clear a row, if a call went wrong there, before another sequence is.
+
+        Raises:
+            EngineError: it cannot be cleared.
+        """
+        if row in self._dirty:
+            clear(self.target, row)
+            self._dirty.discard(row)
+
     def _claim(self) -> Claim:
         """The sole use of the engines, until it is released.
 
@@ -221,6 +237,11 @@ class Decoder:
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError("the decoder is closed: open it again")
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
 
     def close(self) -> None:
         """Release the engines; a second time does nothing.
@@ -312,5 +333,5 @@ def verify(target: Engine, generation: Generation, proposal: Proposal) -> tuple[
     verdict = generation.judge(scores, proposal)
     if verdict.path != tuple(range(verdict.accepted)):
         nodes = [*range(len(pending)), *(len(pending) + node for node in verdict.path)]
-        cast(TreeEngine, target).keep(row, past, nodes)
+        keep(cast(TreeEngine, target), row, past, nodes)
     return scores, verdict

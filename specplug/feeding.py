@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from specplug.engine_calls import forward
 from specplug.types import Engine, Int32Array, Scores, Step
 
 PREFILL_WIDTH = 256
@@ -48,7 +49,7 @@ def feed(
     """
     pending = list(tokens)
     while len(pending) - scored >= PREFILL_WIDTH:
-        scores = engine.forward(_step(pending[:PREFILL_WIDTH], past, PREFILL_WIDTH - 1, row))
+        scores = forward(engine, _step(pending[:PREFILL_WIDTH], past, PREFILL_WIDTH - 1, row))
         if observe is not None:
             observe(past, pending[:PREFILL_WIDTH], scores)
         pending, past = pending[PREFILL_WIDTH:], past + PREFILL_WIDTH
@@ -62,7 +63,7 @@ def feed(
             [*range(-1, chain - 1), *(chain + parent for parent in parents), *padding],
             dtype=np.int32,
         )
-    scores = engine.forward(_step(pending, past, scores_from, row, tree))
+    scores = forward(engine, _step(pending, past, scores_from, row, tree))
     if observe is not None:
         observe(past, last, scores)
     return scores

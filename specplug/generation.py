@@ -17,6 +17,7 @@ from specplug.budget import Budget
 from specplug.context import Context, Origin, Token
 from specplug.drafters import NoDrafter
 from specplug.ends import check_ends
+from specplug.engine_calls import as_exception
 from specplug.generation_options import (
     DEFAULT_MAX_TOKENS,
     GREEDY,
@@ -286,9 +287,9 @@ class Generation:
         self._reading_seconds = 0.0
         self._clock = now
 
-    def fail(self, error: Exception) -> None:
-        """It cannot be finished."""
-        self.finish_reason, self.error = "error", error
+    def fail(self, error: BaseException) -> None:
+        """It cannot be finished; the first reason is kept."""
+        self.finish_reason, self.error = "error", self.error or as_exception(error)
 
     def end(self) -> None:
         """No more rounds."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from specplug.arguments import checked
+from specplug.engine_calls import load, save
 from specplug.feeding import Observe
 from specplug.types import HIDDEN_STATES, BatchEngine, EngineError, Float32Array, Int64Array
 
@@ -71,13 +72,16 @@ class PrefixCache:
             tenant: on whose behalf.
             prompt: token ids.
             observe: told of each piece whose hidden states are kept, by scores of no token.
+
+        Raises:
+            EngineError: the engine failed; the row may hold anything.
         """
         found: list[bytes] = []
         for key in _keys(tenant, prompt[:-1]):
             if key not in self._pieces:
                 break
             piece, start = self._pieces[key], PIECE * len(found)
-            engine.load(row, start, piece.entries)
+            load(engine, row, start, piece.entries)
             if piece.states is not None:
                 told = _Recalled(engine.spec.vocab_size, piece.states)
                 observe(start, prompt[start : start + PIECE], told)
@@ -102,6 +106,9 @@ class PrefixCache:
             prompt: token ids.
             states: of each piece, by its first token's position, the hidden states, f32[PIECE, D];
                 empty: the target gives none.
+
+        Raises:
+            EngineError: the engine failed; the pieces before are kept.
         """
         keys = [*_keys(tenant, prompt)] if self.most_bytes else []
         self._touch(keys)
@@ -109,7 +116,7 @@ class PrefixCache:
             if key in self._pieces:
                 continue
             start = PIECE * number
-            piece = _Piece(engine.save(row, start, start + PIECE), states.get(start))
+            piece = _Piece(save(engine, row, start, start + PIECE), states.get(start))
             while self._pieces and self.bytes + piece.nbytes > self.most_bytes:
                 if next(iter(self._pieces)) in keys:  # nothing is left but this prompt's own
                     return

@@ -125,6 +125,7 @@ class Step:
 
     The call reads ``past[b]`` cache entries of row b and writes those of its own tokens at
     ``past[b] .. past[b] + T - 1``. There is no rollback: the next call names a smaller ``past``.
+    A call that fails may have written anything there, and nothing elsewhere.
     """
 
     tokens: Int64Array  # [B, T]
@@ -210,6 +211,19 @@ class BatchEngine(Engine, Protocol):
 
     def load(self, row: int, start: int, entries: Any) -> None:
         """Write entries that :meth:`save` gave, of this engine, into a row from ``start`` on."""
+        ...
+
+
+@runtime_checkable
+class ClearableEngine(Engine, Protocol):
+    """An engine whose calls read cache entries beyond ``past``, if only to multiply them by 0.
+
+    NaN among them makes all scores NaN: after a call that failed, or gave scores that are not
+    numbers, the loop has its rows cleared before another sequence is there.
+    """
+
+    def clear(self, row: int, start: int) -> None:
+        """Make a row's entries from ``start`` on what they were when the engine was opened."""
         ...
 
 

@@ -16,7 +16,7 @@ from specplug import Proposal
 from specplug.batching import BatchDecoder
 from specplug.budget import Budget
 from specplug.generation import Generation
-from tests_support.serving import MODEL, Held, Running, serving
+from tests_support.serving import MODEL, Held, Running, serving, until
 
 LONGEST = 4000  # bytes of a body
 
@@ -324,19 +324,26 @@ def test_a_drafter_that_fails_ends_its_own_answer_alone(batch, monkeypatch) -> N
         server.wait_until_free()
 
 
-def test_a_decoder_that_breaks_makes_the_server_unhealthy(batch, monkeypatch) -> None:
+@pytest.mark.parametrize("kind", [ZeroDivisionError, MemoryError, SystemExit, BaseException])
+def test_a_decoder_that_breaks_makes_the_server_unhealthy_until_it_works(
+    batch, monkeypatch, kind
+) -> None:
     def broken() -> None:
-        raise ZeroDivisionError("secret")
+        raise kind("secret")
 
+    monkeypatch.setattr("specplug.serving.worker._LONGEST_PAUSE", 0.05)
     with serving(batch) as server:
         assert server.send("GET", "/health")[0] == server.send("GET", "/ready")[0] == 200
         monkeypatch.setattr(batch, "step", broken)
         status, _, body = server.send("POST", "/v1/completions", {"prompt": "x"})
         assert status == 500
         assert b"secret" not in body
+        for path in ("/health", "/ready"):  # it is tried again and again
+            until(lambda path=path: server.send("GET", path)[0] == 503)
+        assert b"secret" not in server.send("GET", "/health")[2]
+        monkeypatch.delattr(batch, "step")
+        body = {"prompt": "x", "max_tokens": 3, "temperature": 0}
+        assert server.send("POST", "/v1/completions", body)[0] == 200
         for path in ("/health", "/ready"):
-            assert server.send("GET", path)[0] == 503
-        assert server.send("POST", "/v1/completions", {"prompt": "x"})[0] == 503
-        monkeypatch.undo()
-        while not batch.idle:  # what the broken step left
-            batch.step()
+            assert server.send("GET", path)[0] == 200
+        server.wait_until_free()

@@ -160,15 +160,15 @@ def standard(tiny_bundles: dict[str, Path]) -> Bundle:
     return Bundle.open(tiny_bundles["standard-fp32"])
 
 
-def test_greedy_decoding_moves_eight_bytes_a_token(standard: Bundle, tmp_path: Path) -> None:
-    """And runs its repeated calls as graphs."""
+def test_greedy_decoding_moves_twelve_bytes_a_token(standard: Bundle, tmp_path: Path) -> None:
+    """The best token and its score; repeated calls are run as graphs."""
     engine, device = make(standard, tmp_path)
     tokens = np.arange(5)[None]
     engine.forward(Step(tokens=tokens, past=np.array([0]))).argmax()
     before = device.downloaded_bytes
     for past in (5, 10, 15):
         engine.forward(Step(tokens=tokens, past=np.array([past]))).argmax()
-    assert device.downloaded_bytes - before == 3 * 5 * 8
+    assert device.downloaded_bytes - before == 3 * 5 * 12
     assert device.graphs_run == 3
     engine.close()
     assert not device.held

@@ -55,6 +55,12 @@ class ReferenceEngine:
         check_step(self.spec, step)
         batch, width = step.tokens.shape
         rows = slice(step.first_row, step.first_row + batch)
+        try:
+            return self._run(step, rows, batch, width)
+        except Exception as error:  # its operators raise whatever numpy does
+            raise EngineError(f"the evaluator failed: {error}") from error
+
+    def _run(self, step: Step, rows: slice, batch: int, width: int) -> HostScores:
         inputs: dict[str, Any] = {
             "input_ids": step.tokens,
             "position_ids": positions(step),
@@ -67,10 +73,7 @@ class ReferenceEngine:
                 capacity = next(iter(self._cache.values())).shape[2]
                 inputs[name] = np.empty((batch, 1, width, capacity), dtype=np.float32)
                 fill_mask(inputs[name], step, mask_window(name))
-        try:
-            values = self._evaluator.run(None, {name: inputs[name] for name in self._names})
-        except Exception as error:  # its operators raise whatever numpy does
-            raise EngineError(f"the evaluator failed: {error}") from error
+        values = self._evaluator.run(None, {name: inputs[name] for name in self._names})
         outputs = dict(zip(self._evaluator.output_names, values, strict=True))
         for name, cache in self._cache.items():
             cache[rows] = outputs[name.replace("past_key_values", "present")]
@@ -90,6 +93,12 @@ class ReferenceEngine:
         """Write such a copy into a row."""
         for cache, values in zip(self._cache.values(), entries, strict=True):
             cache[row, :, start : start + values.shape[1]] = values
+
+    def clear(self, row: int, start: int) -> None:
+        """Make a row's entries what they were at first: what is masked is still multiplied by 0,
+        and 0 times NaN, of a call that went wrong, is NaN."""
+        for cache in self._cache.values():
+            cache[row, :, start:] = 0
 
     def close(self) -> None:
         """Release graph and cache."""

@@ -110,6 +110,14 @@ def serve(
             "--send-timeout", metavar="SECONDS", help="For a reader to take what it is sent."
         ),
     ] = _DEFAULT.send_timeout,
+    keep_alive_comment: Annotated[
+        float,
+        typer.Option(
+            "--keep-alive-comment",
+            metavar="SECONDS",
+            help="Of a stream's silence; then a comment.",
+        ),
+    ] = _DEFAULT.keep_alive_comment,
     step_timeout: Annotated[
         float,
         typer.Option(
@@ -184,6 +192,7 @@ def serve(
         max_body_bytes=max_body,
         request_timeout=request_timeout,
         send_timeout=send_timeout,
+        keep_alive_comment=keep_alive_comment,
         step_timeout=step_timeout,
         shutdown_timeout=shutdown_timeout,
         cors_origins=tuple(cors_origin or ()),

@@ -49,7 +49,8 @@ class Reply:
     async def response(self) -> Response:
         """The response, which a stream has yet to make."""
         if self._asked.request.stream:
-            return EventStream(self._events(), self._service.settings.send_timeout)
+            settings = self._service.settings
+            return EventStream(self._events(), settings.send_timeout, settings.keep_alive_comment)
         async with self._answers() as answers:
             async for updates in answers.updates():
                 self._note(updates)

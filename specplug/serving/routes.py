@@ -78,8 +78,8 @@ async def model(model: str, http: Request) -> Response:
 @router.get("/health", response_model=Health, responses=_failures(503))
 async def health(http: Request) -> Response:
     """Whether the server is alive, and the thread that decodes, and its engine answers."""
-    if (trouble := _service(http).trouble) is not None:
-        raise ApiError(503, trouble)
+    if (illness := _service(http).illness) is not None:
+        raise ApiError(503, illness)
     return json_reply({"status": "ok"})
 
 

@@ -78,7 +78,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether this is a good place to send requests to."""
-        return self.trouble is None and self.worker.prepared and not self.draining
+        return self.illness is None and self.worker.prepared and not self.draining
 
     @property
     def trouble(self) -> str | None:
@@ -89,6 +89,17 @@ class Service:
         if self.worker.stalled(limit):
             return f"the engine has not answered for {limit:g} seconds: restart the server"
         return None
+
+    @property
+    def illness(self) -> str | None:
+        """As :attr:`trouble`; also where the engine fails again and again, though requests are
+        still tried, the first of which that is answered ends it."""
+        if self.trouble is None and self.worker.failing:
+            return (
+                f"the engine failed {self.worker.failures} times and no answer was completed "
+                "since: the log tells why"
+            )
+        return self.trouble
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

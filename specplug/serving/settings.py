@@ -53,6 +53,9 @@ class ServerSettings:
     """From a request's arrival to the last token of its answers."""
     send_timeout: float = 30.0
     """For a reader to take what is sent to it, before it is given up."""
+    keep_alive_comment: float = 15.0
+    """Without an event of a stream, its first included, before a comment is sent, since proxies
+    close silent connections. What fails before that has a status of its own."""
     stream_buffer: int = 1024
     """Tokens that may wait for a reader, before it is given up."""
     step_timeout: float = 60.0

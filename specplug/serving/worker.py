@@ -11,18 +11,29 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 from specplug.batching import BatchDecoder
 from specplug.context import Token
+from specplug.engine_calls import as_exception
 from specplug.generation import Generation
 from specplug.generation_options import GenerationOptions
 from specplug.types import EngineError
 
 _log = logging.getLogger(__name__)
 
+MOST_FAILURES = 8
+"""Failed steps without a completed answer after which the engine is thought broken."""
+_PAUSE, _LONGEST_PAUSE = 0.025, 2.0  # seconds between attempts, doubled each time
+
+T = TypeVar("T")
+_Made = Sequence[tuple[Generation, Sequence[Token]]]
 _Progress = Sequence[tuple[tuple[Generation, Sequence[Token]], bool]]
 """Of each generation its new tokens, and whether it has ended."""
+
+
+class _Retry(Exception):  # noqa: N818 - nothing is wrong with who gets it
+    """The decoder failed as a whole."""
 
 
 class Channel:
@@ -35,6 +46,8 @@ class Channel:
         self.overrun = False
         self.ended = False
         """Whether nothing more will come."""
+        self.left = False
+        """Whether the decoder has let the generation go."""
         self.failure: Exception | None = None
         self.wake: Callable[[], None] = lambda: None
         self.released = False
@@ -77,6 +90,8 @@ class Worker:
         """Whether the decoder knows what its calls cost."""
         self._thread = threading.Thread(target=self._run, name="specplug-worker", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._raised = 0  # calls of the decoder in a row that failed as a whole
+        self._told = False
         self._step_began: float | None = None  # of the monotonic clock; None between steps
 
     @property
@@ -91,6 +106,22 @@ class Worker:
     def stalled(self, limit: float) -> bool:
         """Whether the running step has taken more than ``limit`` seconds. From any thread."""
         return self.step_seconds > limit
+
+    @property
+    def failures(self) -> int:
+        """Steps that failed, of the engine or as a whole, since an answer was completed.
+
+        From any thread. A failed step ends the answers in it, and the next ones are tried.
+        """
+        return self.decoder.failures + self._raised
+
+    @property
+    def failing(self) -> bool:
+        """Whether :data:`MOST_FAILURES` steps failed since an answer was completed.
+
+        Requests should still be taken: the next completed answer ends this state.
+        """
+        return self.failures >= MOST_FAILURES
 
     @property
     def alive(self) -> bool:
@@ -135,7 +166,7 @@ class Worker:
         """Nobody takes from the channel any more: its generation is cancelled if it runs."""
         channel.released = True
         channel.take()
-        if channel.ended:
+        if channel.left:
             self._channels.pop(channel.generation, None)
         else:
             channel.generation.cancel()
@@ -158,29 +189,51 @@ class Worker:
             self._condition.notify()
 
     def _run(self) -> None:
+        with contextlib.suppress(_Retry):  # the first step will do it
+            self._attempt(self.decoder.prepare)
+        self.prepared = True
+        while True:
+            with self._condition:
+                while self.decoder.idle and not self._stopping:
+                    self._condition.wait()
+            if self._stopping:
+                return
+            if self.decoder.closed:
+                _log.error("the decoder was closed: no request can be answered any more")
+                self._failed = True
+                self._on_loop(self._give_up, EngineError("the decoder is closed"))
+                return
+            with contextlib.suppress(_Retry):
+                self._report(self._attempt(self.decoder.step))
+
+    def _attempt(self, call: Callable[[], T]) -> T:
+        """Have the decoder do something; where it fails as a whole, wait a while.
+
+        An engine's failure is no such thing: that ends the answers concerned.
+
+        Raises:
+            _Retry: it failed, and may go better the next time.
+        """
         try:
             with self._stepping():
-                self.decoder.prepare()
-            self.prepared = True
-            while True:
-                with self._condition:
-                    while self.decoder.idle and not self._stopping:
-                        self._condition.wait()
-                if self._stopping:
-                    return
-                made: dict[Generation, list[Token]] = {}
-                with self._stepping():
-                    progress = self.decoder.step()
-                for generation, tokens in progress:
-                    made.setdefault(generation, []).extend(tokens)
-                if made:
-                    # Looked at here, since the next step may end what this one did not.
-                    ended = [generation.finish_reason is not None for generation in made]
-                    self._on_loop(self._deliver, list(zip(made.items(), ended, strict=True)))
-        except Exception as failure:
-            _log.exception("the decoder failed: no request can be answered any more")
-            self._failed = True
-            self._on_loop(self._fail, failure)
+                made = call()
+        except BaseException as failure:
+            self._raised += 1
+            if self._raised == 1:
+                _log.exception("the decoder failed; it is tried again until it works")
+            self._on_loop(self._fail, as_exception(failure))
+            with self._condition:
+                if not self._stopping:
+                    self._condition.wait(min(_PAUSE * 2 ** min(self._raised, 9), _LONGEST_PAUSE))
+            raise _Retry from failure
+        self._raised = 0
+        return made
+
+    def _report(self, made: _Made) -> None:
+        if made:
+            # Looked at here, since the next step may end what this one did not.
+            ended = [generation.finish_reason is not None for generation, _ in made]
+            self._on_loop(self._deliver, list(zip(made, ended, strict=True)))
 
     def _on_loop(self, call: Callable[[Any], None], argument: object) -> None:
         assert self._loop is not None
@@ -190,15 +243,32 @@ class Worker:
     def _deliver(self, progress: _Progress) -> None:
         for (generation, tokens), ended in progress:
             channel = self._channel(generation)
-            channel.ended = ended
+            channel.left = ended
+            if ended and channel.released:
+                self._channels.pop(generation, None)
+            if channel.failure is not None:
+                continue  # a step failed as a whole: it was told so
             if ended:
-                channel.failure = generation.error
-                if channel.released:
-                    self._channels.pop(generation, None)
-            self._on_progress(channel)
+                channel.ended, channel.failure = True, generation.error
+            try:
+                self._on_progress(channel)
+            except Exception:  # nobody's answer may depend on it
+                if not self._told:
+                    _log.exception("counting an answer's progress failed; said once")
+                self._told = True
             channel.put(tokens)
 
     def _fail(self, failure: Exception) -> None:
         for channel in list(self._channels.values()):
-            channel.ended, channel.failure = True, failure
-            channel.put(())
+            if not channel.ended:
+                channel.ended, channel.failure = True, failure
+                channel.generation.cancel()
+                channel.put(())
+
+    def _give_up(self, failure: Exception) -> None:
+        """The decoder will report nothing any more."""
+        self._fail(failure)
+        for channel in list(self._channels.values()):
+            channel.left = True
+            if channel.released:
+                self._channels.pop(channel.generation)
