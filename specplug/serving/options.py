@@ -26,6 +26,9 @@ from specplug.types import EngineSpec
 COMPLETION_TOKENS = 16
 """New tokens of ``/v1/completions`` where a request does not say; OpenAI's number."""
 
+MOST_LOGPROBS = 1 << 18
+"""Log-probabilities in one reply that is not streamed: about 25 MB of JSON."""
+
 _COLDEST = 1e-4  # below it logits divided by the temperature leave what 32 bits can tell apart
 
 
@@ -195,11 +198,51 @@ def max_tokens(
             code="context_length_exceeded",
         )
     most = min(room, settings.max_tokens or room)
+    fitting = _fitting(request, prompt_tokens)
+    if fitting is not None and fitting < min(most, asked or most):
+        if asked is not None:
+            raise _too_many_logprobs(param, f"{asked} tokens")
+        most = fitting
     if asked is None:
         return min(most, usual or most)
     if asked > most:
         raise ApiError(400, f"{param} {asked}: this server gives {most} at most", param=param)
     return asked
+
+
+def _fitting(request: GenerateRequest, prompt_tokens: int) -> int | None:
+    """New tokens of an answer with whose log-probabilities a reply holds ``MOST_LOGPROBS`` of them;
+    None: any number, as in a stream, which holds none.
+
+    Raises:
+        ApiError: status 400: the prompt's alone are more.
+    """
+    if request.stream:
+        return None
+    prompts = len(completion_prompts(request)) if isinstance(request, CompletionRequest) else 1
+    room = MOST_LOGPROBS // (prompts * (request.n or 1))
+    if request.prompt_logprobs is not None:
+        room -= prompt_tokens * (request.prompt_logprobs + 1)
+        if room < 0:
+            raise _too_many_logprobs("prompt_logprobs", f"{prompt_tokens} tokens of prompt")
+    wanted = _logprobs(request)
+    if wanted is None:
+        return None
+    room //= wanted + 1
+    if isinstance(request, CompletionRequest) and request.echo:
+        room -= prompt_tokens
+        if room < 1:
+            raise _too_many_logprobs("echo", f"{prompt_tokens} tokens of prompt")
+    return room
+
+
+def _too_many_logprobs(param: str, what: str) -> ApiError:
+    return ApiError(
+        400,
+        f"{param}: the log-probabilities of {what}, in all answers, are more than the "
+        f"{MOST_LOGPROBS:,} that one reply has room for: ask for fewer, or stream them",
+        param=param,
+    )
 
 
 def _length(request: GenerateRequest) -> tuple[str, int | None, int | None]:

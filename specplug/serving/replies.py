@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Mapping
 from contextlib import aclosing
+from itertools import islice
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -17,10 +18,21 @@ DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
 _NO_BUFFERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
+_SLICE = 64  # items of a list that are encoded at once
+_DEEPEST = 5  # a choice's log-probabilities: reply, choices, choice, logprobs, content
+_PIECE = 1 << 16  # bytes
+
 
 def to_json(value: object) -> bytes:
-    """JSON that any text fits, broken surrogates too."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    """JSON that any text fits, broken surrogates too; an iterator becomes a list."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_listed)
+    return text.encode("utf-8", "replace")
+
+
+def _listed(value: object) -> list[object]:
+    if isinstance(value, Iterator):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def event(value: object) -> bytes:
@@ -33,6 +45,66 @@ def json_reply(
 ) -> Response:
     """A whole answer."""
     return Response(to_json(value), status, headers, media_type="application/json")
+
+
+def json_pieces(value: object, depth: int = 0) -> Iterator[bytes]:
+    """JSON of any size, as :func:`to_json` has it, in pieces none of which takes long to make.
+
+    Encoding holds Python's lock, for the whole of a value at once; long lists are encoded by
+    slices, and what iterators give is forgotten when it is encoded. Items of both are taken to be
+    small, and so is what is nested deeper than the lists of an answer are.
+    """
+    if isinstance(value, Mapping) and value and depth < _DEEPEST:
+        between = b"{"
+        for key, item in value.items():
+            yield between + to_json(key) + b":"
+            yield from json_pieces(item, depth + 1)
+            between = b","
+        yield b"}"
+    elif isinstance(value, Iterator) or (isinstance(value, list) and len(value) > _SLICE):
+        between, rest = b"[", iter(value)
+        while items := list(islice(rest, _SLICE)):
+            yield between + to_json(items)[1:-1]
+            between = b","
+        yield b"[]" if between == b"[" else b"]"
+    elif isinstance(value, list) and value and depth < _DEEPEST:
+        for place, item in enumerate(value):
+            yield b"," if place else b"["
+            yield from json_pieces(item, depth + 1)
+        yield b"]"
+    else:
+        yield to_json(value)
+
+
+class PiecedReply(Response):
+    """A whole answer that may be large.
+
+    Args:
+        pieces: of its JSON.
+        send_timeout: seconds that the reader may take for each 64 KiB.
+    """
+
+    media_type = "application/json"
+
+    def __init__(self, pieces: Iterable[bytes], send_timeout: float) -> None:
+        whole = b"".join(pieces)
+        super().__init__(headers={"Content-Length": str(len(whole))})
+        self._whole = memoryview(whole)
+        self._send_timeout = send_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it.
+
+        Raises:
+            SlowReaderError: the reader took too long.
+        """
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        size = len(self._whole)
+        for start in range(0, size, _PIECE):
+            piece = bytes(self._whole[start : start + _PIECE])
+            more = start + _PIECE < size
+            message = {"type": "http.response.body", "body": piece, "more_body": more}
+            await _in_time(send(message), self._send_timeout)
 
 
 class EventStream(Response):

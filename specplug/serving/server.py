@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -100,6 +101,10 @@ class Server(uvicorn.Server):
         if self._owns_process:
             # Before any signal: a handler must not start threads.
             threading.Thread(target=self._watch, name="specplug-watch", daemon=True).start()
+            # Collections pause everybody, for 0.3 seconds with a model and its libraries to go
+            # through; what is there now stays until the end.
+            gc.collect()
+            gc.freeze()
         super().run(sockets)
         if self._owns_process and self._service.hung:
             _end("the engine")

@@ -73,6 +73,7 @@ class Service:
         closing the decoder would wait for it."""
         self._drained_by: float | None = None  # of the monotonic clock
         self._running: set[Answers] = set()
+        self._making = ThreadPoolExecutor(1, thread_name_prefix="specplug-reply")
         self._pool = ThreadPoolExecutor(_PREPARING, thread_name_prefix="specplug-prepare")
 
     @property
@@ -111,6 +112,7 @@ class Service:
             self.drain()
             self.abort()
             self._pool.shutdown(wait=False, cancel_futures=True)
+            self._making.shutdown(wait=False, cancel_futures=True)
             assert self._drained_by is not None
             within = max(LAST_STEP, self._drained_by - time.monotonic())
             self.hung = not await asyncio.to_thread(self.worker.stop, within)
@@ -167,6 +169,12 @@ class Service:
                     yield answers
             finally:
                 self._running.discard(answers)
+
+    async def off_loop(self, make: Callable[[], T]) -> T:
+        """What takes long to make of answers, on a thread: of all requests one at a time, so that
+        whoever needs Python's lock waits for one thread at most.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._making, make)
 
     async def _in_pool(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)

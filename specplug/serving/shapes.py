@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from specplug.context import Token
 from specplug.generation import Generation
-from specplug.logprobs import TokenLogprobs
 from specplug.text import Tokenizer
 
 _LEAST_LOGPROB = -9999.0  # what OpenAI writes where JSON has no infinity
 
 
 class Shape(ABC):
-    """One protocol's objects.
+    """One protocol's objects. Of what may be long they have iterators, which JSON encodes as lists.
 
     Args:
         tokenizer: names tokens.
@@ -66,15 +65,14 @@ class Shape(ABC):
             ]
         return made
 
-    def prompt_logprobs(self, generation: Generation) -> list[dict[str, Any] | None]:
+    def prompt_logprobs(self, generation: Generation) -> Iterator[dict[str, Any] | None]:
         """Of each of the prompt's tokens, by token ids as text, its own and the likeliest; null for
         the first. As vLLM has them.
         """
-        made: list[dict[str, Any] | None] = []
         found = generation.prompt_logprobs or ()
         for token, likely in zip(generation.prompt, found, strict=True):
             if likely is None:
-                made.append(None)
+                yield None
                 continue
             ranked = [(token, likely.chosen, likely.rank)]
             ranked += [
@@ -82,17 +80,14 @@ class Shape(ABC):
                 for rank, (other, value) in enumerate(likely.top, 1)
                 if other != token
             ]
-            made.append(
-                {
-                    str(one): {
-                        "logprob": max(value, _LEAST_LOGPROB),
-                        "rank": rank,
-                        "decoded_token": self._tokenizer.name(one),
-                    }
-                    for one, value, rank in ranked
+            yield {
+                str(one): {
+                    "logprob": max(value, _LEAST_LOGPROB),
+                    "rank": rank,
+                    "decoded_token": self._tokenizer.name(one),
                 }
-            )
-        return made
+                for one, value, rank in ranked
+            }
 
     @abstractmethod
     def _delta(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]: ...
@@ -145,13 +140,12 @@ class ChatShape(Shape):
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self._with_logprobs:
             return None
-        content = []
-        for token in tokens:
-            if token.logprobs is not None:
-                top = [self._logprob(token, *entry) for entry in token.logprobs.top]
-                chosen = self._logprob(token, token.id, token.logprobs.chosen)
-                content.append({**chosen, "top_logprobs": top})
-        return {"content": content, "refusal": None}
+        return {"content": map(self._content, filter(_has_logprobs, tokens)), "refusal": None}
+
+    def _content(self, token: Token) -> dict[str, Any]:
+        assert token.logprobs is not None
+        top = [self._logprob(token, *entry) for entry in token.logprobs.top]
+        return {**self._logprob(token, token.id, token.logprobs.chosen), "top_logprobs": top}
 
     def _logprob(self, token: Token, other: int, value: float) -> dict[str, Any]:
         utf8 = self._spell(other, token)
@@ -187,24 +181,20 @@ class CompletionShape(Shape):
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self._with_logprobs:
             return None
-        found: dict[str, list[Any]] = {
-            "tokens": [],
-            "token_logprobs": [],
-            "top_logprobs": [],
-            "text_offset": [],
+        return {
+            "tokens": (self._name(token.id, token.utf8) for token in tokens),
+            "token_logprobs": (_chosen(token) for token in tokens),
+            "top_logprobs": map(self._top, tokens),
+            "text_offset": (token.offset for token in tokens),
         }
-        for token in tokens:
-            likely = token.logprobs
-            found["tokens"].append(self._name(token.id, token.utf8))
-            found["token_logprobs"].append(likely and max(likely.chosen, _LEAST_LOGPROB))
-            found["top_logprobs"].append(likely and self._top(token, likely))
-            found["text_offset"].append(token.offset)
-        return found
 
-    def _top(self, token: Token, likely: TokenLogprobs) -> dict[str, float]:
+    def _top(self, token: Token) -> dict[str, float] | None:
         """The likeliest tokens and the chosen one, by their names. Of several with one name the
         likeliest has it, and the others are named by their ids: none is lost.
         """
+        likely = token.logprobs
+        if likely is None:
+            return None
         entries = [*likely.top]
         if token.id not in dict(entries):
             entries.append((token.id, likely.chosen))
@@ -215,6 +205,14 @@ class CompletionShape(Shape):
                 name = f"token_id:{other}"
             found[name] = max(value, _LEAST_LOGPROB)
         return found
+
+
+def _has_logprobs(token: Token) -> bool:
+    return token.logprobs is not None
+
+
+def _chosen(token: Token) -> float | None:
+    return None if token.logprobs is None else max(token.logprobs.chosen, _LEAST_LOGPROB)
 
 
 def _text(tokens: Sequence[Token]) -> str:
