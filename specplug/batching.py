@@ -363,7 +363,7 @@ class BatchDecoder(Decoder):
         row = generation.slot.row = len(self._running)
         longest = self._length(row + 1).longest
         drafter = self._drafters[generation] = self._free.pop()
-        generation.begin(drafter, longest)
+        generation.begin(drafter, longest, self._on_broken)
         self._states = {}
         self._clean(row)
         if not isinstance(self.target, BatchEngine) or generation.echo_scored:
@@ -377,7 +377,8 @@ class BatchDecoder(Decoder):
             self._forget_prefixes(error)
             self._soil(row)
             self._clean(row)
-            generation.begin(drafter, longest)  # again: it was told of what is now to be read
+            # Again: the drafter was told of what is now to be read.
+            generation.begin(drafter, longest, self._on_broken)
             self._states = {}
         generation.context.cached = generation.cached_tokens = known
 

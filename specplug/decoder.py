@@ -120,7 +120,8 @@ class SpeculativeDecoder(Decoder):
             self.length = MeasuredLength(self._costs or CallCosts(measure_costs(self.target)))
         if self.length is not None:
             self.length.begin(len(generation.prompt))
-        generation.begin(self.drafter, self.length.longest if self.length else 0)
+        longest = self.length.longest if self.length else 0
+        generation.begin(self.drafter, longest, self._on_broken)
         self.stats, self.finish_reason = generation.stats, None
 
     def _score_prompt(self, generation: Generation) -> None:

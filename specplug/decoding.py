@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, Unpack, cast
+from typing import Any, Literal, Self, Unpack, cast
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from specplug.controller import CallCosts, CostsByContext, DraftLength, FixedLen
 from specplug.drafters import NoDrafter
 from specplug.engine_calls import clear, keep
 from specplug.feeding import PREFILL_WIDTH, feed
-from specplug.generation import Generation
+from specplug.generation import Generation, OnBroken
 from specplug.generation_options import (
     DEFAULT_MAX_TOKENS,
     CallOptions,
@@ -36,9 +37,15 @@ from specplug.types import (
     EngineError,
     Proposal,
     Scores,
+    SpecplugError,
     TreeEngine,
     Verdict,
 )
+
+_log = logging.getLogger(__name__)
+
+BrokenDrafter = Literal["raise", "plain"]
+"""What a failure of a drafter does: it is raised, or the answer goes on without."""
 
 
 class Decoder:
@@ -54,6 +61,10 @@ class Decoder:
         inexact_trees: draft trees also where a token's scores in a tree are not those in a chain.
         tokenizer: needed for text in or out; token ids work without.
         stop_token_ids: tokens that end an answer; the tokenizer's own if None.
+        broken_drafter: what a failure of the drafter does. ``"raise"``: it ends the answer, with a
+            :class:`DrafterError`, or what its own engine raised; for who writes or tests one.
+            ``"plain"``: the drafter is switched off for this answer, whose text does not change,
+            counted in :attr:`drafter_failures` and logged once; for who serves with one.
 
     A closed decoder raises :class:`EngineError`.
 
@@ -73,6 +84,7 @@ class Decoder:
         inexact_trees: bool = False,
         tokenizer: Tokenizer | None = None,
         stop_token_ids: Sequence[int] | None = None,
+        broken_drafter: BrokenDrafter = "raise",
     ) -> None:
         self.target = target
         self.drafter: Drafter = NoDrafter() if drafter is None else drafter
@@ -86,6 +98,10 @@ class Decoder:
         self._calls = threading.Lock()  # held while the engines run
         self._caller: int | None = None  # the thread that has them run
         self._closed = False
+        self.broken_drafter: BrokenDrafter = broken_drafter
+        """As in the constructor; may be set between generations."""
+        self.drafter_failures = 0
+        """Answers whose drafter failed and was switched off."""
         self._dirty: set[int] = set()  # rows of the cache that may hold anything, NaN included
 
     @classmethod
@@ -97,6 +113,7 @@ class Decoder:
         drafter: str = "auto",
         draft_tokens: DraftTokens = "auto",
         inexact_trees: bool = False,
+        broken_drafter: BrokenDrafter = "plain",
         **options: Any,
     ) -> Self:
         """Open a bundle: its target, its tokenizer and, if asked for, its draft model.
@@ -106,6 +123,7 @@ class Decoder:
             drafter: a name of :data:`specplug.drafters.DRAFTERS`.
             draft_tokens: as in the constructor.
             inexact_trees: as in the constructor.
+            broken_drafter: as in the constructor, and ``"plain"`` unless said otherwise.
             options: of :func:`specplug.opening.open_parts` and, for both engines, of
                 :class:`specplug.opening.EngineOptions`.
 
@@ -126,7 +144,12 @@ class Decoder:
         check_part_options("from_bundle", drafter, options, beside=named)
         check_drafting(drafter, draft_tokens)
         parts = open_parts(Bundle.open(path), drafter, **options)
-        return cls(**parts, draft_tokens=draft_tokens, inexact_trees=inexact_trees)
+        return cls(
+            **parts,
+            draft_tokens=draft_tokens,
+            inexact_trees=inexact_trees,
+            broken_drafter=broken_drafter,
+        )
 
     @property
     def draft_tokens(self) -> DraftTokens:
@@ -191,6 +214,24 @@ class Decoder:
             own_stop_token_ids=self.stop_token_ids,
             **options,
         )
+
+    @property
+    def _on_broken(self) -> OnBroken | None:
+        return self._note_broken if self.broken_drafter == "plain" else None
+
+    def _note_broken(self, generation: Generation, what: str, error: SpecplugError) -> None:
+        """A drafter failed, and is switched off for this answer."""
+        self.drafter_failures += 1
+        if self.drafter_failures == 1:
+            _log.warning(
+                "the drafter failed in %s and is switched off for the answer, whose text does not "
+                "change; later failures are counted: %s",
+                what,
+                error,
+                exc_info=error,
+            )
+        if what == "propose":  # a draft that shares the target's cache may have spoilt its end
+            clear(self.target, generation.slot.row, generation.context.cached)
 
     def _soil(self, row: int) -> None:
         """A call went wrong in a row: whatever is there is not to meet the next sequence."""

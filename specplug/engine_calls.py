@@ -81,14 +81,14 @@ def keep(engine: TreeEngine, row: int, past: int, nodes: Sequence[int]) -> None:
     _call(engine, "keep", lambda: engine.keep(row, past, nodes))
 
 
-def clear(engine: Engine, row: int) -> None:
-    """As :meth:`ClearableEngine.clear`, of a whole row; nothing where the engine has no need.
+def clear(engine: Engine, row: int, start: int = 0) -> None:
+    """As :meth:`ClearableEngine.clear`; nothing where the engine has no need.
 
     Raises:
         EngineError: the engine failed.
     """
     if hasattr(engine, "clear"):
-        _call(engine, "clear", lambda: cast(Any, engine).clear(row, 0))
+        _call(engine, "clear", lambda: cast(Any, engine).clear(row, start))
 
 
 def _call(engine: Engine, what: str, call: Callable[[], T]) -> T:

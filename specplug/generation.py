@@ -8,9 +8,10 @@ tokens, runs the target over what is :meth:`pending` and gives the scores to
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 from specplug.bad_words import with_bad_words
 from specplug.budget import Budget
@@ -39,8 +40,13 @@ from specplug.types import (
     Request,
     Scores,
     Slot,
+    SpecplugError,
     Verdict,
 )
+
+T = TypeVar("T")
+OnBroken = Callable[["Generation", str, SpecplugError], None]
+"""Told of an answer whose drafter failed, in which of its methods, and how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +168,44 @@ class Generation:
         self.queue_seconds = 0.0
         """From the request to its beginning."""
         self._drafter: Drafter = NoDrafter()
+        self._broken: Drafter | None = None  # what was switched off
+        self._on_broken: OnBroken | None = None
         self._prompt_top = options.get("prompt_logprobs")
         self._of_prompt: list[TokenLogprobs | None] = [None] * len(prompt)
         self._clock = time.perf_counter()
 
-    def begin(self, drafter: Drafter, draft_length: int) -> None:
-        """Have a drafter draft, tokens a round at most as said."""
+    def begin(self, drafter: Drafter, draft_length: int, on_broken: OnBroken | None = None) -> None:
+        """Have a drafter draft, tokens a round at most as said.
+
+        Args:
+            drafter: for this answer.
+            draft_length: of a round.
+            on_broken: called if the drafter fails, which is then switched off for this answer;
+                None: a failure is raised.
+        """
+        self._on_broken = on_broken
         self.queue_seconds = time.perf_counter() - self._clock
         if self.speculation:
             self._drafter = drafter
             self.stats.draft_length = draft_length
-        with drafting(self._drafter, "reset"):
-            self._drafter.reset(self.request)
+        self._told("reset", lambda: self._drafter.reset(self.request))
+
+    def _told(self, what: str, call: Callable[[], T]) -> T | None:
+        """Have the drafter do something; None: it failed, and drafts no more for this answer.
+
+        Raises:
+            SpecplugError: it failed, and that is to be raised.
+        """
+        try:
+            with drafting(self._drafter, what):
+                return call()
+        except SpecplugError as error:
+            if self._on_broken is None:
+                raise
+            self.stats.drafter_failures += 1
+            self._on_broken(self, what, error)
+        self._broken, self._drafter = self._drafter, NoDrafter()
+        return None
 
     def start_clock(self) -> None:
         """The request comes now, and not when its arguments were checked."""
@@ -212,21 +244,24 @@ class Generation:
         if budget is None:
             return Proposal()
         started = time.perf_counter()
-        proposal = propose(
-            self._drafter,
-            self.context.tokens,
-            budget,
-            vocab_size=self._sampler.vocab_size,
-            drawn=self._sampler.draws,
+        proposal = self._told(
+            "propose",
+            lambda: propose(
+                self._drafter,
+                self.context.tokens,
+                budget,
+                vocab_size=self._sampler.vocab_size,
+                drawn=self._sampler.draws,
+            ),
         )
         self._reading_seconds = self._drafter.reading_seconds
         self.draft_seconds = time.perf_counter() - started - self._reading_seconds
-        return proposal
+        return proposal or Proposal()
 
     def observe(self, past: int, tokens: Sequence[int], scores: Scores) -> None:
         """The target has read tokens, of which the committed ones are told to the drafter."""
-        with drafting(self._drafter, "observe"):
-            self._drafter.observe(past, tokens[: self.context.length - past], scores)
+        committed = tokens[: self.context.length - past]
+        self._told("observe", lambda: self._drafter.observe(past, committed, scores))
 
     def judge(self, scores: Scores, proposal: Proposal) -> Verdict:
         """What the acceptance rule makes of it, given the scores of the last committed token and
@@ -265,8 +300,8 @@ class Generation:
         made = context.commit(tokens, _own(proposal, verdict), logprobs)
         committed = [token.id for token in made]
         started = time.perf_counter()
-        with drafting(self._drafter, "commit"):
-            self._drafter.commit(Outcome(after, proposal, verdict, committed, scores))
+        outcome = Outcome(after, proposal, verdict, committed, scores)
+        self._told("commit", lambda: self._drafter.commit(outcome))
         self.draft_seconds += time.perf_counter() - started
         self._count(len(proposal), made, target_seconds)
         self.finish_reason = context.finish_reason
@@ -294,10 +329,15 @@ class Generation:
     def end(self) -> None:
         """No more rounds."""
         try:
-            with drafting(self._drafter, "finish"):
-                self._drafter.finish(self.request, self.context.tokens)
+            if self._broken is not None:  # it may have something to release, and was counted
+                with suppress(SpecplugError), drafting(self._broken, "finish"):
+                    self._broken.finish(self.request, self.context.tokens)
+            else:
+                self._told(
+                    "finish", lambda: self._drafter.finish(self.request, self.context.tokens)
+                )
         finally:
-            self._drafter = NoDrafter()
+            self._drafter, self._broken = NoDrafter(), None
 
     # --- the prompt's own tokens, if they are wanted ------------------------------------------
 

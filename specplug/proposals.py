@@ -10,7 +10,8 @@ import numpy as np
 
 from specplug.arguments import shown
 from specplug.budget import Budget
-from specplug.sampling import NoDraftError
+from specplug.engine_calls import is_failure
+from specplug.sampling import NoDraftError, NoNumbersError
 from specplug.types import (
     Drafter,
     DrafterError,
@@ -43,7 +44,8 @@ def propose(
 
 @contextmanager
 def drafting(drafter: Drafter, what: str) -> Iterator[None]:
-    """A drafter runs: what it raises, if not a :class:`SpecplugError`, is its failure by its name.
+    """A drafter runs: what it raises, if not a :class:`SpecplugError`, is its failure by its name;
+    so are scores of its own engine that are not numbers.
 
     Args:
         drafter: which.
@@ -51,9 +53,11 @@ def drafting(drafter: Drafter, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except SpecplugError:
-        raise
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        if isinstance(error, SpecplugError) and not isinstance(error, NoNumbersError):
+            raise
         raise DrafterError(
             f"drafter {_name(drafter)!r} failed in {what}: {type(error).__name__}: {error}"
         ) from error

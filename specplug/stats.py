@@ -27,6 +27,9 @@ class SpeculationStats:
     """Inside the drafter, its engine included."""
     draft_length: int = 0
     """The most tokens that a round was allowed to draft."""
+    drafter_failures: int = 0
+    """How often the drafter failed, and was switched off; the text is plain decoding's from there.
+    """
 
     @property
     def rounds(self) -> int:

@@ -361,8 +361,9 @@ class Drafter:
             context: the committed tokens; not to be written to.
             budget: of the round.
 
-        An exception ends the generation with a :class:`DrafterError` that names the drafter, as a
-        refused proposal does.
+        An exception, or a refused proposal, is a :class:`DrafterError` that names the drafter. It
+        ends the generation, or switches the drafter off for it: see ``broken_drafter`` of
+        :class:`specplug.decoding.Decoder`.
         """
         return Proposal()
 

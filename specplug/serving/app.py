@@ -25,7 +25,8 @@ def create_app(settings: ServerSettings, decoder: BatchDecoder) -> FastAPI:
     """An ASGI application that answers with a decoder.
 
     While it runs (between the startup and shutdown of its lifespan) it alone steps the decoder, on
-    a thread of its own. ``app.state.service`` is its :class:`Service`. Closing the decoder
+    a thread of its own, and a drafter that fails is switched off for the answer
+    (``broken_drafter``). ``app.state.service`` is its :class:`Service`. Closing the decoder
     afterwards is the caller's.
 
     Raises:

@@ -50,6 +50,9 @@ class Metrics:
             "Accepted ones by their place in the draft, from 0.",
             "position",
         )
+        self.drafter_failures = self._counter(
+            "drafter_failures", "Answers whose drafter failed and was switched off."
+        )
         self.first_token = self._seconds("time_to_first_token", "From request to first token.")
         self.between = self._seconds("inter_token_latency", "Between an answer's tokens.", _SHORT)
         self.end_to_end = self._seconds("e2e_request_latency", "From request to its end.")
@@ -97,6 +100,7 @@ class Metrics:
                 for position in range(accepted):
                     self.accepted_at.labels(position).inc()
         if channel.ended:
+            self.drafter_failures.inc(stats.drafter_failures)
             self.ended.labels(generation.finish_reason).inc()
 
     def ended_request(self, record: Record, route: str) -> None:

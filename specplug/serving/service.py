@@ -60,6 +60,7 @@ class Service:
             raise ValueError("a server needs a tokenizer: export the bundle with one")
         self.settings = settings
         self.decoder = decoder
+        decoder.broken_drafter = "plain"  # no answer may fail for what changes none
         self.tokenizer: Tokenizer = decoder.tokenizer
         self.metrics = Metrics(decoder)
         self.worker = Worker(decoder, self.metrics.progress)
