@@ -16,7 +16,8 @@ from specplug.decoder import SpeculativeDecoder
 from specplug.drafters import ModelDrafter
 from specplug.engines.fake import FakeEngine
 from specplug.feeding import feed
-from specplug.sampling import SamplingParams, distribution, shape_logits
+from specplug.logit_rules import LogitRules
+from specplug.sampling import SamplingParams, distribution
 from specplug.types import Engine, Float32Array, Float64Array, Int64Array
 
 SIGNIFICANCE = 1e-4
@@ -128,9 +129,11 @@ class _Expected:
     """The probabilities of the first token, and of the second after some of the first."""
 
     def __init__(self, rows: Rows, context: list[int], params: SamplingParams) -> None:
+        rules = LogitRules(params)
+
         def after(key: tuple[int, ...]) -> Float64Array:
             history: Int64Array = np.array([*context, *key], dtype=np.int64)
-            shaped = shape_logits(rows(key), params, history, len(context) - 1)
+            shaped = rules.shape(rows(key), history, len(context) - 1)
             return distribution(shaped, params).probabilities()
 
         self.first = after(())

@@ -18,6 +18,7 @@ from specplug.acceptance import (
     try_siblings,
 )
 from specplug.grammar import Grammar
+from specplug.logit_rules import LogitRules, occurring, token_array
 from specplug.logprobs import LogprobsMode, TokenLogprobs, log_softmax, token_logprobs
 from specplug.noise import Noise, Purpose
 from specplug.sampling import (
@@ -29,7 +30,6 @@ from specplug.sampling import (
     distribution,
     no_numbers,
     nothing_left,
-    shape_logits,
 )
 from specplug.types import (
     NO_TOKEN,
@@ -77,6 +77,7 @@ class Sampler:
         grammar: what the answer must look like, if anything.
         min_tokens: of the answer, before a token that ends it may be chosen.
         stop_token_ids: the tokens that end it.
+        rules: of ``params``, if they were made already; the answers to one request share them.
 
     Raises:
         ValueError: a token id is outside the vocabulary.
@@ -92,14 +93,19 @@ class Sampler:
         grammar: Grammar | None = None,
         min_tokens: int = 0,
         stop_token_ids: Collection[int] = (),
+        rules: LogitRules | None = None,
     ) -> None:
-        params.check_tokens(vocab_size)
+        if rules is None:
+            params.check_tokens(vocab_size)
+            rules = LogitRules(params)
+        self._rules = rules
         self.params = params
         self.vocab_size = vocab_size
         self._prompt_tokens = prompt_tokens
         self._noise = Noise(params.seed, sample)
         self._grammar = grammar
-        self._withheld = np.array(sorted(stop_token_ids), dtype=np.int64)
+        self._withheld = token_array(sorted(one for one in stop_token_ids if one < vocab_size))
+        self._ends = occurring(self._withheld, vocab_size)
         # The length of prompt and answer from which on they may be chosen.
         self._earliest_end = prompt_tokens + (min_tokens if stop_token_ids else 0)
         # Whether target and draft choose by the same function of their rows.
@@ -315,9 +321,9 @@ class Sampler:
 
     def _shaped(self, logits: Float32Array, history: Int64Array) -> Float32Array:
         answer = history[self._prompt_tokens :]
-        if any((answer == stop).any() for stop in self._withheld):
+        if self._ends[answer].any():
             return logits  # drafts after the answer's end: whatever follows, it is not committed
-        shaped = shape_logits(logits, self.params, history, self._prompt_tokens)
+        shaped = self._rules.shape(logits, history, self._prompt_tokens)
         if self._grammar is not None:
             allowed = self._grammar.allowed(answer)
             if allowed is not None:

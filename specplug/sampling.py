@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specplug.arguments import check_ranges, check_types
+from specplug.logit_rules import LogitRules
 from specplug.types import EngineError, Float32Array, Float64Array, Int64Array, SpecplugError
 
 Acceptance = Literal["coupled", "rejection", "block"]
@@ -132,10 +133,12 @@ class SamplingParams:
         """Refuse permissions that leave nothing, and forced tokens that are forbidden."""
         if self.allowed_token_ids is not None and not len(self.allowed_token_ids):
             raise ValueError("allowed_token_ids: it is empty: nothing could be chosen")
+        banned = {*self.banned_tokens}
+        allowed = None if self.allowed_token_ids is None else {*self.allowed_token_ids}
         for place, token in self.forced_tokens.items():
-            if token in self.banned_tokens:
+            if token in banned:
                 raise ValueError(f"forced_tokens: token {token} at {place} is in banned_tokens")
-            if self.allowed_token_ids is not None and token not in self.allowed_token_ids:
+            if allowed is not None and token not in allowed:
                 raise ValueError(
                     f"forced_tokens: token {token} at {place} is not in allowed_token_ids"
                 )
@@ -278,7 +281,7 @@ class Distribution:
 def shape_logits(
     logits: Float32Array, params: SamplingParams, history: Int64Array, prompt_tokens: int
 ) -> Float32Array:
-    """Bias, penalties, bans, forced tokens and custom processors, in transformers' order.
+    """Logits after bias, penalties, bans, forced tokens and processors; see :class:`LogitRules`.
 
     Args:
         logits: f32[V]; not written to.
@@ -289,56 +292,7 @@ def shape_logits(
     Returns:
         f32[V], -inf for what cannot be.
     """
-    if not params.shapes_logits:
-        return logits
-    logits = logits.copy()
-    for token, bias in params.logit_bias.items():
-        logits[token] += np.float32(bias)
-    if params.repetition_penalty != 1:
-        seen = np.unique(history)
-        penalty = np.float32(params.repetition_penalty)
-        logits[seen] = np.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
-    if params.presence_penalty or params.frequency_penalty:
-        tokens, counts = np.unique(history[prompt_tokens:], return_counts=True)
-        taken = params.presence_penalty + params.frequency_penalty * counts
-        logits[tokens] -= taken.astype(np.float32)
-    if params.no_repeat_ngram:
-        logits[_completing(history, params.no_repeat_ngram)] = -np.inf
-    for sequence in params.bad_words_ids:
-        before = len(sequence) - 1
-        if before <= len(history) and np.array_equal(
-            history[len(history) - before :], sequence[:-1]
-        ):
-            logits[sequence[-1]] = -np.inf
-    if len(params.banned_tokens):
-        logits[[*params.banned_tokens]] = -np.inf
-    if params.allowed_token_ids is not None:
-        allowed = [*params.allowed_token_ids]
-        only, logits = logits, np.full_like(logits, -np.inf)
-        logits[allowed] = only[allowed]
-    forced = params.forced_tokens.get(len(history) - prompt_tokens)
-    if forced is not None:
-        logits[:] = -np.inf
-        logits[forced] = 0
-    for processor in params.processors:
-        made = np.asarray(processor(history, logits))
-        if made.shape != logits.shape or made.dtype.kind not in "fiu":
-            raise ValueError(
-                f"processor {getattr(processor, '__qualname__', type(processor).__name__)} gave "
-                f"{made.dtype} {list(made.shape)} for logits f32 [{len(logits)}]: it must keep "
-                "their shape"
-            )
-        logits = made.astype(np.float32, copy=False)
-    return logits
-
-
-def _completing(history: Int64Array, size: int) -> Int64Array:
-    """Tokens that would complete an n-gram that occurred, i64[n]."""
-    if len(history) < size:
-        return np.empty(0, dtype=np.int64)
-    windows = np.lib.stride_tricks.sliding_window_view(history, size)
-    matches = (windows[:, :-1] == history[len(history) + 1 - size :]).all(axis=1)
-    return np.asarray(windows[matches, -1])
+    return LogitRules(params).shape(logits, history, prompt_tokens)
 
 
 # --- temperature and truncation -----------------------------------------------------------------

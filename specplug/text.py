@@ -13,10 +13,13 @@ from specplug.arguments import checked
 from specplug.detokenizer import Detokenizer
 from specplug.library_errors import LibraryError
 from specplug.prompts import TemplateOptions, refuse_template_options, render_chat
+from specplug.stop_strings import StopStrings
 from specplug.templates import compile_template
 from specplug.types import BundleError
 
 Messages = Sequence[Mapping[str, Any]]
+
+_LONG = 4096  # characters of a text that is tokenized without holding up other threads
 
 
 class Tokenizer:
@@ -115,8 +118,12 @@ class Tokenizer:
                 f"character {error.start} of the text is half of a surrogate pair "
                 f"(U+{ord(text[error.start]):04X}): it is no Unicode text"
             ) from None
-        ids: list[int] = self.backend.encode(text, add_special_tokens=special_tokens).ids
-        return ids
+        if len(text) < _LONG:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=special_tokens).ids
+            return ids
+        # The library lets other threads run meanwhile in this call alone.
+        [made] = self.backend.encode_batch_fast([text], add_special_tokens=special_tokens)
+        return list(made.ids)
 
     def special_ids(self) -> dict[str, int]:
         """Ids of special tokens by their text."""
@@ -220,7 +227,7 @@ class TextStream:
         self._decoding = tokenizer.detokenizer.begin() if tokenizer else None
         self._skip_special = skip_special_tokens
         self._include_stop = include_stop
-        self._stop: Sequence[str] = ()
+        self._stops = StopStrings(())
         self._stop_token_ids: Set[int] = frozenset()
         self._held = ""  # certain text that may begin a stop string
         self._certain = 0  # characters of the text, those held back included
@@ -240,7 +247,7 @@ class TextStream:
         self.shown = [(self.push(token), self.offset, self.utf8) for token in shown]
         """Of each of those tokens its piece of text, and :attr:`offset` and :attr:`utf8`."""
         self._watched_from = self._length
-        self._stop = stop
+        self._stops = StopStrings(stop)
         self._stop_token_ids = stop_token_ids
 
     @property
@@ -265,11 +272,11 @@ class TextStream:
             rest = self._decoding.flush()
             self._certain += len(rest)
             text += rest
-        if not self._stop:
+        if not self._stops:
             return text
         if not ending:
             self._exempt = self._length
-        return self._watched(self._held + text, last)
+        return self._watched(text, last)
 
     def _decode(self, token: int) -> tuple[str, bytes]:
         """The text that is certain with a token and was not before, and the token's own bytes."""
@@ -288,27 +295,21 @@ class TextStream:
         return text, utf8
 
     def _watched(self, text: str, last: bool) -> str:
+        """What may be shown of the text, now that some more of it is certain."""
         assert self._decoding is not None
         begin = self._certain - len(text)
-        whole = text + self._decoding.open
-        ends = []
-        for stop in self._stop:
-            earliest = max(0, self._watched_from - begin, self._exempt + 1 - len(stop) - begin)
-            if (at := whole.find(stop, earliest)) >= 0:
-                ends.append((at + len(stop), at))
-        if ends:
+        skipped = max(0, self._watched_from - begin)
+        found = self._stops.read(text[skipped:], begin + skipped, self._exempt)
+        if found is None and (open_text := self._decoding.open):
+            skipped = max(0, self._watched_from - self._certain)
+            found = self._stops.peek(open_text[skipped:], self._certain + skipped, self._exempt)
+        begin -= len(self._held)
+        whole = self._held + text
+        if found is not None:
             self.stopped = True
-            end, at = min(ends)
-            return whole[: end if self._include_stop else at]
-        kept = 0
-        if not last:
-            own = text[max(0, self._watched_from - begin) :]
-            kept = max(_overlap(own, stop) for stop in self._stop)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How much of the end of ``text`` is the beginning of ``stop``."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+            end, at = found
+            shown_to = (end if self._include_stop else at) - begin
+            return (whole + self._decoding.open)[:shown_to]
+        kept = 0 if last else self._stops.begun
+        self._held = whole[len(whole) - kept :]
+        return whole[: len(whole) - kept]
