@@ -250,3 +250,14 @@ def test_a_reply_has_room_for_so_many_log_probabilities(batch, monkeypatch) -> N
         for name, value in (("prompt_logprobs", 20), ("echo", True)):
             status, answer = ask(prompt="x" * 50, logprobs=4, **{name: value}, max_tokens=1)
             assert (status, answer["error"]["param"]) == (400, name)
+
+
+def test_a_long_echo_is_no_slow_reader(batch) -> None:
+    """It comes at once, and is more than may wait for a reader that falls behind."""
+    body = {"prompt": "x" * 200, "echo": True, "stream": True, "max_tokens": 4, "logprobs": 3}
+    with serving(batch, stream_buffer=50) as server:
+        status, _, answer = server.send("POST", "/v1/completions", body)
+    assert status == 200
+    text, tokens = texts_of("completion", answer)[0]
+    assert text.startswith("x" * 200)
+    assert 200 < tokens <= 204

@@ -59,7 +59,8 @@ class Channel:
 
     def put(self, tokens: Sequence[Token]) -> None:
         """Add tokens and wake whoever takes them."""
-        if self.most is not None and len(self._tokens) + len(tokens) > self.most:
+        waiting = len(self._tokens)  # without any the reader has kept up, however many come now
+        if self.most is not None and waiting and waiting + len(tokens) > self.most:
             self.overrun = True
             self.generation.cancel()
         if not self.overrun and not self.released:
