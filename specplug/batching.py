@@ -1,36 +1,34 @@
 """The loop over a changing set of generations: those that wait join, and those that end leave,
 between any two rounds.
 
-A step reads one piece of a prompt, if one is waiting, and runs one round of all rows: each drafts
-by itself, one call of the target checks all drafts, and each row is judged by itself. A row's text
-is what it is alone, whoever else is there: rows of a call do not see one another, all of them are
-equally wide (a call's rows with fewer tokens get padding, which the next call overwrites), and an
-engine's rows do not depend on the width from ``min_width`` on.
+A step reads one piece of one prompt (:mod:`specplug.waiting_line` says of which) and runs one round
+of all rows: each drafts by itself, one call of the target checks all drafts, and each row is judged
+by itself. A row's text is what it is alone, whoever else is there: rows of a call do not see one
+another, all of them are equally wide (a call's rows with fewer tokens get padding, which the next
+call overwrites), and an engine's rows do not depend on the width from ``min_width`` on.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, Self, Unpack, cast
 
 import numpy as np
 
 from specplug.arguments import checked
-from specplug.batch_costs import measure_batch_costs, measured_length
 from specplug.batch_rows import RowScores, attempt, propose_all
-from specplug.claims import Claim
 from specplug.context import Token
-from specplug.controller import DraftLength, FixedLength, MeasuredLength
-from specplug.decoding import Decoder, verify
-from specplug.drafters import NoDrafter
+from specplug.controller import DraftLength
+from specplug.decoding import verify
 from specplug.engine_calls import forward, is_failure, load, save
 from specplug.feeding import feed
 from specplug.generation import Generation
 from specplug.generation_options import ELSEWHERE, CallOptions, Prompt
+from specplug.measured_decoder import MeasuredDecoder
 from specplug.prefixes import DEFAULT_BYTES, PIECE, PrefixCache
 from specplug.types import (
     HIDDEN_STATES,
@@ -43,6 +41,7 @@ from specplug.types import (
     Step,
     Verdict,
 )
+from specplug.waiting_line import WaitingLine
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ DEFAULT_BATCH = 8
 _COMPLETE = ("stop", "length", "context")  # reasons to finish
 
 
-class BatchDecoder(Decoder):
+class BatchDecoder(MeasuredDecoder):
     """Decodes many generations at once; arguments are those of :class:`Decoder`, and:
 
     Args:
@@ -82,23 +81,15 @@ class BatchDecoder(Decoder):
         batch_costs: Mapping[int, Mapping[int, float]] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(*args, **options)
-        self.max_batch = self.target.spec.max_batch
-        """Generations that run at the same time."""
+        super().__init__(*args, batch_costs=batch_costs, **options)
         movable = isinstance(self.target, BatchEngine)
         if self.max_batch > 1 and not movable:
             raise EngineError(f"{self.target.spec.name} cannot move rows: it serves one at a time")
         self.prefixes = PrefixCache(prefix_cache_bytes if movable else 0)
-        self._waiting: deque[Generation] = deque()
-        self._reading: Generation | None = None  # its prompt, into the row after the running ones
-        self._states: dict[int, Float32Array] = {}  # of that prompt's pieces, by where they begin
+        self._line = WaitingLine()  # those whose prompt is read are in rows after the running ones
+        self._states: dict[Generation, dict[int, Float32Array]] = {}  # by where pieces begin
         self._running: list[Generation] = []  # the n-th in row n
-        self._batch_costs = batch_costs
-        self._lengths: dict[int, DraftLength] = {}
         self._drafters: dict[Generation, Drafter] = {}
-        self.failures = 0
-        """Steps in which the engine failed, since an answer was completed."""
-        self._held: Claim | None = None  # of the engines, while a prompt is read or a row runs
         self._free = [self.drafter]
         self._free += [self.drafter.fork() for _ in range(1, self.max_batch)]
 
@@ -123,7 +114,7 @@ class BatchDecoder(Decoder):
     @property
     def waiting(self) -> int:
         """Generations whose prompt is still to be read."""
-        return len(self._waiting) + (self._reading is not None)
+        return len(self._line)
 
     @property
     def running(self) -> int:
@@ -140,7 +131,7 @@ class BatchDecoder(Decoder):
         """Queue a generation; arguments and errors as in :meth:`SpeculativeDecoder.stream`."""
         tokens, rest = self._prepared(prompt, options)
         generation = self._generation(tokens, **rest)
-        self._waiting.append(generation)
+        self._line.append(generation)
         return generation
 
     # --- the loop -----------------------------------------------------------------------------
@@ -166,7 +157,7 @@ class BatchDecoder(Decoder):
                 if self._held is not None:
                     self._measure()
                 made: dict[Generation, list[Token]] = {}
-                for part in (self._drop_cancelled, self._read, self._round):
+                for part in (self._drop_cancelled, self._join, self._read, self._round):
                     for generation, tokens in self._guarded(part):
                         made.setdefault(generation, []).extend(tokens)
                 self._count_failures(made)
@@ -198,7 +189,7 @@ class BatchDecoder(Decoder):
             self.failures += 1
 
     def _drop_cancelled(self) -> Steps:
-        for generation in [*self._waiting, *self._began()]:
+        for generation in [*self._line.waiting, *self._began()]:
             try:
                 if not generation.cancelled:
                     continue
@@ -208,16 +199,12 @@ class BatchDecoder(Decoder):
             yield from self._leave([generation])
 
     def _read(self) -> Steps:
-        """The next piece of a prompt; the last one gives the answer's first token."""
-        if self._reading is None:
-            if not self._waiting or len(self._running) == self.max_batch:
-                return
-            self._reading = self._waiting.popleft()
-        generation = self._reading
+        """One piece of a prompt; its last piece gives the answer's first token."""
+        generation = self._line.next_to_read()
+        if generation is None:
+            return
         made: list[Token] = []
         try:
-            if generation not in self._drafters:
-                self._begin(generation)
             start = generation.context.cached
             piece = generation.prompt[start : start + PIECE]
             last = start + len(piece) == len(generation.prompt)
@@ -233,14 +220,13 @@ class BatchDecoder(Decoder):
                 )
                 generation.note_echo(scores, start, start + len(piece))
                 generation.context.cached = start + len(piece)
-            if last:
-                made = self._first(generation, start)
             if not last:
                 return
+            made = self._first(generation, start)
         except BaseException as error:  # one request's fault must not end the others
             self._fail(generation, error)
-        self._reading = None
-        self._running.append(generation)
+        if generation.finish_reason is None:
+            yield from self._take_next_row(generation)
         yield generation, made
         if generation.finish_reason is not None:
             yield from self._leave([generation])
@@ -251,15 +237,17 @@ class BatchDecoder(Decoder):
         started = time.perf_counter()
         scores, verdict = verify(self.target, generation, Proposal())
         seconds = time.perf_counter() - started
-        self._note_states(start, len(generation.prompt) - start, scores)
+        self._note_states(generation, start, len(generation.prompt) - start, scores)
         made = generation.echoed() if generation.echo else []
         made += generation.commit(Proposal(), scores, verdict, seconds)
         if isinstance(self.target, BatchEngine):
             row, tenant = generation.slot.row, generation.request.tenant
+            states = self._states[generation]
             try:
-                self.prefixes.save(self.target, row, tenant, generation.prompt, self._states)
+                self.prefixes.save(self.target, row, tenant, generation.prompt, states)
             except EngineError as error:  # the row holds what it held
                 self._forget_prefixes(error)
+        del self._states[generation]
         return made
 
     def _forget_prefixes(self, error: EngineError) -> None:
@@ -272,12 +260,12 @@ class BatchDecoder(Decoder):
         self, generation: Generation, past: int, tokens: Sequence[int], scores: Scores
     ) -> None:
         """A piece of the prompt that is being read, by the target or from what is kept."""
-        self._note_states(past, len(tokens), scores)
+        self._note_states(generation, past, len(tokens), scores)
         generation.observe(past, tokens, scores)
 
-    def _note_states(self, past: int, count: int, scores: Scores) -> None:
+    def _note_states(self, generation: Generation, past: int, count: int, scores: Scores) -> None:
         if HIDDEN_STATES in self.target.spec.hidden:
-            self._states[past] = scores.hidden(HIDDEN_STATES)[0, :count].copy()
+            self._states[generation][past] = scores.hidden(HIDDEN_STATES)[0, :count].copy()
 
     def _round(self) -> Steps:
         """Draft, verify, accept and commit, in every row."""
@@ -356,15 +344,34 @@ class BatchDecoder(Decoder):
     # --- joining and leaving ------------------------------------------------------------------
 
     def _began(self) -> list[Generation]:
-        return [*self._running, *([self._reading] if self._reading else [])]
+        return [*self._running, *self._line.reading]
 
-    def _begin(self, generation: Generation) -> None:
-        """Give it a drafter and the row after the running ones, and what is known of its prompt."""
-        row = generation.slot.row = len(self._running)
-        longest = self._length(row + 1).longest
+    def _join(self) -> Steps:
+        """Give a free row, if there is one, to the generation whose turn it is."""
+        began = self._began()
+        if len(began) == self.max_batch:
+            return
+        generation = self._line.begin(Counter(one.request.tenant for one in began))
+        if generation is None:
+            return
+        try:
+            self._begin(generation, {one.slot.row for one in began})
+        except BaseException as error:  # as in reading
+            self._fail(generation, error)
+            yield from self._leave([generation])
+
+    def _begin(self, generation: Generation, taken: Set[int]) -> None:
+        """Give it a drafter, a row, and what the prefix cache knows of its prompt.
+
+        The row is the one after the running ones or, while another prompt is being read there, the
+        last free one, so that few prompts have to be moved when others have been read.
+        """
+        free = [row for row in range(self.max_batch) if row not in taken]
+        row = generation.slot.row = free[0] if free[0] == len(self._running) else free[-1]
+        longest = self._length(len(self._running) + 1).longest
         drafter = self._drafters[generation] = self._free.pop()
         generation.begin(drafter, longest, self._on_broken)
-        self._states = {}
+        self._states[generation] = {}
         self._clean(row)
         if not isinstance(self.target, BatchEngine) or generation.echo_scored:
             return
@@ -379,7 +386,7 @@ class BatchDecoder(Decoder):
             self._clean(row)
             # Again: the drafter was told of what is now to be read.
             generation.begin(drafter, longest, self._on_broken)
-            self._states = {}
+            self._states[generation] = {}
         generation.context.cached = generation.cached_tokens = known
 
     def _fail(self, generation: Generation, error: BaseException) -> None:
@@ -404,11 +411,7 @@ class BatchDecoder(Decoder):
             except BaseException as error:
                 self._fail(generation, error)
             for other, row in self._vacate(generation):
-                try:
-                    self._move(other, row)
-                except BaseException as error:
-                    self._fail(other, error)
-                    self._soil(row)
+                if not self._try_move(other, row):
                     leaving.append(other)
             drafter = self._drafters.pop(generation, None)
             if drafter is not None:
@@ -417,20 +420,49 @@ class BatchDecoder(Decoder):
 
     def _vacate(self, generation: Generation) -> list[tuple[Generation, int]]:
         """Take it off the list that it is on; which others now have another row, and which."""
-        if generation is self._reading:
-            self._reading = None
-        elif generation not in self._running:
-            self._waiting.remove(generation)
-        else:
-            row, last = self._running.index(generation), self._running.pop()
-            moved = []
-            if last is not generation:
-                self._running[row] = last
-                moved.append((last, row))
-            if self._reading is not None:
-                moved.append((self._reading, len(self._running)))
-            return moved
-        return []
+        self._states.pop(generation, None)
+        if generation not in self._running:
+            self._line.remove(generation)
+            return []
+        row, last = self._running.index(generation), self._running.pop()
+        if last is generation:
+            return []
+        self._running[row] = last
+        return [(last, row)]
+
+    def _take_next_row(self, generation: Generation) -> Steps:
+        """A prompt has been read: its generation runs, in the row after the running ones. Where
+        another prompt is being read, the two change places.
+
+        Yields:
+            The other one if it could not be moved: it failed, and left.
+        """
+        row, own = len(self._running), generation.slot.row
+        try:
+            if row != own:
+                target = cast(BatchEngine, self.target)
+                entries = save(target, own, 0, generation.context.cached)
+                for other in self._line.reading:
+                    if other.slot.row == row and not self._try_move(other, own):
+                        yield from self._leave([other])
+                generation.slot.row = row
+                self._clean(row)
+                load(target, row, 0, entries)
+        except BaseException as error:
+            self._fail(generation, error)
+            return
+        self._line.remove(generation)
+        self._running.append(generation)
+
+    def _try_move(self, generation: Generation, row: int) -> bool:
+        """Whether it could be moved; if not, it failed."""
+        try:
+            self._move(generation, row)
+        except BaseException as error:
+            self._fail(generation, error)
+            self._soil(row)
+            return False
+        return True
 
     def _move(self, generation: Generation, row: int) -> None:
         old, generation.slot.row = generation.slot.row, row
@@ -439,56 +471,3 @@ class BatchDecoder(Decoder):
             target = cast(BatchEngine, self.target)
             self._clean(row)
             load(target, row, 0, save(target, old, 0, cached))
-
-    # --- costs --------------------------------------------------------------------------------
-
-    def prepare(self) -> None:
-        """Measure what calls of several rows cost, if it matters; takes seconds, and only once.
-
-        The first step does it, unless it was done before.
-
-        Raises:
-            DecoderBusyError: as :meth:`step`.
-            EngineError: the decoder is closed.
-        """
-        with self._calling(wait=False):
-            self._check_open()
-            claim = self._claim() if self._held is None else None
-            try:
-                self._measure()
-            finally:
-                if claim is not None:
-                    claim.release()
-
-    def _measure(self) -> None:
-        if self._batch_costs is not None or not self._measures:
-            return
-        try:
-            self._batch_costs = measure_batch_costs(
-                self.target, self.max_batch, alone=self._costs is None
-            )
-        except EngineError as error:
-            _log.warning("nothing is drafted: what calls cost could not be measured: %s", error)
-            self.failures += 1
-            self._dirty.update(range(self.max_batch))
-            self._batch_costs = {}
-
-    @property
-    def _measures(self) -> bool:
-        return self.length is None and not isinstance(self.drafter, NoDrafter)
-
-    def _length(self, rows: int) -> DraftLength:
-        """What decides how many tokens so many rows draft."""
-        if rows not in self._lengths:
-            self._lengths[rows] = self._new_length(rows)
-        return self._lengths[rows]
-
-    def _new_length(self, rows: int) -> DraftLength:
-        if self.length is not None:
-            return self.length
-        if not self._measures:
-            return FixedLength(0)
-        if rows == 1 and self._costs is not None:
-            return MeasuredLength(self._costs)
-        # Where measuring failed, nothing is drafted.
-        return measured_length(self._batch_costs, rows) if self._batch_costs else FixedLength(0)

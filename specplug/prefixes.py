@@ -33,8 +33,25 @@ class _Piece:
         return int(self.entries.nbytes) + (0 if self.states is None else self.states.nbytes)
 
 
+class _Kept:
+    """What is kept of one tenant, the longest unused first."""
+
+    def __init__(self) -> None:
+        self.pieces: OrderedDict[bytes, _Piece] = OrderedDict()
+        self.bytes = 0
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """They were used now; the first of them goes last, for without it the others are lost."""
+        for key in reversed(keys):
+            if key in self.pieces:
+                self.pieces.move_to_end(key)
+
+
 class PrefixCache:
-    """Whole pieces of prompts, each known by all tokens up to its end; the longest unused go first.
+    """Whole pieces of prompts, each known by all tokens up to its end.
+
+    Where there is no room, the tenant with the most bytes gives up its longest unused piece. So of
+    ``T`` tenants none loses anything while it has a ``T``-th of the room or less.
 
     An entry is the target's own, computed in a call of the same tokens at the same places, so
     reusing it changes no text. Hidden states are kept beside them, if the target gives any, so that
@@ -52,7 +69,7 @@ class PrefixCache:
         self.most_bytes = most_bytes
         self.bytes = 0
         """Kept now."""
-        self._pieces: OrderedDict[bytes, _Piece] = OrderedDict()
+        self._tenants: dict[str, _Kept] = {}  # the longest unused first
 
     def load(
         self,
@@ -77,16 +94,17 @@ class PrefixCache:
             EngineError: the engine failed; the row may hold anything.
         """
         found: list[bytes] = []
+        kept = self._used(tenant)
         for key in _keys(tenant, prompt[:-1]):
-            if key not in self._pieces:
+            if key not in kept.pieces:
                 break
-            piece, start = self._pieces[key], PIECE * len(found)
+            piece, start = kept.pieces[key], PIECE * len(found)
             load(engine, row, start, piece.entries)
             if piece.states is not None:
                 told = _Recalled(engine.spec.vocab_size, piece.states)
                 observe(start, prompt[start : start + PIECE], told)
             found.append(key)
-        self._touch(found)
+        kept.touch(found)
         return PIECE * len(found)
 
     def save(
@@ -111,31 +129,49 @@ class PrefixCache:
             EngineError: the engine failed; the pieces before are kept.
         """
         keys = [*_keys(tenant, prompt)] if self.most_bytes else []
-        self._touch(keys)
+        kept = self._used(tenant)
+        kept.touch(keys)
         for number, key in enumerate(keys):
-            if key in self._pieces:
+            if key in kept.pieces:
                 continue
             start = PIECE * number
             piece = _Piece(save(engine, row, start, start + PIECE), states.get(start))
-            while self._pieces and self.bytes + piece.nbytes > self.most_bytes:
-                if next(iter(self._pieces)) in keys:  # nothing is left but this prompt's own
-                    return
-                self.bytes -= self._pieces.popitem(last=False)[1].nbytes
-            if self.bytes + piece.nbytes > self.most_bytes:
-                return
-            self._pieces[key] = piece
+            if not self._make_room(piece.nbytes, kept, keys):
+                break
+            self._tenants.setdefault(tenant, kept)
+            kept.pieces[key] = piece
+            kept.bytes += piece.nbytes
             self.bytes += piece.nbytes
-        self._touch(keys)
+        kept.touch(keys)
 
-    def _touch(self, keys: Sequence[bytes]) -> None:
-        """They were used now; the first of them goes last, for without it the others are lost."""
-        for key in reversed(keys):
-            if key in self._pieces:
-                self._pieces.move_to_end(key)
+    def _used(self, tenant: str) -> _Kept:
+        """What is kept of a tenant, which becomes the last of them if anything is."""
+        kept = self._tenants.pop(tenant, None)
+        if kept is None:
+            return _Kept()
+        self._tenants[tenant] = kept
+        return kept
+
+    def _make_room(self, size: int, own: _Kept, keys: Sequence[bytes]) -> bool:
+        """Forget pieces until there is room for one of a tenant; its prompt's own ones are kept."""
+        if size > self.most_bytes:
+            return False
+        while self.bytes + size > self.most_bytes:
+            largest = max(self._tenants.values(), key=lambda kept: kept.bytes)
+            victim = own if own.pieces and own.bytes + size >= largest.bytes else largest
+            oldest = next(iter(victim.pieces))
+            if victim is own and oldest in keys:  # nothing is left but this prompt's own
+                return False
+            freed = victim.pieces.pop(oldest).nbytes
+            victim.bytes -= freed
+            self.bytes -= freed
+            if not victim.pieces:
+                self._tenants = {name: one for name, one in self._tenants.items() if one.pieces}
+        return True
 
     def clear(self) -> None:
         """Forget everything."""
-        self._pieces.clear()
+        self._tenants.clear()
         self.bytes = 0
 
 

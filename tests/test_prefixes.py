@@ -72,11 +72,41 @@ def test_the_prefix_cache_gives_what_was_saved(prompts, room, size) -> None:
         cache.save(engine, 1, tenant, prompt, states)
         saved |= {(tenant, tuple(blocks[:n])) for n in range(1, len(blocks) + 1)}
         assert cache.bytes <= cache.most_bytes
-        if room >= len(blocks) > 1:
+        shares = len({each for each, _ in saved})
+        if room >= shares * len(blocks) and len(blocks) > 1:
             engine._cache[0] = []
             assert cache.load(engine, 0, tenant, prompt, observe) == len(prompt) - PIECE
     cache.clear()
     assert cache.bytes == 0
+
+
+@given(
+    saved=st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(0, 30), st.integers(1, 6)), max_size=60
+    ),
+    room=st.integers(1, 12),
+)
+@settings(max_examples=200, deadline=None)
+def test_no_tenant_takes_what_is_anothers_share(saved, room) -> None:
+    """While it has a share of the room or less, nothing that others keep makes it lose a piece."""
+    engine = FakeEngine(table(1), vocab_size=VOCAB, max_batch=1)
+    cache = PrefixCache(room * PIECE * 8)
+    for tenant, begin, blocks in saved:
+        prompt = [(begin // 6) % VOCAB, begin % VOCAB, *[1] * (blocks * PIECE - 2)]
+        engine._cache = [list(prompt)]
+        before = {name: {*kept.pieces} for name, kept in cache._tenants.items()}
+        cache.save(engine, 0, tenant, prompt, {})
+        after = {name: {*kept.pieces} for name, kept in cache._tenants.items()}
+        share = room / len(before.keys() | {tenant})
+        for name in before.keys() - {tenant}:
+            lost = before[name] - after.get(name, set())
+            assert len(after.get(name, ())) >= min(len(before[name]), int(share)) or not lost
+        assert all(after.values())
+        sizes = {name: kept.bytes for name, kept in cache._tenants.items()}
+        assert sizes == {name: len(pieces) * PIECE * 8 for name, pieces in after.items()}
+        assert cache.bytes == sum(sizes.values()) <= cache.most_bytes
+        if room >= 3 * blocks:
+            assert len(after[tenant]) >= blocks  # a whole prompt within the share is kept
 
 
 def test_a_negative_prefix_cache_is_refused() -> None:

@@ -73,7 +73,12 @@ def serve(
         int, typer.Option("--max-waiting", min=0, help="Answers that may wait; more get 429.")
     ] = _DEFAULT.max_waiting,
     max_per_key: Annotated[
-        int | None, typer.Option("--max-per-key", min=1, help="Requests of a key at a time.")
+        int | None,
+        typer.Option(
+            "--max-per-key",
+            min=1,
+            help="Answers of a key, running and waiting. Default: half of all, with keys.",
+        ),
     ] = None,
     max_choices: Annotated[
         int, typer.Option("--max-choices", min=1, help="Answers of one request: prompts times n.")

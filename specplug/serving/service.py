@@ -64,7 +64,12 @@ class Service:
         self.tokenizer: Tokenizer = decoder.tokenizer
         self.metrics = Metrics(decoder)
         self.worker = Worker(decoder, self.metrics.progress)
-        self.admission = Admission(decoder.max_batch, settings.max_waiting, settings.max_per_key)
+        self.admission = Admission(
+            decoder.max_batch,
+            settings.max_waiting,
+            settings.max_per_key,
+            keyed=settings.keys is not None,
+        )
         self.draining = False
         self.in_flight = 0
         """HTTP requests that have not been answered completely."""

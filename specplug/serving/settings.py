@@ -28,9 +28,12 @@ class ServerSettings:
     """Who may ask; None: everybody, as one tenant."""
     max_waiting: int = 64
     """Answers that may wait for a place in the batch; requests are refused with status 429 while so
-    many do, so that the last one to be taken may bring some more."""
+    many do, so that the last one to be taken may bring some more. A key without any answer under
+    way is not refused for it."""
     max_per_key: int | None = None
-    """Requests of one key at a time; None: as many as there is room for."""
+    """Answers of one key, running and waiting, at a time: its requests' prompts times ``n``. None:
+    half of what can run and wait, rounded up, where there are keys; else as many as there is room
+    for."""
     max_choices: int = 16
     """Answers that one request may ask for: its prompts times ``n``."""
     max_tokens: int | None = None
