@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
+from specplug.serving.app import pages
 from specplug.serving.cluster.arguments import Arguments
 from specplug.serving.cluster.ingress import Call, Ingress, ReplicaLostError
 from specplug.serving.cluster.metrics import Counts, merged
@@ -20,6 +21,7 @@ from specplug.serving.cluster.replica import REPLICA_HEADER, answer
 from specplug.serving.cluster.requests import Forwarded, prepared
 from specplug.serving.cluster.routing import preferred
 from specplug.serving.errors import ApiError
+from specplug.serving.settings import ServerSettings
 
 # --- which replica ------------------------------------------------------------------------------
 
@@ -86,6 +88,35 @@ def test_a_request_without_a_seed_gets_one_of_its_own() -> None:
     for one in made:
         assert one.header(b"content-length") == str(len(one.body)).encode()
         assert json.loads(one.body)["messages"] == chat("hello")["messages"]
+
+
+@given(
+    st.dictionaries(st.text(max_size=3) | st.just("seed"), st.none() | st.text() | st.integers()),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"]),
+    st.sampled_from(["", " ", "\r\n\t"]),
+    st.booleans(),
+)
+def test_nothing_but_the_seed_is_changed(
+    fields: dict[str, Any], encoding: str, space: str, ascii_only: bool
+) -> None:
+    text = space + json.dumps(fields, ensure_ascii=ascii_only, indent=len(space) or None) + space
+    body = text.encode(encoding, "surrogatepass")
+    try:
+        read = json.loads(body)
+    except ValueError:
+        return
+    made = json.loads(ready(body).body)
+    if fields.get("seed") in (None, -1):
+        assert 0 <= made.pop("seed") < 1 << 63
+        read.pop("seed", None)
+    assert made == read
+
+
+def test_a_body_of_very_many_parts_is_not_read_by_the_ingress() -> None:
+    body = b'{"prompt": [' + b"{}," * 200_000 + b"{}]}"
+    assert prepared(post(body), prefix_characters=8).body is body
+    ids = {"prompt": [7] * 100_000}
+    assert ready(ids, path="/v1/completions").prefix is not None
 
 
 def test_a_seed_that_is_given_and_what_is_no_object_stay_as_they_are() -> None:
@@ -159,16 +190,14 @@ class Fleet:
 
 
 def ingress(call: Call, replicas: Callable[[], Mapping[str, str]], **options: Any) -> Ingress:
+    settings = {"max_body_bytes": 1000, "body_timeout": 0.2, **options}
     return Ingress(
         call,
         replicas,
-        **{
-            "retries": 2,
-            "prefix_characters": 8,
-            "max_body_bytes": 1000,
-            "body_timeout": 0.2,
-            **options,
-        },
+        retries=2,
+        prefix_characters=8,
+        settings=ServerSettings(**settings),
+        pages=pages(),
     )
 
 
@@ -181,7 +210,7 @@ def request(
         "method": "POST" if path.startswith("/v1/") else "GET",
         "path": path,
         "query_string": b"",
-        "headers": [],
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
     }
     waiting = body or [
         {"type": "http.request", "body": json.dumps(chat("hello")).encode(), "more_body": False}
@@ -279,7 +308,7 @@ def test_refusals_and_failures_have_openais_shape() -> None:
 def test_bodies_have_limits() -> None:
     part = {"type": "http.request", "body": b"x" * 600, "more_body": True}
     app = ingress(Fleet(), dict)
-    assert request(app, [part, part])[0] == 413
+    assert request(app, [part, {**part, "more_body": False}])[0] == 413
     assert request(app, [part])[0] == 408
 
 
@@ -290,7 +319,8 @@ def test_a_client_that_goes_while_it_asks_is_not_answered() -> None:
     async def send(message: Message) -> None:
         raise AssertionError
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
     asyncio.run(ingress(Fleet(), dict)({**scope, "query_string": b""}, receive, send))
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from specplug.batching import BatchDecoder
 from specplug.serving.app import create_app
 from specplug.serving.door import PUBLIC
+from specplug.serving.gate import Gate
 from specplug.serving.keys import hash_key
 from specplug.serving.settings import ServerSettings
 from specplug.serving.worker import Worker
@@ -219,6 +221,42 @@ def test_what_is_not_http_is_refused(way: Any, keyed: FastAPI) -> None:
         for kind in ("webtransport", "HTTP", ""):
             with pytest.raises(ValueError, match=f"ASGI scope of type '{kind}'"):
                 asyncio.run(app({**scope, "type": kind}, receive, send))
+
+
+def test_bodies_that_are_held_are_bounded(keyed: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "alive", True)
+    answered: list[int] = []
+    let = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await let.wait()
+        await PlainTextResponse("done")(scope, receive, send)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            answered.append(message["status"])
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b" " * 900, "more_body": False}
+
+    async def run() -> None:
+        gate = Gate(slow, keyed.state.service, None)
+        headers = [BEARER, JSON]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+        most = gate._intake._most // 2
+        calls = [gate({**scope}, receive, send) for _ in range(most // 4096 + 9)]
+        tasks = [asyncio.create_task(call) for call in calls]
+        while len(answered) < 9:
+            await asyncio.sleep(0)
+        assert gate._intake.held <= most
+        let.set()
+        await asyncio.gather(*tasks)
+        assert gate._intake.held == 0
+
+    asyncio.run(run())
+    assert set(answered) == {200, 503}
+    assert answered.count(200) > 9
 
 
 def test_over_a_socket_too(batch: BatchDecoder) -> None:

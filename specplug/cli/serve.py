@@ -105,6 +105,12 @@ def serve(
     max_body: Annotated[
         int, typer.Option("--max-body", metavar="BYTES", min=1, help="Of one request.")
     ] = _DEFAULT.max_body_bytes,
+    max_held: Annotated[
+        int,
+        typer.Option(
+            "--max-held", metavar="BYTES", min=1, help="Of all requests that are being answered."
+        ),
+    ] = _DEFAULT.max_held_bytes,
     request_timeout: Annotated[
         float,
         typer.Option("--request-timeout", metavar="SECONDS", help="For a request's last token."),
@@ -195,6 +201,7 @@ def serve(
         header_timeout=header_timeout,
         idle_timeout=idle_timeout,
         max_body_bytes=max_body,
+        max_held_bytes=max_held,
         request_timeout=request_timeout,
         send_timeout=send_timeout,
         keep_alive_comment=keep_alive_comment,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -12,9 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from specplug.batching import BatchDecoder
 from specplug.serving import errors, routes, tracing
+from specplug.serving.errors import ApiError
 from specplug.serving.gate import Gate
 from specplug.serving.replies import json_reply
 from specplug.serving.service import Service
@@ -43,6 +46,27 @@ def create_app(settings: ServerSettings, decoder: BatchDecoder) -> FastAPI:
         if tracer is not None:
             tracer.close()
 
+    app = _routes(life)
+    app.state.service = service
+    app.add_middleware(Gate, service=service, tracer=tracer)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, **_cors(settings))
+    return app
+
+
+def pages() -> FastAPI:
+    """The application without a decoder: ``/`` and ``/openapi.json`` are all that it can answer."""
+    app = _routes(None)
+    app.add_exception_handler(ApiError, _on_api)
+    return app
+
+
+def with_cors(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
+    """An application whose answers the operator's origins may read."""
+    return CORSMiddleware(app, **_cors(settings)) if settings.cors_origins else app
+
+
+def _routes(life: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None) -> FastAPI:
     app = FastAPI(
         title="specplug",
         version=version("specplug"),
@@ -51,20 +75,24 @@ def create_app(settings: ServerSettings, decoder: BatchDecoder) -> FastAPI:
         redoc_url=None,
         separate_input_output_schemas=False,
     )
-    app.state.service = service
     app.include_router(routes.router)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_middleware(Gate, service=service, tracer=tracer)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-            expose_headers=["X-Request-Id", "Retry-After"],
-        )
     return app
+
+
+def _cors(settings: ServerSettings) -> dict[str, Any]:
+    return {
+        "allow_origins": settings.cors_origins,
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": ["Authorization", "Content-Type", "X-Request-Id"],
+        "expose_headers": ["X-Request-Id", "Retry-After"],
+    }
+
+
+async def _on_api(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _reply(error)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -77,5 +105,5 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     return _reply(errors.from_validation(error))
 
 
-def _reply(error: errors.ApiError) -> Response:
+def _reply(error: ApiError) -> Response:
     return json_reply(error.body, error.status, error.headers)

@@ -17,6 +17,7 @@ from specplug.serving import tracing
 from specplug.serving.answers import ClientGoneError, SlowReaderError
 from specplug.serving.door import PUBLIC, Door, refuse_other, route_path
 from specplug.serving.errors import ApiError, internal_error
+from specplug.serving.intake import Intake
 from specplug.serving.logs import Record
 from specplug.serving.replies import event, json_reply
 from specplug.serving.service import Service
@@ -25,7 +26,6 @@ _log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 _QUIET = ("/health", "/ready", "/metrics")
-_DISCARDED = 16  # times the limit: what of a body that is too long is read
 
 
 class Gate:
@@ -36,6 +36,7 @@ class Gate:
         self._service = service
         self._tracer = tracer
         self._door = Door(service.settings)
+        self._intake = Intake(service.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; whatever fails, the answer has OpenAI's shape and the log a line."""
@@ -84,8 +85,13 @@ class Gate:
     ) -> None:
         try:
             record.key = self._door.admit(scope, headers)
-            receive = await self._checked(scope, headers, receive)
-            await self._app(scope, receive, send)
+            if scope["method"] != "POST" or route_path(scope) in PUBLIC:  # nothing reads a body
+                await self._app(scope, receive, send)
+                return
+            self._check_state()
+            with self._intake.holding(headers, record.key) as hold:
+                body = await self._intake.read(receive, headers, hold)
+                await self._app(scope, _again(body, receive), send)
             return
         except ApiError as error:
             failure = error
@@ -110,56 +116,21 @@ class Gate:
             reply = json_reply(failure.body, failure.status, failure.headers)
             await reply(scope, receive, send)
 
-    async def _checked(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
-        """The body, read within its limits, to be received again."""
-        settings = self._service.settings
-        if scope["method"] != "POST" or route_path(scope) in PUBLIC:  # nothing reads a body
-            return receive
+    def _check_state(self) -> None:
         if self._service.draining:
-            retry_after = max(1, int(settings.shutdown_timeout))
+            retry_after = max(1, int(self._service.settings.shutdown_timeout))
             raise ApiError(503, "the server is shutting down", retry_after=retry_after)
         if self._service.trouble is not None:
             raise ApiError(503, "the server cannot answer now: its engine does not respond")
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise ApiError(415, f"the body is {kind or 'of no type'}: send application/json")
-        try:
-            async with asyncio.timeout(settings.body_timeout):
-                body = await self._body(receive, headers, settings.max_body_bytes)
-        except TimeoutError:
-            raise _closing(ApiError(408, "the body did not arrive in time")) from None
-        waiting = [body]
-
-        async def again() -> Message:
-            if waiting:
-                return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-            return await receive()
-
-        return again
-
-    async def _body(self, receive: Receive, headers: Headers, most: int) -> bytes:
-        """The body; what is too long is read a while, so that its sender reads the answer."""
-        too_long = _closing(ApiError(413, f"the body may have {most} bytes here at most"))
-        claimed = headers.get("content-length", "0")
-        if claimed.isascii() and claimed.isdigit() and int(claimed) > most * _DISCARDED:
-            raise too_long
-        pieces, size, more = [], 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError
-            piece, more = message.get("body", b""), message.get("more_body", False)
-            size += len(piece)
-            if size <= most:
-                pieces.append(piece)
-            if size > most * _DISCARDED:
-                raise too_long
-        if size > most:
-            raise too_long
-        return b"".join(pieces)
 
 
-def _closing(error: ApiError) -> ApiError:
-    """The rest of the body is not wanted."""
-    error.headers = {"Connection": "close"}
-    return error
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Receives a body that was read, and then what comes after it."""
+    waiting = [body]
+
+    async def again() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return again

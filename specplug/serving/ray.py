@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message
 
 from specplug.batching import BatchDecoder
 from specplug.serving import logs
-from specplug.serving.app import create_app
+from specplug.serving.app import create_app, pages, with_cors
 from specplug.serving.cluster import fleet
 from specplug.serving.cluster.arguments import Arguments
 from specplug.serving.cluster.ingress import Ingress, ReplicaLostError
@@ -64,7 +64,8 @@ class Replica:
             threads=max(1, math.ceil(arguments.cpus)),
         )
         self._name = serve.get_replica_context().replica_id.unique_id
-        settings = arguments.server
+        # Names and pages are the ingress's to check; keys are checked here, too.
+        settings = replace(arguments.server, allowed_hosts=("*",), cors_origins=())
         if settings.fingerprint is None:
             settings = replace(settings, fingerprint=fingerprint(arguments.bundle))
         self._app = create_app(settings, decoder)
@@ -109,14 +110,15 @@ class Entrance:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Ray calls this for the application."""
         arguments = self._arguments
-        return Ingress(
+        ingress = Ingress(
             self._call,
             lambda: fleet.metrics,
             retries=arguments.retries,
             prefix_characters=arguments.prefix_characters,
-            max_body_bytes=arguments.server.max_body_bytes,
-            body_timeout=arguments.server.body_timeout,
+            settings=arguments.server,
+            pages=pages(),
         )
+        return with_cors(ingress, arguments.server)
 
     async def _call(self, request: Forwarded) -> AsyncGenerator[Message, None]:
         answered = self._handle.remote(request)

@@ -50,6 +50,9 @@ class ServerSettings:
     """Between two requests of a connection. Longer than clients keep unused connections, so that
     they close first."""
     max_body_bytes: int = 1 << 20
+    max_held_bytes: int = 128 << 20
+    """Of requests that are being answered, bodies and headers, all together, at least two of the
+    longest; one key may have half. More are refused with status 503."""
     body_timeout: float = 30.0
     """For a request's body to arrive."""
     request_timeout: float = 600.0
@@ -95,6 +98,7 @@ _LEAST = {
     "max_prompt_tokens": 1,
     "max_connections": 1,
     "max_body_bytes": 1,
+    "max_held_bytes": 1,
     "stream_buffer": 1,
     "shutdown_timeout": 0,
     "log_prompts": 0,

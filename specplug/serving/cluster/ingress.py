@@ -1,6 +1,7 @@
 """What clients talk to: an ASGI application that hands every request to some replica.
 
-A request is read whole before it is sent, and nothing of an answer is passed on before it has
+Its key, its names and its size are checked before anything of it is read, or sent to a replica. It
+is read whole before it is sent, and nothing of an answer is passed on before it has
 text. A replica that is lost until then costs time alone: another one is asked, and gives the same
 text, since that depends on the seed and the request has one.
 """
@@ -12,19 +13,26 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from specplug.library_errors import is_panic
 from specplug.serving.answers import ClientGoneError
 from specplug.serving.cluster.metrics import Counts, merged
 from specplug.serving.cluster.replica import REPLICA_HEADER
 from specplug.serving.cluster.requests import Forwarded, prepared
+from specplug.serving.door import PUBLIC, Door, is_public, refuse_other, route_path
 from specplug.serving.errors import ApiError, internal_error
+from specplug.serving.intake import Hold, Intake
 from specplug.serving.replies import event, json_reply
+from specplug.serving.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 
+_LONG = 1 << 16  # bytes of a body that is looked at beside the event loop
 _ELSEWHERE = (429, 500, 503)
 """Statuses of a replica that is full, broken or ending: others may do better."""
 
@@ -50,8 +58,8 @@ class Ingress:
         replicas: the replicas that can be called now, with the latest metrics of each.
         retries: how many further replicas a request may be sent to.
         prefix_characters: how much of the prompt requests must share to go to one replica.
-        max_body_bytes: longer bodies are refused.
-        body_timeout: seconds for a request's body to arrive.
+        settings: keys, names, and the limits of bodies; those of answers are the replicas'.
+        pages: answers ``GET /`` and ``GET /openapi.json``, which no replica is needed for.
     """
 
     def __init__(
@@ -61,65 +69,92 @@ class Ingress:
         *,
         retries: int,
         prefix_characters: int,
-        max_body_bytes: int,
-        body_timeout: float,
+        settings: ServerSettings,
+        pages: ASGIApp,
     ) -> None:
         self._call = call
         self._replicas = replicas
         self._retries = retries
         self._prefix_characters = prefix_characters
-        self._max_body_bytes = max_body_bytes
-        self._body_timeout = body_timeout
+        self._door = Door(settings)
+        self._intake = Intake(settings)
+        self._pages = pages
         self.counts = Counts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         if scope["type"] == "lifespan":
             await _live(receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1003})
-        elif scope["method"] == "GET" and scope["path"] in ("/health", "/ready", "/metrics"):
-            await self._status(scope["path"])(scope, receive, send)
+        elif scope["type"] != "http":
+            await refuse_other(scope, receive, send)
         else:
             await self._answer(scope, receive, send)
 
-    def _status(self, path: str) -> Response:
-        replicas = self._replicas()
-        if path == "/metrics":
-            return Response(merged(replicas, self.counts), media_type="text/plain; version=0.0.4")
-        if path == "/ready" and not replicas:
-            error = ApiError(503, "no replica is ready", retry_after=1)
-            return json_reply(error.body, error.status, error.headers)
-        return json_reply({"status": "ok"})
-
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.counts.requests += 1
         relay = _Relay(send)
+        headers = Headers(scope=scope)
         try:
-            request = Forwarded(
-                method=scope["method"],
-                path=scope["path"],
-                query=scope["query_string"],
-                headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
-                body=await self._read(receive),
-            )
-            request = prepared(request, prefix_characters=self._prefix_characters)
-            await self._send_until_answered(request, relay)
+            owner = self._door.admit(scope, headers)
+            if is_public(scope):
+                await self._public(scope)(scope, receive, send)
+                return
+            self.counts.requests += 1
+            with self._intake.holding(headers, owner) as hold:
+                request = await self._read(scope, headers, receive, hold)
+                await self._send_until_answered(request, relay)
             return
         except ClientGoneError:
             return
         except ApiError as error:
             failure = error
-        except Exception:
-            request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            request_id = headers.get("x-request-id", "")
             _log.exception("request %s failed", request_id)
             failure = internal_error(request_id)
-        if not relay.begun:
+        if not relay.started:
             await json_reply(failure.body, failure.status, failure.headers)(scope, receive, send)
         elif relay.streams:
             await send({"type": "http.response.body", "body": event(failure.body)})
         else:
             raise failure  # the connection is cut, so that the body is seen to be broken
+
+    def _public(self, scope: Scope) -> ASGIApp:
+        """What answers a request that no replica is asked for."""
+        path = route_path(scope)
+        if path in ("/", "/openapi.json"):
+            return self._pages
+        if scope["method"] != "GET":
+            error = ApiError(405, "Method Not Allowed")
+            error.headers = {"Allow": "GET"}
+            raise error
+        replicas = self._replicas()
+        if path == "/metrics":
+            return Response(merged(replicas, self.counts), media_type="text/plain; version=0.0.4")
+        if path == "/ready" and not replicas:
+            raise ApiError(503, "no replica is ready", retry_after=1)
+        return json_reply({"status": "ok"})
+
+    async def _read(
+        self, scope: Scope, headers: Headers, receive: Receive, hold: Hold
+    ) -> Forwarded:
+        """The whole request, as it is sent to replicas."""
+        path = route_path(scope)
+        body = b""
+        if scope["method"] == "POST" and path not in PUBLIC:
+            body = await self._intake.read(receive, headers, hold)
+        request = Forwarded(
+            method=scope["method"],
+            path=path,
+            root_path=scope["path"].removesuffix(path),
+            query=scope["query_string"],
+            # Pages were let in, or not, by the ingress; it also sends them their headers.
+            headers=tuple(pair for pair in headers.raw if pair[0] != b"origin"),
+            body=body,
+        )
+        make = partial(prepared, request, prefix_characters=self._prefix_characters)
+        return make() if len(body) < _LONG else await asyncio.to_thread(make)
 
     async def _send_until_answered(self, request: Forwarded, relay: _Relay) -> None:
         for attempt in range(self._retries + 1):
@@ -150,48 +185,42 @@ class Ingress:
             code="replica_lost", retry_after=5,
         )  # fmt: skip
 
-    async def _read(self, receive: Receive) -> bytes:
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._body_timeout):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGoneError
-                    body += message.get("body", b"")
-                    if len(body) > self._max_body_bytes:
-                        raise ApiError(
-                            413,
-                            f"the body has more than {self._max_body_bytes} bytes, "
-                            "which is the most here",
-                        )
-                    more = message.get("more_body", False)
-        except TimeoutError:
-            raise ApiError(408, "the body did not arrive in time") from None
-        return bytes(body)
-
 
 class _Relay:
-    """Passes an answer on from its first piece of a body; until then nothing has happened."""
+    """Passes an answer on from its first piece of text; until then another replica may give it.
+
+    Comments of a stream are passed on at once. Then its status is sent, and a replica that is asked
+    after that can only go on with events.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._start: Message | None = None
+        self._refused = False
         self.streams = False
+        self.started = False
+        """Whether a status was sent."""
         self.begun = False
+        """Whether any of an answer was."""
 
     async def pass_on(self, message: Message) -> None:
         """Send a message, or keep it back."""
         if message["type"] == "http.response.start":
             kind = dict(message["headers"]).get(b"content-type", b"")
-            self.streams = kind.startswith(b"text/event-stream")
+            streams = kind.startswith(b"text/event-stream")
+            self._refused = self.started and not streams
+            self.streams = streams or self.started
             self._start = message
             return
-        self.begun = True
-        if self._start is not None:
+        body: bytes = message.get("body", b"")
+        if self._refused:
+            body = b"data: " + body + b"\n\n"
+            message = {**message, "body": body}
+        self.begun |= not (self.streams and body.startswith(b":"))
+        if self._start is not None and not self.started:
             await self._send(self._start)
-            self._start = None
+            self.started = True
+        self._start = None
         await self._send(message)
 
     def forget(self) -> None:

@@ -63,16 +63,17 @@ async def answer(app: ASGIApp, request: Forwarded, name: str) -> AsyncIterator[l
 
 
 def _scope(request: Forwarded) -> Scope:
+    path = request.root_path + request.path
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": request.method,
         "scheme": "http",
-        "path": request.path,
-        "raw_path": request.path.encode(),
+        "path": path,
+        "raw_path": path.encode(),
         "query_string": request.query,
-        "root_path": "",
+        "root_path": request.root_path,
         "headers": list(request.headers),
         "client": None,
         "server": None,

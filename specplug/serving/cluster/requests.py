@@ -15,6 +15,9 @@ from specplug.serving.requests import RANDOM_SEED
 GENERATING = ("/v1/chat/completions", "/v1/completions")
 """Paths whose answers are generated, and so are worth a replica that knows the prompt's prefix."""
 
+_MOST_PARTS = 1 << 17
+"""Values, lists and objects of a body, about; more would keep an ingress from its other work."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forwarded:
@@ -22,6 +25,9 @@ class Forwarded:
 
     method: str
     path: str
+    """Within the application, without :attr:`root_path`."""
+    root_path: str = ""
+    """What is before it where the client asked, such as Ray's ``route_prefix``."""
     query: bytes = b""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     """Names in lower case, as ASGI has them."""
@@ -41,9 +47,11 @@ def prepared(request: Forwarded, *, prefix_characters: int) -> Forwarded:
 
     Texts depend on the seed alone, so with the seed in the request a second replica gives the
     same answer as the first. A body that is no JSON object, or has a field twice, is left for the
-    replica to refuse.
+    replica to refuse, and so is one of too many parts to be read here.
     """
     if request.method != "POST" or request.path not in GENERATING:
+        return request
+    if sum(map(request.body.count, (b",", b"[", b"{"))) > _MOST_PARTS:
         return request
     try:
         body = read_json(request.body)
@@ -56,10 +64,18 @@ def prepared(request: Forwarded, *, prefix_characters: int) -> Forwarded:
     seed = body.get("seed")
     if not (seed is None or (type(seed) is int and seed == RANDOM_SEED)):
         return request
-    content = json.dumps(body | {"seed": secrets.randbits(63)}).encode()
+    content = _with_seed(request.body, body, secrets.randbits(63))
     kept = tuple(pair for pair in request.headers if pair[0] != b"content-length")
     length = (b"content-length", str(len(content)).encode())
     return replace(request, body=content, headers=(*kept, length))
+
+
+def _with_seed(content: bytes, body: dict[str, Any], seed: int) -> bytes:
+    """An object's JSON with a seed: as it is, with one more field, where that is simple."""
+    start = content.lstrip(b" \t\r\n")
+    if "seed" in body or not start.startswith(b"{") or b"\0" in start[:4]:  # not UTF-8
+        return json.dumps(body | {"seed": seed}).encode()
+    return b'{"seed": %d%s' % (seed, b", " * bool(body) + start[1:])
 
 
 def shared_prefix(body: dict[str, Any], tenant: bytes, characters: int) -> bytes | None:
