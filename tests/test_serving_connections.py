@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from specplug.batching import BatchDecoder
+from specplug.serving.keys import KeyRing, hash_key
 from tests_support.serving import PATIENCE, Held, Running, serving, until
 
 BODY = {"prompt": "x", "max_tokens": 4, "temperature": 0}
@@ -202,3 +203,49 @@ def test_refused_ones_are_bounded_too(batch) -> None:
         for one in crowd:
             one.close()
         until(lambda: ask(server) == 200)
+
+
+# --- what is sent ---------------------------------------------------------------------------------
+
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
+
+
+def chunks(content: bytes, size: int) -> bytes:
+    pieces = [content[start : start + size] for start in range(0, len(content), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in pieces) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "keys", [None, KeyRing({"anna": hash_key("key of anna")})], ids=["no keys", "no key"]
+)
+def test_a_body_in_tiny_chunks_does_not_hold_the_loop(batch, keys) -> None:
+    """A megabyte of them, which is a sixth of a megabyte of body, took 2.7 seconds of the loop."""
+    with serving(batch, keys=keys) as server, server.pauses() as pauses:
+        with connect(server) as connection:
+            connection.sendall(CHUNKED + b"\r\n")
+            with contextlib.suppress(OSError):
+                connection.sendall(chunks(b"x" * 170_000, 1))
+            assert read(connection)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 401", b"")
+        assert server.send("GET", "/health")[0] == 200
+    assert max(pauses) < 1.0
+
+
+@pytest.mark.parametrize(("size", "length"), [(1, 900), (64, 200_000)])
+def test_other_chunked_bodies_are_read(batch, size, length) -> None:
+    body = json.dumps(BODY).encode()
+    body += b" " * (length - len(body))
+    with serving(batch) as server, connect(server) as connection:
+        connection.sendall(CHUNKED + b"Connection: close\r\n\r\n" + chunks(body, size))
+        assert read(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_is_no_http_after_an_answer_ends_the_connection(batch, caplog) -> None:
+    with serving(batch, keys=KEYS) as server, connect(server) as connection:
+        connection.sendall(CHUNKED + b"\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(1 << 16)
+        connection.sendall(b"no chunk\r\n\r\n")
+        assert read(connection) == b""
+    assert "Traceback" not in caplog.text
+    assert "Fatal error" not in caplog.text

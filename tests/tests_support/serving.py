@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import threading
@@ -58,6 +59,26 @@ class Running:
             if name == f"specplug:{line}":
                 return float(value)
         return 0.0
+
+    @contextmanager
+    def pauses(self) -> Iterator[list[float]]:
+        """Seconds that the event loop, each time it was wanted, let others wait."""
+        found = [0.0]
+
+        async def watch() -> None:
+            last = time.perf_counter()
+            while True:
+                await asyncio.sleep(0.001)
+                now = time.perf_counter()
+                found.append(now - last)
+                last = now
+
+        loop = self.service.worker._loop
+        assert loop is not None
+        watching = asyncio.run_coroutine_threadsafe(watch(), loop)
+        yield found
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result(PATIENCE)
+        watching.cancel()
 
     def wait_until_free(self) -> None:
         """Until nothing runs, nothing waits, and nobody holds a place."""
