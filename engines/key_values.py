@@ -30,7 +30,7 @@ class KeyValues:
 
     def __init__(self, layout: CacheLayout, rows: int, longest: int) -> None:
         self.layout = layout
-        self._rows, self._longest = rows, longest
+        self._rows, self.longest = rows, longest
         self.entries = self._new(min(FIRST_CAPACITY, longest))
         """[layers, 2, rows, heads, capacity + SPARE, size]; another array once it has grown."""
 
@@ -44,13 +44,19 @@ class KeyValues:
             raise EngineError(f"no memory for a cache of {capacity} tokens") from error
 
     def make_room(self, length: int) -> None:
-        """Grow to hold so many entries a row."""
+        """Grow to hold so many entries a row.
+
+        Raises:
+            EngineError: they are more than :attr:`longest`, or there is no memory.
+        """
+        if length > self.longest:
+            raise EngineError(f"{length} entries: the cache holds {self.longest}")
         capacity = self.entries.shape[4] - SPARE
         if length <= capacity:
             return
         while capacity < length:
             capacity *= 2
-        grown = self._new(min(capacity, self._longest))
+        grown = self._new(min(capacity, self.longest))
         grown[..., : self.entries.shape[4], :] = self.entries
         self.entries = grown
 

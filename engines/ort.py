@@ -88,7 +88,7 @@ class OrtEngine:
         self.spec = EngineSpec(
             name="onnxruntime",
             vocab_size=vocab_size,
-            max_length=max_length,
+            max_length=min(max_length, shared[0].longest) if shared else max_length,
             max_batch=options.max_batch,
             min_width=1 if options.allow_narrow else min_width,
             supports_tree=self._takes_trees(),

@@ -26,6 +26,7 @@ SCHEMA_VERSION = 1
 _LARGEST_MANIFEST = 1 << 20  # bytes
 
 Count = Annotated[int, Field(ge=1, le=1 << 31)]
+Few = Annotated[int, Field(ge=1, le=1 << 16)]
 Dialect = Literal["ort", "standard", "concat"]
 PrecisionName = Literal["fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"]
 TranslationName = Literal["intersection", "reencoding"]
@@ -61,9 +62,9 @@ class File(_Part):
 class CacheLayout(_Part):
     """Where a graph keeps keys and values: per layer, [batch, heads, capacity, head_size]."""
 
-    layers: Count
-    heads: Count
-    head_size: Count
+    layers: Few
+    heads: Few
+    head_size: Few
     dtype: Literal["float32", "float16", "bfloat16"]
     spare: Annotated[int, Field(ge=0, le=16)] = 0
     """Entries past the last token's that a call may overwrite."""
@@ -276,6 +277,12 @@ class Component(_Part):
         )
 
     @model_validator(mode="after")
+    def _calls_fit(self) -> Self:
+        if self.min_width > self.max_length:
+            raise ValueError(f"min_width {self.min_width}: at most max_length {self.max_length}")
+        return self
+
+    @model_validator(mode="after")
     def _what_runs_is_listed(self) -> Self:
         listed = {file.path for file in self.files}
         vocabulary = self.head.vocabulary if self.head else None
@@ -338,6 +345,12 @@ class Manifest(_Part):
             cache, its_own = self.target.cache, self.draft.cache
             if len(layers) != its_own.layers or max(layers) >= cache.layers:
                 raise ValueError(f"draft layers {layers} are not of the target's {cache.layers}")
+            if self.draft.max_length > self.target.max_length:
+                raise ValueError(
+                    "the draft is a part of the target, whose cache it may share, and its "
+                    f"max_length {self.draft.max_length} is beyond the target's "
+                    f"{self.target.max_length}"
+                )
         return self
 
     def components(self) -> list[Component]:

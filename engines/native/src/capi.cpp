@@ -390,6 +390,8 @@ specplug_status specplug_decoder_get_stats(const specplug_decoder* decoder, spec
     told.engine_seconds = found.engine_seconds;
     told.drafted_per_round = found.drafted_per_round.data();
     told.accepted_per_round = found.accepted_per_round.data();
+    told.draft_failures = found.draft_failures;
+    told.draft_error = found.draft_error.c_str();
     tell(told, stats);
   });
 }

@@ -63,6 +63,9 @@ void Decoder::generate(const Tokens& prompt, const GenerationOptions& options) {
   } catch (const Cancelled&) {
     stats_.finish_reason = SPECPLUG_FINISH_CANCELLED;
   } catch (...) {
+    // Entries that are not numbers would spoil later answers, which are masked from them, by 0 * NaN.
+    target_->cache()->clear(0);
+    if (draft_) draft_->cache()->clear(0);
     drafter_.finish(request, tokens_);
     throw;
   }
@@ -152,6 +155,8 @@ Proposal Decoder::propose() {
     proposal = within(*budget, vocab, drafter_.propose(tokens_, *budget));
   } catch (const NothingLeft&) {  // after a draft: the target will say so if it gets there
   }
+  stats_.draft_failures = drafter_.failures();
+  stats_.draft_error = drafter_.failure();
   round_draft_seconds_ = now() - started;
   reading_seconds_ = drafter_.reading_seconds();
   return proposal;

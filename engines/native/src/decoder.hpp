@@ -45,6 +45,8 @@ struct Stats {
   double target_seconds = 0;
   double draft_seconds = 0;
   double engine_seconds = 0;
+  std::int64_t draft_failures = 0;
+  std::string draft_error;
   std::vector<std::int32_t> drafted_per_round;
   std::vector<std::int32_t> accepted_per_round;
 };

@@ -98,9 +98,9 @@ Scores Engine::forward(const Step& step) {
 void Engine::check(const Step& step) const {
   const auto& component = graph_->component();
   const auto end = step.past + static_cast<std::int64_t>(step.width);
-  if (end > component.max_length) {
+  if (end > max_length()) {
     fail(SPECPLUG_ERROR_ENGINE, step.past, " cached + ", step.width,
-         " new tokens exceed max_length ", component.max_length);
+         " new tokens exceed max_length ", max_length());
   }
   for (std::size_t i = 0; i < step.width; ++i) {
     if (step.tokens[i] < 0 || step.tokens[i] >= component.vocab_size) {

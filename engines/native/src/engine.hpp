@@ -1,6 +1,7 @@
 // A graph over a cache, behind one call; rolling back is naming a smaller past.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -61,6 +62,11 @@ class Engine {
   const Graph& graph() const { return *graph_; }
   const std::shared_ptr<KeyValues>& cache() const { return cache_; }
   bool shares_cache() const { return shares_cache_; }
+  // Tokens that a sequence can have: no more than the cache holds, which may be another graph's.
+  std::int64_t max_length() const {
+    return std::min(graph_->component().max_length, cache_->longest());
+  }
+  std::int64_t context_limit() const { return max_length() - (graph_->min_width() - 1); }
   std::size_t vocab() const { return static_cast<std::size_t>(graph_->component().vocab_size); }
   double seconds() const { return seconds_; }  // spent in ONNX Runtime so far
 

@@ -44,6 +44,10 @@ KeyValues::Memory KeyValues::allocate(std::int64_t capacity) const {
 }
 
 void KeyValues::make_room(std::int64_t length) {
+  if (length > longest_) {
+    fail(SPECPLUG_ERROR_ENGINE, length, " entries: the cache holds ", longest_);
+  }
+  used_ = std::max(used_, length + kSpare);
   if (length <= capacity_) return;
   auto capacity = capacity_;
   while (capacity < length) capacity *= 2;
@@ -57,6 +61,17 @@ void KeyValues::make_room(std::int64_t length) {
   memory_ = std::move(grown);
   capacity_ = capacity;
   ++generation_;
+}
+
+void KeyValues::clear(std::int64_t from) {
+  if (from >= used_) return;
+  const auto block_bytes = static_cast<std::size_t>(entries()) * entry_bytes();
+  const auto start = static_cast<std::size_t>(from) * entry_bytes();
+  const auto bytes = static_cast<std::size_t>(used_ - from) * entry_bytes();
+  for (std::size_t block = 0; block < blocks(); ++block) {
+    std::memset(memory_.get() + block * block_bytes + start, 0, bytes);
+  }
+  used_ = from;
 }
 
 void KeyValues::keep(std::int64_t past, const std::vector<std::int64_t>& nodes) {

@@ -23,7 +23,13 @@ class KeyValues {
   unsigned char* at(std::int64_t layer, int kind);
   std::size_t bytes_each() const;
 
+  std::int64_t longest() const { return longest_; }  // sequence that it can hold
+
+  // Throws Error(ENGINE) for more entries than that.
   void make_room(std::int64_t length);
+
+  // Make the entries from one on what they were at first.
+  void clear(std::int64_t from);
 
   // Move the entries past + node of a tree's accepted path together, to past, past + 1, …
   void keep(std::int64_t past, const std::vector<std::int64_t>& nodes);
@@ -45,6 +51,7 @@ class KeyValues {
   std::int64_t longest_;
   std::int64_t capacity_;
   std::int64_t generation_ = 0;
+  std::int64_t used_ = 0;  // entries that may not be what they were at first
   Memory memory_;
 };
 

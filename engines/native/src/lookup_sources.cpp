@@ -299,9 +299,10 @@ class RecycleSource final : public Source {
   void commit(const Outcome& outcome) override {
     for (std::size_t row = 0; row < outcome.scores.rows(); ++row) {
       if (row > outcome.proposal.size()) break;
+      const auto choice = outcome.scores.best(row);
+      if (choice == kNoToken) continue;
       auto& met = met_[row ? outcome.proposal.tokens[row - 1] : outcome.after];
       ++met.times;
-      const auto choice = outcome.scores.best(row);
       auto& choices = met.choices;
       choices.erase(std::remove(choices.begin(), choices.end(), choice), choices.end());
       choices.insert(choices.begin(), choice);

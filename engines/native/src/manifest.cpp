@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::string_view kName = "specplug.json";
 constexpr std::int64_t kMostCount = std::int64_t{1} << 31;
+constexpr std::int64_t kMostOfCache = 1 << 16;  // layers, heads, and values of a head
 constexpr double kTreeTolerance = 1e-3;  // of a logit
 constexpr double kAny = -std::numeric_limits<double>::infinity();
 
@@ -39,8 +40,9 @@ File parse_file(Fields fields) {
 }
 
 CacheLayout parse_cache(Fields fields) {
-  CacheLayout cache{fields.integer("layers", 1, kMostCount), fields.integer("heads", 1, kMostCount),
-                    fields.integer("head_size", 1, kMostCount),
+  CacheLayout cache{fields.integer("layers", 1, kMostOfCache),
+                    fields.integer("heads", 1, kMostOfCache),
+                    fields.integer("head_size", 1, kMostOfCache),
                     fields.one_of("dtype", {"float32", "float16", "bfloat16"})};
   if (fields.find("spare")) fields.integer("spare", 0, 16);
   fields.done();
@@ -157,6 +159,9 @@ Component parse_component(Fields fields) {
   made.vocab_size = fields.integer("vocab_size", 1, kMostCount);
   made.max_length = fields.integer("max_length", 1, kMostCount);
   made.min_width = fields.integer("min_width", 1, 16);
+  if (made.min_width > made.max_length) {
+    fields.wrong("min_width", text_of("at most max_length ", made.max_length, " is needed"));
+  }
   if (fields.find("layers")) made.layers = fields.integers("layers", 0);
   if (fields.find("chosen")) check_chosen(fields.object("chosen"));
   if (fields.find("hidden")) check_hidden(fields.object("hidden"));
@@ -195,6 +200,11 @@ void check_together(const Manifest& made) {
   if (layers && (static_cast<std::int64_t>(layers->size()) != made.draft->cache.layers ||
                  *std::max_element(layers->begin(), layers->end()) >= made.target.cache.layers)) {
     damaged(kName, " is damaged: the draft's layers are not of the target's");
+  }
+  if (layers && made.draft->max_length > made.target.max_length) {
+    damaged(kName, " is damaged: the draft is a part of the target, whose cache it may share, and ",
+            "its max_length ", made.draft->max_length, " is beyond the target's ",
+            made.target.max_length);
   }
 }
 

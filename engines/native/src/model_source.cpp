@@ -59,24 +59,18 @@ class ModelSource final : public Source {
       while (past - end < most && drafted_[past - end] == (*place)[past - end]) ++past;
     }
     const Tokens pending(history.begin() + static_cast<std::ptrdiff_t>(past), history.end());
-    const auto& graph = engine_->graph();
-    if (*std::max_element(pending.begin(), pending.end()) >= graph.component().vocab_size ||
-        static_cast<std::int64_t>(history.size()) > graph.context_limit()) {
+    if (*std::max_element(pending.begin(), pending.end()) >= engine_->graph().component().vocab_size ||
+        static_cast<std::int64_t>(history.size()) > engine_->context_limit()) {
       return {};
     }
-    const double started = now();
-    auto scores = feed(*engine_, pending, static_cast<std::int64_t>(past), 1);
-    const auto token = sampler_->draft(scores, history);
-    const auto kind = share(scores.row(0), scores.vocab());
-    const double taken = now() - started;
-    if (pending.size() > kShort) {
-      reading_seconds_ += taken;
-    } else {
-      seconds_ = seconds_ > 0 ? seconds_ + kSmoothing * (taken - seconds_) : taken;
+    try {
+      return {guess(history, pending, past, place)};
+    } catch (const NothingLeft&) {
+      throw;
+    } catch (...) {
+      forget();
+      throw;
     }
-    cached_ = end;
-    drafted_ = *place;
-    return {{token, kind}};
   }
 
   double prior(Kind kind) const override {  // the model's own probability, at a discount
@@ -97,6 +91,30 @@ class ModelSource final : public Source {
   }
 
  private:
+  Guess guess(const Tokens& history, const Tokens& pending, std::size_t past, const Place& place) {
+    const double started = now();
+    auto scores = feed(*engine_, pending, static_cast<std::int64_t>(past), 1);
+    const auto token = sampler_->draft(scores, history);
+    const auto kind = share(scores.row(0), scores.vocab());
+    const double taken = now() - started;
+    if (pending.size() > kShort) {
+      reading_seconds_ += taken;
+    } else {
+      seconds_ = seconds_ > 0 ? seconds_ + kSmoothing * (taken - seconds_) : taken;
+    }
+    cached_ = context_->size();
+    drafted_ = *place;
+    return {token, kind};
+  }
+
+  // After a failure: entries that are not numbers would spoil whatever attends beside them.
+  void forget() {
+    const auto kept = engine_->shares_cache() ? context_->size() - 1 : 0;
+    engine_->cache()->clear(static_cast<std::int64_t>(kept));
+    cached_ = kept;
+    drafted_.clear();
+  }
+
   std::shared_ptr<Engine> engine_;
   Sampler* sampler_ = nullptr;
   const Tokens* context_ = nullptr;

@@ -13,7 +13,9 @@ Sampler::Sampler(SamplingParams params, std::size_t vocab, std::size_t prompt_to
       stop_(std::move(stop)) {}
 
 std::int64_t Sampler::draft(Scores& scores, const Tokens& history) {
-  if (params_.plain() && scores.best(0) < static_cast<std::int64_t>(vocab_)) return scores.best(0);
+  const auto best = scores.best(0);
+  if (best == kNoToken) no_numbers();
+  if (params_.plain() && best < static_cast<std::int64_t>(vocab_)) return best;
   return choose(scores.row(0), std::min(scores.vocab(), vocab_), history);
 }
 
@@ -23,9 +25,12 @@ Verdict Sampler::judge(Scores& scores, const Tokens& history, const Proposal& pr
   // After an accepted token that ends the answer, whatever follows is not committed: rules of which
   // nothing is left there are no error.
   bool plain = params_.plain();
+  bool ended = false;
   if (!plain) tokens = history;
   for (std::int64_t node = -1;;) {
     const auto row = static_cast<std::size_t>(node + 1);
+    // No token can come of scores that are not numbers, but for one that is not committed.
+    if (!ended && scores.best(row) == kNoToken) no_numbers();
     const auto own = plain ? scores.best(row) : choose(scores.row(row), scores.vocab(), tokens);
     auto next = node + 1;  // children come after their parent
     const auto size = static_cast<std::int64_t>(proposal.size());
@@ -39,7 +44,8 @@ Verdict Sampler::judge(Scores& scores, const Tokens& history, const Proposal& pr
     }
     verdict.path.push_back(next);
     tokens.push_back(own);
-    plain = plain || std::find(stop_.begin(), stop_.end(), own) != stop_.end();
+    ended = ended || std::find(stop_.begin(), stop_.end(), own) != stop_.end();
+    plain = plain || ended;
     node = next;
   }
 }
@@ -52,8 +58,7 @@ std::int64_t Sampler::choose(const float* row, std::size_t count, const Tokens& 
   shape_logits(logits_, params_, history, prompt_tokens_);
   if (params_.temperature == 0) {
     const auto best = argmax(logits_.data(), logits_.size());
-    const auto largest = logits_[static_cast<std::size_t>(best)];
-    if (!std::isfinite(largest)) nothing_left(largest);
+    if (best == kNoToken) nothing_left(*std::max_element(logits_.begin(), logits_.end()));
     return best;
   }
   const auto position = static_cast<std::uint64_t>(history.size());

@@ -271,8 +271,13 @@ Distribution distribution(const std::vector<float>& logits, const SamplingParams
 void nothing_left(float largest) {
   throw NothingLeft(SPECPLUG_ERROR_ENGINE,
                     text_of("no token is left to choose from (largest logit ", largest,
-                            "): bans or forced tokens exclude them all, or the engine's logits are ",
-                            "not finite"));
+                            "): bans or forced tokens exclude them all"));
+}
+
+void no_numbers() {
+  fail(SPECPLUG_ERROR_ENGINE,
+       "the model's scores are not numbers (NaN, or infinite): the answer ends here; its weights, ",
+       "its precision or the device it runs on is at fault");
 }
 
 std::int64_t race(const Distribution& found, Fractions noise) {

@@ -62,6 +62,8 @@ class NothingLeft : public Error {
   using Error::Error;
 };
 [[noreturn]] void nothing_left(float largest);
+// The model's scores are not numbers: no token may be chosen by them.
+[[noreturn]] void no_numbers();
 
 // The token that a distribution and noise choose: the argmax of weight / E, E exponential numbers.
 std::int64_t race(const Distribution& found, Fractions noise);

@@ -13,6 +13,7 @@ constexpr double kLong = 1.0 / 400;  // forgetting per guess: of all requests â€
 constexpr double kShort = 1.0 / 24;  // â€¦ and of this one
 constexpr double kLongWeight = 8.0;  // guesses that the prior, and the long run, are worth
 constexpr double kShortWeight = 6.0;
+constexpr std::int64_t kMostFailures = 3;  // of a source, after which it is asked no more
 
 }  // namespace
 
@@ -94,12 +95,12 @@ class Growing {
       auto& source = *drafter_.sources_[which];
       const auto& place = places_[node][which];
       const auto& chances = drafter_.chances_[which];
-      if (!place) continue;
+      if (!place || drafter_.off_[which]) continue;
       if (source.seconds() > 0 &&
           !budget_.pays(drafted, reach * (chances.at(kAny) - surest), source.seconds())) {
         continue;
       }
-      auto guesses = source.guesses(place);
+      auto guesses = drafter_.guesses_of(which, place);
       if (guesses.empty()) continue;
       for (const auto& guess : guesses) {
         const double chance = chances.at(guess.kind);
@@ -136,7 +137,8 @@ class Growing {
   std::int64_t age_ = 0;
 };
 
-TreeDrafter::TreeDrafter(Sources sources) : sources_(std::move(sources)) {
+TreeDrafter::TreeDrafter(Sources sources)
+    : sources_(std::move(sources)), failures_(sources_.size(), 0), off_(sources_.size(), false) {
   for (const auto& source : sources_) chances_.emplace_back(*source);
 }
 
@@ -144,6 +146,20 @@ Proposal TreeDrafter::propose(const Tokens& context, const Budget& budget) {
   asked_.clear();
   if (empty()) return {};
   return Growing(*this, budget).grow(context);
+}
+
+std::vector<Guess> TreeDrafter::guesses_of(std::size_t which, const Place& place) {
+  try {
+    return sources_[which]->guesses(place);
+  } catch (const NothingLeft&) {
+    throw;
+  } catch (const std::exception& error) {
+    ++failures_[which];
+    ++failed_;
+    off_[which] = true;
+    failure_ = error.what();
+    return {};
+  }
 }
 
 double TreeDrafter::reading_seconds() const {
@@ -176,6 +192,11 @@ void TreeDrafter::commit(const Outcome& outcome) {
 void TreeDrafter::reset(const Request& request) {
   asked_.clear();
   for (auto& chances : chances_) chances.begin();
+  failed_ = 0;
+  failure_.clear();
+  for (std::size_t which = 0; which < off_.size(); ++which) {
+    off_[which] = failures_[which] >= kMostFailures;
+  }
   for (const auto& source : sources_) source->reset(request);
 }
 

@@ -3,7 +3,9 @@
 
 #include <functional>
 #include <map>
+#include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "controller.hpp"
 #include "source.hpp"
@@ -37,6 +39,10 @@ class TreeDrafter {
   bool empty() const { return sources_.empty(); }
   Proposal propose(const Tokens& context, const Budget& budget);
   double reading_seconds() const;  // of the latest proposal's time
+  // Sources that failed since reset(), and what the last of them said. Text does not depend on them:
+  // one that failed is left out until the next reset(), and after three times for good.
+  std::int64_t failures() const { return failed_; }
+  const std::string& failure() const { return failure_; }
 
   void commit(const Outcome& outcome);
   void reset(const Request& request);
@@ -49,9 +55,15 @@ class TreeDrafter {
   };
   friend class Growing;
 
+  std::vector<Guess> guesses_of(std::size_t which, const Place& place);
+
   Sources sources_;
   std::vector<Chances> chances_;
   std::map<std::int64_t, std::vector<Asked>> asked_;  // by node
+  std::vector<std::int64_t> failures_;                // of each source, ever
+  std::vector<bool> off_;
+  std::int64_t failed_ = 0;
+  std::string failure_;
 };
 
 }  // namespace specplug::native

@@ -285,6 +285,10 @@ typedef struct specplug_stats {
   double engine_seconds;  /* in ONNX Runtime, target and draft, after the prompt's own call */
   const int32_t *drafted_per_round; /* rounds numbers each; valid until the next generation */
   const int32_t *accepted_per_round;
+  int64_t draft_failures;  /* how often a draft model failed: the text went on without it. One that
+                              failed drafts no more in this generation, and after three times never
+                              again with this decoder */
+  const char *draft_error; /* what it said last; "" if nothing; valid until the next generation */
 } specplug_stats;
 
 /* Statistics of the latest generation. Errors: BUSY. */

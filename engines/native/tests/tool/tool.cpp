@@ -73,6 +73,8 @@ json stats_of(const specplug_stats& stats) {
           {"target_seconds", stats.target_seconds},
           {"draft_seconds", stats.draft_seconds},
           {"engine_seconds", stats.engine_seconds},
+          {"draft_failures", stats.draft_failures},
+          {"draft_error", stats.draft_error},
           {"drafted_per_round", std::vector<int>(drafted, drafted + stats.rounds)},
           {"accepted_per_round", std::vector<int>(accepted, accepted + stats.rounds)}};
 }

@@ -2,10 +2,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
+#include <limits>
 
 #include "contract.hpp"
 #include "error.hpp"
+#include "key_values.hpp"
 #include "lookup_sources.hpp"
 #include "tree_drafter.hpp"
 
@@ -21,6 +24,62 @@ void each_sequence(std::int64_t vocab, std::size_t longest,
     auto next = begun;
     next.push_back(token);
     each_sequence(vocab, longest, call, next);
+  }
+}
+
+// A source that fails when it is asked for more, as a draft model may.
+class Failing final : public Source {
+ public:
+  Place begin(const Tokens&) override { return Tokens(); }
+  Place step(const Place& place, std::int64_t) override { return place; }
+  std::vector<Guess> guesses(const Place&) override { fail(SPECPLUG_ERROR_ENGINE, "broken"); }
+  double prior(Kind) const override { return 0.9; }
+};
+
+TEST(Failures, ASourceThatFailsIsLeftOutAndTheOthersGoOn) {
+  Sources sources;
+  sources.push_back(std::make_unique<Failing>());
+  sources.push_back(predicted_source());
+  TreeDrafter drafter(std::move(sources));
+  const Tokens context{1, 2};
+  for (int generation = 0; generation < 5; ++generation) {
+    drafter.reset({nullptr, 1, {2, 3, 4}, ""});
+    EXPECT_EQ(drafter.propose(context, {2, false}).tokens, (Tokens{3, 4}));
+    EXPECT_EQ(drafter.propose(context, {2, false}).tokens, (Tokens{3, 4}));
+    EXPECT_EQ(drafter.failures(), generation < 3 ? 1 : 0);
+    EXPECT_EQ(drafter.failure(), generation < 3 ? "broken" : "");
+  }
+}
+
+TEST(Cache, TakesNoMoreThanItHoldsAndForgets) {
+  KeyValues cache({1, 1, 4, "float32"}, 1000);
+  cache.make_room(10);
+  auto* values = reinterpret_cast<float*>(cache.at(0, 1));
+  std::fill_n(values, 10 * 4, 1.0F);
+  cache.clear(9);
+  EXPECT_EQ(values[9 * 4 - 1], 1.0F);
+  EXPECT_EQ(values[9 * 4], 0.0F);
+  cache.make_room(1000);
+  EXPECT_EQ(reinterpret_cast<float*>(cache.at(0, 1))[9 * 4 - 1], 1.0F);
+  EXPECT_THROW(cache.make_room(1001), Error);
+}
+
+TEST(Scores, AreNumbersOrHaveNoBest) {
+  const auto never = -std::numeric_limits<float>::infinity();
+  for (std::size_t count : {1, 31, 32, 33, 100}) {
+    for (std::size_t place = 0; place < count; ++place) {
+      std::vector<float> row(count, -1.0F);
+      row[place] = 2;
+      EXPECT_EQ(argmax(row.data(), count), static_cast<std::int64_t>(place));
+      for (const float bad : {std::nanf(""), -never}) {
+        row[place] = bad;
+        EXPECT_EQ(argmax(row.data(), count), kNoToken);
+      }
+      row[place] = never;
+      EXPECT_EQ(argmax(row.data(), count), count == 1 ? kNoToken : place == 0);
+    }
+    const std::vector<float> nothing(count, never);
+    EXPECT_EQ(argmax(nothing.data(), count), kNoToken);
   }
 }
 
