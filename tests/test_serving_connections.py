@@ -207,6 +207,7 @@ def test_refused_ones_are_bounded_too(batch) -> None:
 
 # --- what is sent ---------------------------------------------------------------------------------
 
+KEYS = KeyRing({"anna": hash_key("key of anna")})
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
 
 
@@ -215,9 +216,7 @@ def chunks(content: bytes, size: int) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in pieces) + b"0\r\n\r\n"
 
 
-@pytest.mark.parametrize(
-    "keys", [None, KeyRing({"anna": hash_key("key of anna")})], ids=["no keys", "no key"]
-)
+@pytest.mark.parametrize("keys", [None, KEYS], ids=["no keys", "no key"])
 def test_a_body_in_tiny_chunks_does_not_hold_the_loop(batch, keys) -> None:
     """A megabyte of them, which is a sixth of a megabyte of body, took 2.7 seconds of the loop."""
     with serving(batch, keys=keys) as server, server.pauses() as pauses:

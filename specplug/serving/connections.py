@@ -42,7 +42,7 @@ class _Parser(h11.Connection):
         elif isinstance(event, h11.Data):
             self._pieces += event.chunk_start
             self._bytes += len(event.data)
-            if self._pieces > _CHUNKS and self._bytes < self._pieces * _SMALL:
+            if self._pieces > _CHUNKS and self._bytes < (self._pieces - 1) * _SMALL:
                 raise h11.RemoteProtocolError("too many small chunks")
         return event
 
