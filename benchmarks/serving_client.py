@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -135,6 +135,8 @@ class Connection:
         async for piece in self.pieces():
             *events, rest = (rest + piece).split(b"\n\n")
             for event in events:
+                if event.startswith(b":") and not done:
+                    continue  # a comment, which keeps a silent stream open
                 if done or not event.startswith(b"data: "):
                     raise ValueError(f"no event of a stream: {event[:80]!r}")
                 done = event == b"data: [DONE]"
@@ -203,11 +205,16 @@ class ServerProcess:
     Args:
         bundle: served.
         options: more of its command line.
+        command: what is run instead of ``specplug serve``, and takes its command line.
     """
 
-    def __init__(self, bundle: Path, *options: object) -> None:
-        self._command = [sys.executable, "-m", "specplug", "serve", str(bundle), "--port", "0"]
-        self._command += map(str, options)
+    def __init__(
+        self,
+        bundle: Path,
+        *options: object,
+        command: Sequence[str] = (sys.executable, "-m", "specplug", "serve"),
+    ) -> None:
+        self._command = [*command, str(bundle), "--port", "0", *map(str, options)]
         self._lines: list[dict[str, Any]] = []
         self._rest = b""
 

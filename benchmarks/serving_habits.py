@@ -141,7 +141,7 @@ class Clients:
         **sending: Any,
     ) -> None:
         """Ask a question, and compare the answer."""
-        body = question.body(**_manner(random))
+        body = question.body(**manner(random))
         answer = await self._begin(connection, name, question.path, body, **sending)
         await connection.rest(answer)
         if answer.status != 200 or answer.error is not None:
@@ -170,7 +170,7 @@ class Clients:
     async def _leave_early(self, connection: Connection, name: str, random: Random) -> None:
         question = random.choice(self._pool)
         headers = {"X-Request-Id": name}
-        body = question.body(**_manner(random))
+        body = question.body(**manner(random))
         await connection.send("POST", question.path, body, headers=headers)
         await asyncio.sleep(random.choice((0.0, random.uniform(0.0, 0.5))))
         connection.close(reset=random.random() < 0.5)
@@ -214,7 +214,7 @@ class Clients:
             reader.close(reset=True)
 
 
-def _manner(random: Random) -> dict[str, Any]:
+def manner(random: Random) -> dict[str, Any]:
     """What a request says that must not change the text."""
     manner: dict[str, Any] = {}
     if random.random() < 0.5:
