@@ -14,12 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import openai
 import pytest
 
 import specplug
+from specplug.serving.keys import hash_key
 from tests_support.ray_cluster import Cluster
 
 if importlib.util.find_spec("ray") is None:
@@ -343,6 +345,45 @@ def test_replicas_are_added_when_requests_wait(
             stop.set()
         for one in asking:
             one.result()
+
+
+def status(cluster: Cluster, path: str, *, body: bytes | None = None, **headers: str) -> int:
+    """Of a request; header names have underscores for dashes."""
+    made = Request(
+        f"{cluster.address}{path}",
+        body,
+        {name.replace("_", "-"): value for name, value in headers.items()},
+    )
+    try:
+        with urlopen(made, timeout=20) as response:
+            return int(response.status)
+    except HTTPError as error:
+        return error.code
+
+
+def test_other_names_and_pages_need_leave(cluster: Cluster) -> None:
+    for path in ("/v1/models", "/health"):
+        assert status(cluster, path) == status(cluster, path, Host="localhost:1") == 200
+        assert status(cluster, path, Host="evil.example") == 421
+        assert status(cluster, path, Origin="https://evil.example") == 403
+
+
+def test_keys_and_a_route_prefix(
+    cluster: Cluster, tiny_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text(f"anna:{hash_key('a key of annas')}\n")
+    bundle, keys = str(tiny_bundles["fp32"]), str(tmp_path / "keys")
+    cluster.deploy(bundle=bundle, replicas=1, api_key_file=keys, route_prefix="/llm", **SETTINGS)
+    wait_until(lambda: status(cluster, "/llm/ready") == 200)
+    key = {"Authorization": "Bearer a key of annas"}
+    asked = {"body": b'{"prompt": "a", "max_tokens": 2}', "Content_Type": "application/json"}
+    assert status(cluster, "/llm/v1/models") == 401
+    assert status(cluster, "/llm/v1/completions", **asked) == 401
+    assert status(cluster, "/llm/v1/models", **key) == 200
+    assert status(cluster, "/llm/v1/completions", **asked, **key) == 200
+    assert status(cluster, "/llm/nothing", **key) == 404
+    assert status(cluster, "/llm/openapi.json") == status(cluster, "/llm/metrics") == 200
+    assert status(cluster, "/v1/models", **key) == 404
 
 
 def test_nothing_is_sent_to_rays_authors(cluster: Cluster) -> None:

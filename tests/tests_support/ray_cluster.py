@@ -48,7 +48,10 @@ class Cluster:
         self.deploy(**arguments)
 
     def deploy(self, **arguments: Any) -> None:
-        """Have the application run with these arguments, in place of those it had."""
+        """Have the application run with these arguments, in place of those it had.
+
+        ``route_prefix`` is Ray's own.
+        """
         assert self._driver.stdin is not None
         assert self._driver.stdout is not None
         self._driver.stdin.write(json.dumps(arguments) + "\n")
@@ -109,7 +112,9 @@ def main(port: int, folder: str) -> None:
     from specplug.serving.ray import app
 
     for line in sys.stdin:
-        application = app(json.loads(line))
+        arguments = json.loads(line)
+        prefix = arguments.pop("route_prefix", "/")
+        application = app(arguments)
         if not ray.is_initialized():
             ray.init(
                 num_cpus=2,
@@ -120,7 +125,7 @@ def main(port: int, folder: str) -> None:
                 _temp_dir=folder,
             )
             serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application, name="specplug")
+        serve.run(application, name="specplug", route_prefix=prefix)
         print("deployed", flush=True)
     serve.shutdown()
     ray.shutdown()
