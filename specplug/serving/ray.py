@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from specplug.serving.app import create_app, pages, with_cors
 from specplug.serving.cluster import fleet
 from specplug.serving.cluster.arguments import Arguments
 from specplug.serving.cluster.ingress import Ingress, ReplicaLostError
+from specplug.serving.cluster.line import AT_RAY, RequestLine
 from specplug.serving.cluster.replica import answer
 from specplug.serving.cluster.requests import Forwarded
 from specplug.serving.errors import ApiError
@@ -106,6 +107,8 @@ class Entrance:
             refuse_usage_stats()
         self._handle = replicas.options(stream=True, method_name="answer")
         self._arguments = arguments
+        keys = arguments.server.keys
+        self._line = None if keys is None else RequestLine(keys, arguments.server.max_waiting)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Ray calls this for the application."""
@@ -121,18 +124,24 @@ class Entrance:
         return with_cors(ingress, arguments.server)
 
     async def _call(self, request: Forwarded) -> AsyncGenerator[Message, None]:
-        answered = self._handle.remote(request)
+        answered = None
         try:
-            async with asyncio.timeout(self._arguments.queue_timeout):
+            async with (
+                asyncio.timeout(self._arguments.queue_timeout),
+                nullcontext() if self._line is None else self._line.turn(request),
+            ):
+                answered = self._handle.remote(request)
                 await anext(answered)
             async for messages in answered:
                 for message in messages:
                     yield message
         except (asyncio.CancelledError, GeneratorExit):
-            answered.cancel()
+            if answered is not None:
+                answered.cancel()
             raise
         except TimeoutError:
-            answered.cancel()
+            if answered is not None:
+                answered.cancel()
             raise ApiError(
                 503,
                 f"no replica took the request in {self._arguments.queue_timeout:g} seconds",
@@ -175,7 +184,8 @@ def app(arguments: dict[str, Any]) -> serve.Application:
         # A replica has as many requests as it can run, and as many again so that none of its rows
         # is ever without one; the others wait in the ingress, for whichever replica is free first.
         max_ongoing_requests=2 * given.max_batch,
-        max_queued_requests=max(1, given.server.max_waiting),  # Ray knows no 0
+        # Ray knows no 0; with keys the ingress's own line bounds what waits.
+        max_queued_requests=max(AT_RAY if given.server.keys else 1, given.server.max_waiting),
         max_constructor_retry_count=3,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=given.server.shutdown_timeout,
