@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pytest
 
 from specplug.types import (
     BatchEngine,
+    ClearableEngine,
     Engine,
     EngineError,
     EngineSpec,
@@ -296,6 +298,37 @@ class EngineContract:
         engine.keep(0, past, chosen)
         self.assert_near(rows(engine, tokens[past : past + 6], past + 3), after)
 
+    def failing(self, engine: Engine, error: Exception) -> AbstractContextManager[None]:
+        """Meanwhile the backend of an engine raises ``error`` in every call; override this."""
+        pytest.skip(f"the suite does not say how the backend of {engine.spec.name} fails")
+
+    @pytest.mark.parametrize("kind", [RuntimeError, MemoryError, OSError, KeyError, AssertionError])
+    def test_every_failure_of_the_backend_is_an_engine_error(
+        self, engine: Engine, tokens: list[int], kind: type[Exception]
+    ) -> None:
+        """And the entries before the call's ``past`` are what they were."""
+        expected = rows(engine, tokens[:40], 0)[30:]
+        with self.failing(engine, kind("no memory")), pytest.raises(EngineError):
+            rows(engine, tokens[:10], 30)
+        self.assert_near(rows(engine, tokens[30:40], 30), expected)
+
+    def test_scores_do_not_depend_on_what_lies_beyond_past(
+        self, engine: Engine, tokens: list[int]
+    ) -> None:
+        """NaN of a call that went wrong, say: the loop has such rows cleared, where they can be."""
+        if not isinstance(engine, BatchEngine):
+            pytest.skip(f"{engine.spec.name}'s entries cannot be written here")
+        expected = rows(engine, tokens[:40], 0)[30:]
+        nothing = _not_numbers(engine.save(0, 0, 40))
+        engine.load(0, 30, nothing)
+        if isinstance(engine, ClearableEngine):
+            engine.clear(0, 30)
+        self.assert_near(rows(engine, tokens[30:40], 30), expected)
+        engine.load(0, 0, nothing)  # a whole row, as for another sequence
+        if isinstance(engine, ClearableEngine):
+            engine.clear(0, 0)
+        self.assert_near(rows(engine, tokens[:40], 0)[30:], expected)
+
     def test_close_twice_then_use(self, make: Make) -> None:
         """A closed engine refuses calls; a new one works."""
         engine = make()
@@ -351,6 +384,15 @@ class EngineContract:
         for number in range(CALLS):
             call(number)
         assert _resident_bytes() - before < MOST_GROWTH
+
+
+def _not_numbers(entries: Any) -> Any:
+    """Cache entries of the same shape that are all NaN, whatever floats they are."""
+    if not isinstance(entries, np.ndarray):
+        return entries * float("nan")
+    made = entries.copy()
+    made.view(np.uint8)[...] = 0xFF
+    return made
 
 
 def _resident_bytes() -> int:

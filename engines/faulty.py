@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -46,7 +46,8 @@ class Faults:
     """A call succeeds, and reading its scores raises, as with errors of a GPU that come late."""
     no_numbers: float = 0.0
     """Scores are not numbers: NaN, some NaN, infinity or minus infinity, from some position on, in
-    some rows."""
+    some rows; and so are all later ones of these rows until they are cleared, as where attention
+    multiplies NaN that is left in the cache by 0."""
     save: float = 0.0
     """Copying cache entries raises."""
     load: float = 0.0
@@ -103,6 +104,7 @@ class FaultyEngine:
         self.engine = engine
         self.faults = faults
         self.counts: Counter[str] = Counter()
+        self._poisoned: set[int] = set()
         self._random = random.Random(seed)
         # Only what the engine has: callers ask by isinstance what it can do.
         if isinstance(engine, BatchEngine):
@@ -123,6 +125,7 @@ class FaultyEngine:
             time.sleep(self.faults.delay_seconds)
         if self._draws("forward"):
             if self._half():
+                self._poison(step, range(len(step.tokens)))
                 vocab_size = self.spec.input_vocab_size or self.spec.vocab_size
                 self.engine.forward(replace(step, tokens=(step.tokens + 1) % vocab_size))
             raise self._error()
@@ -130,7 +133,12 @@ class FaultyEngine:
         if self._draws("scores"):
             return _Unreadable(self._error())
         if self._draws("no_numbers"):
-            return self._no_numbers(scores)
+            return self._no_numbers(step, scores)
+        poisoned = [n for n in range(len(step.tokens)) if step.first_row + n in self._poisoned]
+        if poisoned:
+            logits = scores.logits().copy()
+            logits[poisoned] = np.nan
+            return _Spoilt(logits, scores)
         return scores
 
     def close(self) -> None:
@@ -162,6 +170,11 @@ class FaultyEngine:
         if self._draws("clear"):
             raise self._error()
         cast(Any, self.engine).clear(row, start)
+        self._poisoned.discard(row)
+
+    def _poison(self, step: Step, rows: Iterable[int]) -> None:
+        if hasattr(self, "clear"):
+            self._poisoned.update(step.first_row + row for row in rows)
 
     # --- what is drawn ------------------------------------------------------------------------
 
@@ -177,7 +190,7 @@ class FaultyEngine:
         kind, message = self._random.choice(_ERRORS)
         return kind(message)
 
-    def _no_numbers(self, scores: Scores) -> Scores:
+    def _no_numbers(self, step: Step, scores: Scores) -> Scores:
         """Scores that are not numbers from some position on, in at least one row."""
         logits = scores.logits().copy()
         batch, positions, vocab_size = logits.shape
@@ -185,6 +198,7 @@ class FaultyEngine:
         for row in range(batch):
             if row != certain and self._half():
                 continue
+            self._poison(step, [row])
             spoilt = logits[row, self._random.randrange(positions) :]
             kind = self._random.choice(("all", "some", "infinity", "nothing"))
             token = self._random.randrange(vocab_size)

@@ -159,6 +159,22 @@ def test_a_draft_model_whose_engine_fails(
         assert batch.drafter_failures == rows
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_draft_model_that_recovers_drafts_again(rows: int) -> None:
+    """NaN that is left in its cache would make all its later scores NaN."""
+    draft = FaultyEngine(engine(rows), Faults(no_numbers=1.0))
+    batch = BatchDecoder(
+        engine(rows), drafter=ModelDrafter(draft), draft_tokens=3, broken_drafter="plain"
+    )
+    for faults in (Faults(no_numbers=1.0), Faults(), Faults(forward=1.0), Faults()):
+        draft.faults = faults
+        asked = [batch.submit(PROMPT, max_tokens=9) for _ in range(rows)]
+        drain(batch)
+        for one in asked:
+            assert bool(one.stats.drafter_failures) == (faults != Faults())
+            assert bool(one.stats.accepted) == (faults == Faults())
+
+
 def test_scores_of_a_draft_that_are_not_numbers_are_the_drafters_fault() -> None:
     draft = FaultyEngine(engine(), Faults(no_numbers=1.0))
     decoder = SpeculativeDecoder(engine(), drafter=ModelDrafter(draft), draft_tokens=3)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,30 @@ BUNDLES = {
 }
 
 
+@contextmanager
+def broken(holder: Any, name: str, error: Exception, *calls: str) -> Iterator[None]:
+    """Meanwhile calls of an attribute, or of methods of it, raise."""
+    whole = getattr(holder, name)
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            return self if name in calls else getattr(whole, name)
+
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            raise error
+
+    setattr(holder, name, Broken())
+    yield
+    setattr(holder, name, whole)
+
+
+def inner(engine: Any) -> Any:
+    """An adapter without what pads its calls."""
+    while hasattr(engine, "_engine") and not isinstance(engine, TensorRTEngine):
+        engine = engine._engine
+    return engine
+
+
 class TestFake(EngineContract):
     @pytest.fixture
     def make(self) -> Make:
@@ -63,6 +88,9 @@ class TestOnnxRuntime(EngineContract):
 
         return make
 
+    def failing(self, engine: Any, error: Exception) -> Any:
+        return broken(engine, "_session", error, "run", "run_with_iobinding")
+
 
 class TestPyTorch(EngineContract):
     @pytest.fixture(params=["fp32", "bf16"])
@@ -74,6 +102,9 @@ class TestPyTorch(EngineContract):
             return open_model(model, max_batch=max_batch, hidden=(0, 1))
 
         return make
+
+    def failing(self, engine: Any, error: Exception) -> Any:
+        return broken(inner(engine), "_model", error)
 
 
 class Shifted:
@@ -102,6 +133,9 @@ class TestOneWidth(EngineContract):
             return PaddedEngine(Shifted(engine, lambda step: step.tokens.size))
 
         return make
+
+    def failing(self, engine: Any, error: Exception) -> Any:
+        return broken(inner(engine), "_model", error)
 
 
 def test_rows_that_depend_on_other_tokens_are_refused(tiny_source: Path) -> None:
@@ -136,6 +170,9 @@ class TestTensorRT(EngineContract):
             return PaddedEngine(engine)
 
         return make
+
+    def failing(self, engine: Any, error: Exception) -> Any:
+        return broken(inner(engine)._device, "upload", error)
 
 
 def test_hidden_states_agree(tiny_bundles: dict[str, Path], tiny_source: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -21,3 +24,20 @@ class TestReferenceEngine(EngineContract):
             return load(bundle.path, bundle.manifest.target, options)
 
         return make
+
+    @contextmanager
+    def failing(self, engine: Any, error: Exception) -> Iterator[None]:
+        reference = engine._engine  # without what pads its calls
+        evaluator, reference._evaluator = reference._evaluator, Broken(error)
+        yield
+        reference._evaluator = evaluator
+
+
+class Broken:
+    """An evaluator that fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def run(self, *arguments: Any) -> Any:
+        raise self._error

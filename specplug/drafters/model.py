@@ -11,6 +11,7 @@ from specplug.arguments import checked
 from specplug.drafters.chances import Kind
 from specplug.drafters.source import ANY, CalledSource, Guess
 from specplug.drafters.tree import TreeDrafter
+from specplug.engine_calls import clear
 from specplug.feeding import feed
 from specplug.types import (
     Engine,
@@ -126,6 +127,11 @@ class ModelSource(CalledSource):
             self._slot = request.slot
         self._cached = 0
         self._drafted = ()
+
+    def clear(self) -> None:
+        """Clear its row; the target's, if that is shared, is for the loop to clear."""
+        if not self.engine.spec.shares_cache:
+            clear(self.engine, self._slot.row)
 
     def close(self) -> None:
         """Release the draft model."""

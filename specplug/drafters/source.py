@@ -75,6 +75,9 @@ class Source:
     def reset(self, request: Request) -> None:
         """Forget the sequence; the next context is of a new one."""
 
+    def clear(self) -> None:
+        """Clear the row of its engine's cache: a call went wrong there. After :meth:`reset`."""
+
     def finish(self, request: Request, tokens: Int64Array) -> None:
         """A request's sequence is complete; another one may have begun."""
 

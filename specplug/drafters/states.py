@@ -12,6 +12,7 @@ import numpy as np
 
 from specplug.drafters.chances import Kind
 from specplug.drafters.source import ANY, CalledSource, Guess
+from specplug.engine_calls import clear, forward
 from specplug.types import (
     HIDDEN_STATES,
     Engine,
@@ -112,14 +113,15 @@ class StatesSource(CalledSource):
 
     def _call(self, tokens: Any, past: int, **more: Any) -> Scores:
         """The head's scores of the last tokens of a call: one, or those of the block."""
-        return self.engine.forward(
+        return forward(
+            self.engine,
             Step(
                 tokens=np.asarray(tokens, dtype=np.int64)[None],
                 past=np.array([past], dtype=np.int64),
                 first_row=self._row,
                 scores_from=len(tokens) - more.get("block", 1),
                 **more,
-            )
+            ),
         )
 
     def _chosen(self, logits: Float32Array, place: Place) -> list[Guess]:
@@ -175,6 +177,10 @@ class StatesSource(CalledSource):
 
     def _in_row(self, row: int) -> Self:
         return type(self)(self.engine, self._vocabulary, row)
+
+    def clear(self) -> None:
+        """Clear its row."""
+        clear(self.engine, self._row)
 
     def close(self) -> None:
         """Release the head."""

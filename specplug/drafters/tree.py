@@ -11,6 +11,7 @@ from specplug.arguments import checked
 from specplug.budget import Budget
 from specplug.drafters.chances import Chances
 from specplug.drafters.source import ANY, Guess, Source
+from specplug.sampling import NoDraftError
 from specplug.types import (
     Drafter,
     Float64Array,
@@ -55,6 +56,7 @@ class TreeDrafter(Drafter):
         self._chances = [Chances(source.prior) for source in sources]
         self._asked: dict[int, list[tuple[int, bool, Sequence[Guess]]]] = {}
         self._drafted: list[tuple[int, float]] = []
+        self._spoilt = False  # a source's call went wrong
         self.counts: dict[str, SourceCount] = {}
         """By source, of the running or latest generation."""
 
@@ -63,7 +65,13 @@ class TreeDrafter(Drafter):
         places = [source.begin(context) for source in self.sources]
         growing = _Growing(self.sources, self._chances, budget, places)
         self._asked = growing.asked
-        proposal = growing.grow()
+        self._spoilt = True  # unless this ends well
+        try:
+            proposal = growing.grow()
+        except NoDraftError:
+            self._spoilt = False
+            raise
+        self._spoilt = False
         self._drafted = growing.drafted
         self.reading_seconds = sum(source.reading_seconds for source in self.sources)
         return proposal
@@ -96,7 +104,10 @@ class TreeDrafter(Drafter):
         self._asked, self._drafted, self.counts = {}, [], {}
         for source, chances in zip(self.sources, self._chances, strict=True):
             source.reset(request)
+            if self._spoilt:  # what a failed call left, NaN perhaps, would spoil the next ones
+                source.clear()
             chances.begin()
+        self._spoilt = False
 
     def finish(self, request: Request, tokens: Int64Array) -> None:
         """Tell the sources."""

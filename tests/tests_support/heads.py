@@ -95,5 +95,8 @@ class Fed:
     def keep(self, row: int, past: int, nodes: Sequence[int]) -> None:
         self._engine.keep(row, past, nodes)
 
+    def clear(self, row: int, start: int) -> None:
+        self._engine.clear(row, start)
+
     def close(self) -> None:
         self._engine.close()
