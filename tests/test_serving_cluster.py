@@ -421,6 +421,7 @@ def test_arguments_from_a_command_line(tmp_path: Path) -> None:
         ({}, "bundle is missing"),
         ({"bundle": "/x", "replicas": "two"}, "replicas 'two': .*integer"),
         ({"bundle": "/x", "replicas": "0"}, "replicas '0': .*greater than or equal to 1"),
+        ({"bundle": "/x", "header_timeout": "5"}, "header_timeout: there is no such argument"),
         ({"bundle": "/x", "replica": "2"}, "replica: there is no such argument; .* replicas, "),
         ({"bundle": "/x", "server": {}}, "server: there is no such argument"),
         ({"bundle": "/x", "autoscaling": "3"}, "autoscaling '3': need min/max/target"),

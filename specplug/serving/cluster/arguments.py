@@ -141,6 +141,9 @@ def _listed(value: Any) -> Any:
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 
+_NOT_HERE = ("keys", "max_connections", "header_timeout", "idle_timeout")
+"""Settings that are no arguments: keys come from ``api_key_file``, and the sockets are Ray's."""
+
 # Made from the fields of ServerSettings, so that whatever it gains is an argument here, too.
 _Settings: type[BaseModel] = create_model(
     "_Settings",
@@ -148,7 +151,7 @@ _Settings: type[BaseModel] = create_model(
     **{
         field.name: (_argument(get_type_hints(ServerSettings)[field.name]), field.default)
         for field in fields(ServerSettings)
-        if field.name != "keys"
+        if field.name not in _NOT_HERE
     },
 )  # type: ignore[call-overload]
 
