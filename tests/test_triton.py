@@ -16,10 +16,18 @@ from typing import Any
 import pytest
 from google.protobuf import json_format, text_format
 
-from specplug import Bundle, BundleError, ExportError, SamplingParams, SpeculativeDecoder
+from specplug import (
+    Bundle,
+    BundleError,
+    EngineError,
+    ExportError,
+    SamplingParams,
+    SpeculativeDecoder,
+)
 from specplug.cli.export import export
 from specplug.integrations.triton import repository, write_repository
 from specplug.integrations.triton.asking import read_request
+from specplug.library_errors import LibraryError
 from tests_support import triton_double as double
 from tests_support.command import specplug
 
@@ -348,6 +356,7 @@ def test_concurrent_requests_share_the_batch_and_get_their_own_answers(
         ("x", {"logit_bias": '{"99999": 1}'}, "token id 99999"),
         ({"text_input": [b"x", b"y"]}, {}, "text_input has 2 values"),
         ({"text_input": [b"\xff"]}, {}, "can't decode"),
+        ("x", {"regex": "(a"}, "regex (a: unclosed group"),
     ],
 )
 def test_wrong_requests_get_an_error_and_hurt_nobody(
@@ -358,6 +367,31 @@ def test_wrong_requests_get_an_error_and_hurt_nobody(
     assert failure.code() == double.TritonError.INVALID_ARG
     assert message in failure.message()
     assert ask(model, max_tokens=3).wait().failure is None
+
+
+def test_what_a_library_says_of_itself_stays_in_the_log(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = serve()
+    inside = "panicked at /home/runner/work/parser.rs:3:1"
+    for failure, code in (
+        (LibraryError("regex (a", inside), double.TritonError.INVALID_ARG),
+        (RuntimeError(inside), double.TritonError.INTERNAL),
+        (EngineError(inside), double.TritonError.INTERNAL),
+        (type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})(inside), 1),
+    ):
+
+        def fails(*arguments: Any, raised: BaseException = failure, **options: Any) -> None:
+            raise raised
+
+        with monkeypatch.context() as planted:
+            planted.setattr(model._decoder, "encode", fails)
+            refused = ask(model, max_tokens=3).wait().failure
+        assert refused.code() == code
+        assert "/home" not in refused.message()
+        assert "panic" not in refused.message()
+        assert ask(model, max_tokens=3).wait().failure is None
+    assert any(inside in line for line in double.Logger.lines)
 
 
 def test_a_cancelled_request_ends_without_an_answer(serve: Serve) -> None:

@@ -27,6 +27,8 @@ from specplug.generation_options import (
 from specplug.integrations.triton.asking import read_request
 from specplug.integrations.triton.metrics import Metrics
 from specplug.integrations.triton.repository import BUNDLE, INPUTS, OUTPUTS, read_settings
+from specplug.library_errors import is_panic, public_text
+from specplug.sampling import NothingLeftError
 from specplug.types import ContextLimitError, MissingExtraError, SpecplugError
 
 
@@ -81,7 +83,9 @@ class TritonPythonModel:
                 prompt = self._decoder.encode(asked.prompt, max_tokens=most, **of_prompt)
                 wanted = list(request.requested_output_names())
                 self._queue(prompt, options, _Answer(sender, asked.stream, wanted))
-            except Exception as error:  # whatever it is, it is this request's alone
+            except BaseException as error:  # whatever it is, it is this request's alone
+                if not isinstance(error, Exception) and not is_panic(error):
+                    raise
                 _refuse(sender, error)
 
     def is_ready(self) -> bool:
@@ -218,17 +222,21 @@ def _array(value: Any) -> np.ndarray[Any, Any]:
     return np.array(value, dtype=np.int64)
 
 
-def _refuse(sender: Any, error: Exception) -> None:
-    """End a request with an error."""
+def _refuse(sender: Any, error: BaseException) -> None:
+    """End a request with an error, in our words or a library's about the input; the log has all."""
     codes = pb_utils.TritonError
-    code = codes.INTERNAL
     if isinstance(error, _UnavailableError):
-        code = codes.UNAVAILABLE
+        code, message = codes.UNAVAILABLE, str(error)
     elif isinstance(error, MissingExtraError):
-        code = codes.UNSUPPORTED
-    elif isinstance(error, ValueError | ContextLimitError):
-        code = codes.INVALID_ARG
+        code, message = codes.UNSUPPORTED, str(error)
+    elif isinstance(error, ContextLimitError | NothingLeftError):  # also of one that was not raised
+        code, message = codes.INVALID_ARG, str(error)
+    elif isinstance(error, ValueError):
+        code, message = codes.INVALID_ARG, public_text(error)
+    else:
+        pb_utils.Logger.log_error(f"specplug: a request failed: {type(error).__name__}: {error}")
+        code, message = codes.INTERNAL, "the model failed; the server's log tells why"
     sender.send(
-        pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)),
+        pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)),
         flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
     )
