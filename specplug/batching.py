@@ -130,9 +130,13 @@ class BatchDecoder(MeasuredDecoder):
     def submit(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Generation:
         """Queue a generation; arguments and errors as in :meth:`SpeculativeDecoder.stream`."""
         tokens, rest = self._prepared(prompt, options)
-        generation = self._generation(tokens, **rest)
-        self._line.append(generation)
+        generation = self.generation(tokens, **rest)
+        self.queue(generation)
         return generation
+
+    def queue(self, generation: Generation) -> None:
+        """Have a generation of this decoder take its turn; from any thread, without delay."""
+        self._line.append(generation)
 
     # --- the loop -----------------------------------------------------------------------------
 

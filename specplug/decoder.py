@@ -54,7 +54,7 @@ class SpeculativeDecoder(Decoder):
         ids = token_ids(prompt)
         if ids is None:
             raise ValueError("rounds takes token ids: use stream, or encode the prompt")
-        return self._rounds(self._generation(ids, **options))
+        return self._rounds(self.generation(ids, **options))
 
     def _rounds(self, generation: Generation) -> Iterator[list[Token]]:
         claim = self._claim()
@@ -154,7 +154,7 @@ class SpeculativeDecoder(Decoder):
             EngineError: a backend failed, or the decoder is closed.
         """
         tokens, rest = self._prepared(prompt, options)
-        return self._stream(self._generation(tokens, **rest))
+        return self._stream(self.generation(tokens, **rest))
 
     def _stream(self, generation: Generation) -> Iterator[Token]:
         for made in self._rounds(generation):
@@ -164,7 +164,7 @@ class SpeculativeDecoder(Decoder):
     def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Result:
         """The whole answer at once; arguments and errors as in :meth:`stream`."""
         ids, rest = self._prepared(prompt, options)
-        generation = self._generation(ids, **rest)
+        generation = self.generation(ids, **rest)
         tokens = tuple(self._stream(generation))
         return Result(
             text="".join(token.text for token in tokens),

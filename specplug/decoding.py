@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, cast
@@ -28,6 +28,7 @@ from specplug.generation_options import (
     Prompt,
     split_options,
 )
+from specplug.preparation import Preparation
 from specplug.prompts import PromptOptions, refuse_template_options, template_options, truncate
 from specplug.text import Messages, Tokenizer
 from specplug.types import (
@@ -203,12 +204,29 @@ class Decoder:
         most = rest.get("max_tokens", DEFAULT_MAX_TOKENS)
         return self.encode(prompt, max_tokens=most, **of_prompt), rest
 
-    def _generation(
-        self, prompt: Sequence[int], **options: Unpack[GenerationOptions]
+    def preparation(
+        self, options: GenerationOptions, rehearse: Callable[[str], None] | None = None
+    ) -> Preparation:
+        """What several answers with the same options share; arguments and errors as there."""
+        return Preparation(
+            options,
+            spec=self.target.spec,
+            tokenizer=self.tokenizer,
+            own_stop_token_ids=self.stop_token_ids,
+            rehearse=rehearse,
+        )
+
+    def generation(
+        self,
+        prompt: Sequence[int],
+        prepared: Preparation | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
+        """An answer that has not begun; arguments and errors as of :class:`Generation`."""
         self._check_open()
         return Generation(
             prompt,
+            prepared=prepared,
             spec=self.target.spec,
             tokenizer=self.tokenizer,
             own_stop_token_ids=self.stop_token_ids,

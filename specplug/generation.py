@@ -13,21 +13,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar, Unpack
 
-from specplug.bad_words import with_bad_words
 from specplug.budget import Budget
 from specplug.context import Context, Origin, Token
 from specplug.drafters import NoDrafter
-from specplug.ends import check_ends
 from specplug.engine_calls import as_exception
 from specplug.generation_options import (
     DEFAULT_MAX_TOKENS,
-    GREEDY,
     GenerationOptions,
     check_generation,
     stop_strings,
 )
-from specplug.grammar import Grammar
 from specplug.logprobs import LogprobsMode, TokenLogprobs
+from specplug.preparation import Preparation
 from specplug.proposals import drafting, propose
 from specplug.sampler import Sampler
 from specplug.stats import SpeculationStats
@@ -77,6 +74,7 @@ class Generation:
         spec: of the target.
         tokenizer: None: there is no text.
         own_stop_token_ids: tokens that end an answer unless ``ignore_eos`` is asked for.
+        prepared: of the same options, shared with other answers; None: made for this one.
         options: see :class:`GenerationOptions`.
 
     Raises:
@@ -92,6 +90,7 @@ class Generation:
         spec: EngineSpec,
         tokenizer: Tokenizer | None,
         own_stop_token_ids: frozenset[int],
+        prepared: Preparation | None = None,
         **options: Unpack[GenerationOptions],
     ) -> None:
         check_generation(spec, prompt, options, has_tokenizer=tokenizer is not None)
@@ -100,34 +99,27 @@ class Generation:
         sample = options.get("sample", 0)
         self._top = options.get("logprobs")
         self._logprobs_mode: LogprobsMode = options.get("logprobs_mode", "raw")
-        sampling = with_bad_words(
-            options.get("sampling", GREEDY), options.get("bad_words", ()), tokenizer
-        )
-        given = frozenset(options.get("stop_token_ids", ()))
-        ends = given if options.get("ignore_eos", False) else given | own_stop_token_ids
-        check_ends(sampling, ends, own_stop_token_ids, min_tokens=min_tokens)
-        grammar = None
-        if sampling.structured:
-            grammar = Grammar(
-                sampling, tokenizer, vocab_size=spec.vocab_size, stop_token_ids=tuple(ends)
+        if prepared is None:
+            prepared = Preparation(
+                options, spec=spec, tokenizer=tokenizer, own_stop_token_ids=own_stop_token_ids
             )
+        ends = prepared.ends
         self._sampler = Sampler(
-            sampling,
+            prepared.sampling,
             vocab_size=spec.vocab_size,
             prompt_tokens=len(prompt),
             sample=sample,
-            grammar=grammar,
+            grammar=prepared.grammar(),
             min_tokens=min_tokens,
             stop_token_ids=ends,
+            rules=prepared.rules,
         )
         self.slot = Slot()
         """Where the target has it."""
         self.request = Request(
             sampler=self._sampler,
             prompt_tokens=len(prompt),
-            prediction=_predicted(
-                options.get("prediction", ()), prompt, tokenizer, spec.vocab_size
-            ),
+            prediction=prepared.prediction(prompt),
             tenant=options.get("tenant", ""),
             slot=self.slot,
         )
@@ -384,22 +376,3 @@ def _own(proposal: Proposal, verdict: Verdict) -> Origin:
         return "plain"
     last = verdict.path[-1] if verdict.path else -1
     return "corrected" if last in proposal.children() else "bonus"
-
-
-def _predicted(
-    prediction: str | Sequence[int],
-    prompt: Sequence[int],
-    tokenizer: Tokenizer | None,
-    vocab_size: int,
-) -> Sequence[int]:
-    """The token ids of an expected answer."""
-    if not isinstance(prediction, str):
-        outside = [token for token in prediction if not 0 <= token < vocab_size]
-        if outside:
-            raise ValueError(
-                f"prediction: token id {outside[0]} is outside the vocabulary of {vocab_size}"
-            )
-        return prediction
-    if tokenizer is None:
-        raise ValueError("a prediction in text needs a tokenizer: pass token ids")
-    return tokenizer.encode_after(prompt, prediction)

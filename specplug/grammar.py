@@ -7,7 +7,7 @@ package brings torch, transformers and triton into a service that may have none 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,15 +15,26 @@ from numpy.typing import NDArray
 
 from specplug.grammar_sources import compile_grammar, one_line
 from specplug.library_errors import LibraryError
+from specplug.sampling import NothingLeftError
 from specplug.types import Int64Array, MissingExtraError
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
     from specplug.sampling import SamplingParams
     from specplug.text import Tokenizer
 
 
-class Grammar:
-    """A compiled schema, expression or grammar, and the tokens of an answer that it has read.
+STEP_ITEMS = 20_000
+"""Earley items that one mask may take: about 20 ms, which all rows of a batch wait for."""
+STEP_FUEL = 100_000
+"""Lexer fuel that one mask may take: about 10 ms."""
+MOST_STATES = 50_000
+"""States that a grammar's lexer may come to have, of about 2 kB each."""
+
+
+class CompiledGrammar:
+    """A compiled schema, expression or grammar, which any number of answers may follow.
 
     Args:
         params: with one of :data:`specplug.sampling.FORMS`.
@@ -32,10 +43,11 @@ class Grammar:
         stop_token_ids: what ends an answer: allowed where the grammar is satisfied; one that is
             not the tokenizer's own also where the grammar takes its text, and cuts the answer there
             as a stop string does.
+        rehearse: called with the grammar as the library takes it, before it is compiled.
 
     Raises:
-        ValueError: the schema, expression or grammar is wrong, uses what the library does not know,
-            or cannot be satisfied.
+        ValueError: the schema, expression or grammar is wrong, too large, uses what the library
+            does not know, or cannot be satisfied.
         MissingExtraError: llguidance is not installed.
     """
 
@@ -46,9 +58,10 @@ class Grammar:
         *,
         vocab_size: int,
         stop_token_ids: Sequence[int],
+        rehearse: Callable[[str], None] | None = None,
     ) -> None:
         try:
-            from llguidance import LLMatcher
+            from llguidance import LLMatcher, LLParserLimits
         except ImportError:
             raise MissingExtraError(
                 "structured output needs llguidance: pip install 'specplug[structured]'"
@@ -58,21 +71,61 @@ class Grammar:
                 "structured output needs a tokenizer and a token that ends the answer: this "
                 "decoder has " + ("no tokenizer" if tokenizer is None else "no stop token")
             )
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         compiled, shown = compile_grammar(params, tokenizer)
+        if rehearse is not None:
+            try:
+                rehearse(compiled)
+            except ValueError as error:
+                raise ValueError(f"{shown}: {error}") from None
         # The library is told of the tokenizer's own stop tokens, so that it is set up once, and not
         # for each set of them that a request asks for.
         known = sorted(tokenizer.stop_token_ids) or sorted(stop_token_ids)
         tokens = tokenizer.for_grammars(vocab_size, tuple(known))
-        self._unknown_ends = sorted({*stop_token_ids} - {*known})
-        self._no_ends = sorted({*known} - {*stop_token_ids})
-        self._matcher = LLMatcher(tokens, compiled, log_level=0)
-        self._read: list[int] = []  # of the answer, what the matcher has consumed
+        self.unknown_ends = sorted({*stop_token_ids} - {*known})
+        """Tokens that end an answer and that the library does not know as such."""
+        self.no_ends = sorted({*known} - {*stop_token_ids})
+        """Tokens that the library takes for an answer's end and that are none."""
+        limits = LLParserLimits(**LIMITS)
+        self._matcher = LLMatcher(tokens, compiled, log_level=0, limits=limits)
         if self._matcher.is_error():
-            raise LibraryError(shown, self._reason())
+            raise LibraryError(shown, reason(self._matcher))
         self._matcher.compute_bitmask()
         if self._matcher.is_error():
+            why = reason(self._matcher)
+            if "too many items" in why.lower() or "fuel" in why or "states" in why:
+                raise LibraryError(shown, why)
             raise ValueError(f"{shown}: nothing satisfies it")
+
+    def begin(self) -> LLMatcher:
+        """A matcher at the beginning of an answer; takes microseconds."""
+        return self._matcher.deep_copy()
+
+
+LIMITS: dict[str, int] = {
+    "step_max_items": STEP_ITEMS,
+    "step_lexer_fuel": STEP_FUEL,
+    "max_lexer_states": MOST_STATES,
+}
+"""The library's limits that are not its own, by the names of ``llguidance.LLParserLimits``."""
+
+
+class GrammarLimitError(NothingLeftError):
+    """A grammar cannot be followed any further: it is wrong there, or too slow for one step."""
+
+
+class Grammar:
+    """A compiled grammar and the tokens of one answer that it has read.
+
+    Args:
+        compiled: of the request.
+    """
+
+    def __init__(self, compiled: CompiledGrammar) -> None:
+        self._compiled = compiled
+        self._vocab_size = compiled.vocab_size
+        self._matcher = compiled.begin()
+        self._read: list[int] = []  # of the answer, what the matcher has consumed
 
     def allowed(self, answer: Int64Array) -> NDArray[np.bool_] | None:
         """Which tokens may follow an answer's tokens i64[n], bool[V].
@@ -97,11 +150,16 @@ class Grammar:
     def _mask(self) -> NDArray[np.bool_]:
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise LibraryError("the grammar cannot be followed", self._reason())
+            why = LibraryError("the grammar cannot be followed", reason(self._matcher)).public
+            # An error stays with a matcher, and this one may be of drafts that are not accepted.
+            self._matcher, self._read = self._compiled.begin(), []
+            raise GrammarLimitError(why)
         bits = np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
-        bits[self._no_ends] = False
-        bits[self._unknown_ends] |= self._matcher.is_accepting()
+        bits[self._compiled.no_ends] = False
+        bits[self._compiled.unknown_ends] |= self._matcher.is_accepting()
         return bits
 
-    def _reason(self) -> str:
-        return one_line(str(self._matcher.get_error()).split("<state>")[0].strip())
+
+def reason(matcher: LLMatcher) -> str:
+    """What the library says is wrong, in one line."""
+    return one_line(str(matcher.get_error()).split("<state>")[0].strip())

@@ -15,6 +15,7 @@ from specplug.library_errors import LibraryError
 from specplug.prompts import TemplateOptions, refuse_template_options, render_chat
 from specplug.stop_strings import StopStrings
 from specplug.templates import compile_template
+from specplug.token_bytes import most_bytes
 from specplug.types import BundleError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -53,6 +54,7 @@ class Tokenizer:
         self.detokenizer = Detokenizer(self.backend)
         """How its tokens become text one at a time."""
         self.stop_token_ids = tuple(stop_token_ids)
+        self._most_bytes = most_bytes(self.backend)
         self._for_grammars: dict[tuple[int, tuple[int, ...]], Any] = {}
         self.special_tokens = dict(special_tokens or {})
         self._template = None
@@ -146,10 +148,18 @@ class Tokenizer:
 
     def encode_after(self, before: Sequence[int], text: str) -> list[int]:
         """Token ids of text that goes on after tokens; after special ones alone it begins."""
-        pieces = self.detokenizer
-        if all(pieces.is_special(token) or not pieces.spell(token) for token in before):
+        if self.begins_text(before):
             return self.encode(text, special_tokens=False)
         return self.encode_within(text)
+
+    def begins_text(self, before: Sequence[int]) -> bool:
+        """Whether text after these tokens is the first: all of them are special, or have none."""
+        pieces = self.detokenizer
+        return all(pieces.is_special(token) or not pieces.spell(token) for token in before)
+
+    def fewest_tokens(self, text: str) -> int:
+        """A number of tokens that a text has at least, known without tokenizing it."""
+        return -(-len(text.encode(errors="replace")) // self._most_bytes) if self._most_bytes else 0
 
     def for_grammars(self, vocab_size: int, stop_token_ids: tuple[int, ...]) -> Any:
         """An ``llguidance.LLTokenizer`` of these tokens, made once.

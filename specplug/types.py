@@ -322,7 +322,7 @@ class Request:
     sampler: Sampler
     """Chooses the draft's tokens as it chooses the target's."""
     prompt_tokens: int
-    prediction: Sequence[int] = ()
+    prediction: Sequence[int] | Int64Array = ()
     """What the caller expects as the answer."""
     tenant: str = ""
     """On whose behalf: what is learnt of texts is kept apart by it."""

@@ -50,6 +50,15 @@ def constraint(request: GenerateRequest) -> Constraint | None:
     return first
 
 
+def constrained(request: GenerateRequest) -> bool:
+    """Whether a request may have a constraint, told without a look into it."""
+    return (
+        request.response_format is not None
+        or request.structured_outputs is not None
+        or any(getattr(request, field) is not None for field in _FIELDS)
+    )
+
+
 def _constraints(request: GenerateRequest) -> Iterator[Constraint]:
     match request.response_format:
         case JsonObjectFormat(schema_=schema):

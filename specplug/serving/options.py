@@ -170,6 +170,48 @@ def echoed(request: GenerateRequest) -> str:
     return _text(last.content, "\n") if last.role == "assistant" else ""
 
 
+def check_prompt(
+    request: GenerateRequest,
+    tokens: int,
+    spec: EngineSpec,
+    settings: ServerSettings,
+    *,
+    at_least: bool = False,
+) -> None:
+    """Refuse a prompt that is too long for the server or the context.
+
+    Args:
+        request: whose prompt it is.
+        tokens: of the prompt.
+        spec: of the target.
+        settings: of the server.
+        at_least: the prompt has so many tokens or more.
+
+    Raises:
+        ApiError: status 400.
+    """
+    asked = _length(request)[1] or 1
+    prompt = "messages" if isinstance(request, ChatRequest) else "prompt"
+    number = f"{tokens} or more" if at_least else f"{tokens}"
+    room = spec.context_limit - tokens
+    if room >= 1 and tokens > (settings.max_prompt_tokens or tokens):
+        raise ApiError(
+            400,
+            f"the prompt has {number} tokens; this server takes {settings.max_prompt_tokens} at "
+            "most",
+            param=prompt,
+            code="prompt_too_long",
+        )
+    if room < asked:
+        raise ApiError(
+            400,
+            f"the model's context is {spec.context_limit} tokens, and {number} of prompt and"
+            f" {asked} of answer were asked for: shorten the prompt or the answer",
+            param=prompt,
+            code="context_length_exceeded",
+        )
+
+
 def max_tokens(
     request: GenerateRequest, prompt_tokens: int, spec: EngineSpec, settings: ServerSettings
 ) -> int:
@@ -178,25 +220,9 @@ def max_tokens(
     Raises:
         ApiError: status 400: more than the server allows, or than the context has room for.
     """
-    prompt = "messages" if isinstance(request, ChatRequest) else "prompt"
     param, asked, usual = _length(request)
+    check_prompt(request, prompt_tokens, spec, settings)
     room = spec.context_limit - prompt_tokens
-    if room >= 1 and prompt_tokens > (settings.max_prompt_tokens or prompt_tokens):
-        raise ApiError(
-            400,
-            f"the prompt has {prompt_tokens} tokens; this server takes "
-            f"{settings.max_prompt_tokens} at most",
-            param=prompt,
-            code="prompt_too_long",
-        )
-    if room < (asked or 1):
-        raise ApiError(
-            400,
-            f"the model's context is {spec.context_limit} tokens, and {prompt_tokens} of prompt and"
-            f" {asked or 1} of answer were asked for: shorten the prompt or the answer",
-            param=prompt,
-            code="context_length_exceeded",
-        )
     most = min(room, settings.max_tokens or room)
     fitting = _fitting(request, prompt_tokens)
     if fitting is not None and fitting < min(most, asked or most):

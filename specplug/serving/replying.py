@@ -145,18 +145,21 @@ class Reply:
     @asynccontextmanager
     async def _answers(self) -> AsyncIterator[Answers]:
         """The answers, which are given up when the client goes away."""
-        async with self._service.answering(self._asked) as answers:
-            watching = asyncio.create_task(self._watch(answers))
-            try:
-                yield answers
-            finally:
-                watching.cancel()
-                self._describe(answers)
+        gone = asyncio.create_task(self._gone())
+        try:
+            async with self._service.answering(self._asked, gone) as answers:
+                gone.add_done_callback(lambda _: answers.fail(ClientGoneError()))
+                try:
+                    yield answers
+                finally:
+                    self._describe(answers)
+        finally:
+            gone.cancel()
 
-    async def _watch(self, answers: Answers) -> None:
+    async def _gone(self) -> None:
+        """Return when the client has gone away."""
         while (await self._http.receive())["type"] != "http.disconnect":
             pass
-        answers.fail(ClientGoneError())
 
     def _note(self, updates: Sequence[Update]) -> None:
         stream = self._asked.request.stream

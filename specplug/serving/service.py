@@ -5,26 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 from specplug.batching import BatchDecoder
-from specplug.generation_options import Prompt
-from specplug.library_errors import public_text
-from specplug.serving import options
-from specplug.serving.answers import Answers
-from specplug.serving.constraints import constraint
+from specplug.generation import Generation
+from specplug.serving.answers import Answers, ClientGoneError
+from specplug.serving.asked import Asked
+from specplug.serving.constraints import constrained
 from specplug.serving.errors import ApiError
 from specplug.serving.limits import Admission
 from specplug.serving.metrics import Metrics
-from specplug.serving.requests import GenerateRequest
+from specplug.serving.pool import FairPool
+from specplug.serving.prepared import Preparing
 from specplug.serving.settings import ServerSettings
 from specplug.serving.worker import Channel, Worker
 from specplug.text import Tokenizer
-from specplug.types import MissingExtraError
 
 _log = logging.getLogger(__name__)
 
@@ -32,24 +30,9 @@ _PREPARING = 4  # threads that tokenize prompts and compile grammars
 LAST_STEP = 5.0
 """Seconds that the running step has to end in any case, when the application is to stop."""
 
+__all__ = ["Asked", "Service"]
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a request comes to."""
-
-    request: GenerateRequest
-    prompts: Sequence[Prompt]
-    owner: str
-    chat: bool
-    deadline: float
-    """Of the event loop's clock."""
-
-    @property
-    def answers(self) -> int:
-        """How many are wanted."""
-        return len(self.prompts) * (self.request.n or 1)
 
 
 class Service:
@@ -80,7 +63,8 @@ class Service:
         self._drained_by: float | None = None  # of the monotonic clock
         self._running: set[Answers] = set()
         self._making = ThreadPoolExecutor(1, thread_name_prefix="specplug-reply")
-        self._pool = ThreadPoolExecutor(_PREPARING, thread_name_prefix="specplug-prepare")
+        self._pool = FairPool(_PREPARING, "specplug-prepare")
+        self._preparing: set[asyncio.Future[list[Generation]]] = set()
 
     @property
     def ready(self) -> bool:
@@ -117,7 +101,7 @@ class Service:
         finally:
             self.drain()
             self.abort()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.close()
             self._making.shutdown(wait=False, cancel_futures=True)
             assert self._drained_by is not None
             within = max(LAST_STEP, self._drained_by - time.monotonic())
@@ -137,16 +121,23 @@ class Service:
     def abort(self) -> None:
         """Give up what runs."""
         for answers in list(self._running):
-            answers.fail(
-                ApiError(503, "the server is shutting down", retry_after=1, outcome="given_up")
-            )
+            answers.fail(_shutting_down())
+        for work in list(self._preparing):
+            work.cancel()
 
     @asynccontextmanager
-    async def answering(self, asked: Asked) -> AsyncIterator[Answers]:
+    async def answering(
+        self, asked: Asked, gone: asyncio.Future[None] | None = None
+    ) -> AsyncIterator[Answers]:
         """Have a request answered, within the limits.
+
+        Args:
+            asked: what is wanted.
+            gone: done when the client has gone away; it is looked at until answers are there.
 
         Raises:
             ApiError: it cannot be, or not now.
+            ClientGoneError: the client went away while its request was prepared.
         """
         request, settings = asked.request, self.settings
         most = min(settings.max_choices, self.admission.most)
@@ -157,8 +148,10 @@ class Service:
             )  # fmt: skip
         with self.admission.enter(asked.owner, asked.answers):
             channels: list[Channel] = []
+            generations = await self._prepared(asked, gone)
             try:
-                await self._in_pool(lambda: self._submit(asked, channels))
+                for generation in generations:
+                    channels.append(self.worker.queue(generation))
             except BaseException:
                 for channel in channels:
                     self.worker.release(channel)
@@ -182,35 +175,28 @@ class Service:
         """
         return await asyncio.get_running_loop().run_in_executor(self._making, make)
 
-    async def _in_pool(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+    async def _prepared(self, asked: Asked, gone: asyncio.Future[None] | None) -> list[Generation]:
+        """A request's generations, made on a thread within the request's time."""
+        preparing = Preparing(self.decoder, self.settings, asked)
+        lane = asked.owner, constrained(asked.request)
+        work = asyncio.ensure_future(self._pool.run(lane, preparing.generations))
+        self._preparing.add(work)
+        try:
+            async with asyncio.timeout_at(asked.deadline):
+                ends = (work,) if gone is None else (work, gone)
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientGoneError
+            if work.cancelled():
+                raise _shutting_down()
+            return work.result()
+        except TimeoutError:
+            raise ApiError(504, "the answer took longer than this server allows") from None
+        finally:
+            self._preparing.discard(work)
+            preparing.abandon()
+            work.cancel()
 
-    def _submit(self, asked: Asked, channels: list[Channel]) -> None:
-        """Tokenize, check and queue; on a thread of the pool."""
-        request = asked.request
-        try:
-            spec, settings = self.decoder.target.spec, self.settings
-            reading = options.prompt_options(
-                request, self.tokenizer.template_variables, spec, settings
-            )
-            prompts = [self.decoder.encode(prompt, **reading) for prompt in asked.prompts]
-        except ValueError as error:
-            where = options.field_of(str(error), request)
-            where = where or ("messages" if asked.chat else "prompt")
-            raise ApiError(400, public_text(error), param=where) from error
-        try:
-            made = options.generation_options(request, tenant=asked.owner)
-            for prompt in prompts:
-                made["max_tokens"] = options.max_tokens(request, len(prompt), spec, settings)
-                for made["sample"] in range(request.n or 1):
-                    channels.append(self.worker.submit(prompt, **made))
-        except MissingExtraError:
-            raise ApiError(
-                400,
-                "this server was set up without structured output",
-                param=wanted.field if (wanted := constraint(request)) else None,
-                code="unsupported_parameter",
-            ) from None
-        except ValueError as error:
-            where = options.field_of(str(error), request)
-            raise ApiError(400, public_text(error), param=where) from error
+
+def _shutting_down() -> ApiError:
+    return ApiError(503, "the server is shutting down", retry_after=1, outcome="given_up")

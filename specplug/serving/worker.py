@@ -156,7 +156,18 @@ class Worker:
         Raises:
             EngineError: the thread has ended.
         """
-        channel = self._channel(self.decoder.submit(prompt, **options))
+        generation = self.decoder.generation(prompt, **options)
+        return self.queue(generation)
+
+    def queue(self, generation: Generation) -> Channel:
+        """Have a generation of the decoder answered; on any thread, without delay.
+
+        Raises:
+            EngineError: the thread has ended.
+        """
+        generation.start_clock()
+        channel = self._channel(generation)
+        self.decoder.queue(generation)
         if self._failed:
             self._channels.pop(channel.generation)
             raise EngineError("the thread that decodes has ended")
