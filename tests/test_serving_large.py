@@ -85,7 +85,7 @@ class Made:
         self._updates = [Update(index, made, "length") for index in range(answers)]
 
     @contextlib.asynccontextmanager
-    async def answering(self, asked: Asked) -> AsyncIterator[Made]:
+    async def answering(self, asked: Asked, gone: object = None) -> AsyncIterator[Made]:
         yield self
 
     async def updates(self) -> AsyncIterator[list[Update]]:
