@@ -143,6 +143,8 @@ class Grammar:
         more = wanted[kept:]
         taken = self._matcher.try_consume_tokens(more) if more else 0
         self._read = wanted[: kept + taken]
+        if self._matcher.is_error():
+            raise self._failure()
         if taken < len(more):
             return None
         return self._mask()
@@ -150,14 +152,19 @@ class Grammar:
     def _mask(self) -> NDArray[np.bool_]:
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            why = LibraryError("the grammar cannot be followed", reason(self._matcher)).public
-            # An error stays with a matcher, and this one may be of drafts that are not accepted.
-            self._matcher, self._read = self._compiled.begin(), []
-            raise GrammarLimitError(why)
+            raise self._failure()
         bits = np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
         bits[self._compiled.no_ends] = False
         bits[self._compiled.unknown_ends] |= self._matcher.is_accepting()
         return bits
+
+    def _failure(self) -> GrammarLimitError:
+        """Why the matcher cannot go on. Errors stay with it, and it may have read drafts that are
+        not accepted: another one takes its place.
+        """
+        why = LibraryError("the grammar cannot be followed", reason(self._matcher)).public
+        self._matcher, self._read = self._compiled.begin(), []
+        return GrammarLimitError(why)
 
 
 def reason(matcher: LLMatcher) -> str:
