@@ -102,7 +102,7 @@ def test_the_deadline_counts_while_a_request_waits_and_is_prepared(batch) -> Non
             assert [one.result()[0] for one in found] == [504] * 6
         assert blocked.held == 2  # half of the threads; those that waited never began
         assert server.service.admission.taken == 0
-        assert server.service._pool.waiting == 0
+        until(lambda: server.service._pool.waiting == 0)
         steps = batch.target.forward
         assert not server.service.worker._channels
         blocked.go.set()
@@ -126,7 +126,7 @@ def test_a_client_that_leaves_ends_its_preparation(batch) -> None:
         for client in clients:
             client.close()
         until(lambda: server.service.admission.taken == 0)
-        assert server.service._pool.waiting == 0
+        until(lambda: server.service._pool.waiting == 0)
         assert blocked.held == 2
         blocked.go.set()
         until(lambda: server.service._pool.running == 0)
