@@ -55,7 +55,7 @@ def drip(connection: socket.socket, content: bytes, pause: float = 0.05) -> None
 
 # --- time ---------------------------------------------------------------------------------------
 
-SLOW = {"header_timeout": 0.4, "idle_timeout": 60.0}
+SLOW = {"header_timeout": 1.0, "idle_timeout": 60.0}
 
 
 def test_a_head_byte_by_byte_has_its_time(batch) -> None:
@@ -85,7 +85,7 @@ def test_a_later_head_has_its_time_too(batch) -> None:
             while not answer.endswith(b"}"):
                 answer += connection.recv(1 << 16)
             assert answer.startswith(b"HTTP/1.1 200 ")
-            time.sleep(1.2)  # idle, which is no slow head
+            time.sleep(1.7)  # idle, which is no slow head
         drip(connection, HEAD + b"X-Slow: " + b"x" * 40)
         assert read(connection).startswith(b"HTTP/1.1 408 ")
 
@@ -101,7 +101,7 @@ def test_an_idle_connection_is_closed(batch) -> None:
 
 def test_a_body_that_nobody_reads_does_not_hold_a_connection(batch) -> None:
     """What /health is sent is not read; neither its absence nor its drops prolong anything."""
-    with serving(batch, header_timeout=0.4, idle_timeout=0.4) as server:
+    with serving(batch, header_timeout=1.0, idle_timeout=0.4) as server:
         for content in (b"", b"x" * 100):
             with connect(server) as connection:
                 connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
@@ -114,13 +114,13 @@ def test_a_body_that_nobody_reads_does_not_hold_a_connection(batch) -> None:
 def test_an_answer_that_takes_long_is_not_cut(batch) -> None:
     """The times are for the client's turn; they do not run while the server has its own."""
     with (
-        serving(batch, header_timeout=0.2, idle_timeout=0.2) as server,
+        serving(batch, header_timeout=0.6, idle_timeout=0.2) as server,
         Held(batch) as engine,
         ThreadPoolExecutor(1) as pool,
     ):
         asked = pool.submit(ask, server)
         until(lambda: server.service.admission.taken == 1)
-        time.sleep(1.2)
+        time.sleep(1.4)
         engine.go()
         assert asked.result() == 200
 
