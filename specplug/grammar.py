@@ -77,7 +77,7 @@ class CompiledGrammar:
             try:
                 rehearse(compiled)
             except ValueError as error:
-                raise ValueError(f"{shown}: {error}") from None
+                raise LibraryError(shown, str(error)) from None
         # The library is told of the tokenizer's own stop tokens, so that it is set up once, and not
         # for each set of them that a request asks for.
         known = sorted(tokenizer.stop_token_ids) or sorted(stop_token_ids)

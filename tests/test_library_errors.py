@@ -294,7 +294,7 @@ REACHED = [  # by a request, on its way to an answer
         for name in (
             "grammar", "grammar_sources", "gbnf", "structural_tags", "text", "templates", "prompts",
             "template_bounds", "sampling", "sampler", "bad_words", "generation_options", "batching",
-            "option_values", "context", "detokenizer",
+            "option_values", "context", "detokenizer", "preparation",
         )
     ),
 ]  # fmt: skip
