@@ -29,6 +29,7 @@ from specplug.serving.replying import Reply
 from specplug.serving.service import Asked
 from specplug.serving.settings import ServerSettings
 from specplug.serving.shapes import ChatShape, CompletionShape
+from specplug.serving.worker import Channel
 from specplug.stats import SpeculationStats
 from tests_support.serving import PATIENCE, serving
 
@@ -261,3 +262,21 @@ def test_a_long_echo_is_no_slow_reader(batch) -> None:
     text, tokens = texts_of("completion", answer)[0]
     assert text.startswith("x" * 200)
     assert 200 < tokens <= 204
+
+
+@pytest.mark.parametrize("limited", ["before", "after"])
+def test_an_echo_and_what_follows_may_wait_together(limited) -> None:
+    """Whether it came before or after somebody began to take it; the bound holds beyond it."""
+    cancelled: list[bool] = []
+    channel = Channel(SimpleNamespace(cancel=lambda: cancelled.append(True)))
+    token = Token(7, "x", "target")
+    if limited == "before":
+        channel.limit(50)
+    channel.put([token] * 200)
+    if limited == "after":
+        channel.limit(50)
+    channel.put([token] * 50)
+    assert not channel.overrun
+    channel.put([token])
+    assert channel.overrun
+    assert cancelled

@@ -56,7 +56,7 @@ class Answers:
         self._failure: Exception | None = None
         for channel in channels:
             channel.wake = self._news.set
-            channel.most = most_waiting
+            channel.limit(most_waiting)
 
     def __enter__(self) -> Answers:
         return self

@@ -59,13 +59,18 @@ class Channel:
 
     def put(self, tokens: Sequence[Token]) -> None:
         """Add tokens and wake whoever takes them."""
-        waiting = len(self._tokens)  # without any the reader has kept up, however many come now
-        if self.most is not None and waiting and waiting + len(tokens) > self.most:
+        if self.most is not None and len(tokens) > self.most:
+            self.most += len(tokens)  # an echoed prompt, which comes at once: nobody is behind yet
+        if self.most is not None and len(self._tokens) + len(tokens) > self.most:
             self.overrun = True
             self.generation.cancel()
         if not self.overrun and not self.released:
             self._tokens += tokens
         self.wake()
+
+    def limit(self, most: int | None) -> None:
+        """Let so many tokens wait beside those that have come before anybody could take them."""
+        self.most = None if most is None else most + len(self._tokens)
 
     def take(self) -> list[Token]:
         """All there are."""
