@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
@@ -55,6 +56,7 @@ class Tokenizer:
         """How its tokens become text one at a time."""
         self.stop_token_ids = tuple(stop_token_ids)
         self._most_bytes = most_bytes(self.backend)
+        self._making = threading.Lock()
         self._for_grammars: dict[tuple[int, tuple[int, ...]], Any] = {}
         self.special_tokens = dict(special_tokens or {})
         self._template = None
@@ -168,7 +170,9 @@ class Tokenizer:
             ValueError: the library does not understand this kind of tokenizer.
         """
         key = vocab_size, stop_token_ids
-        if key not in self._for_grammars:
+        with self._making:
+            if key in self._for_grammars:
+                return self._for_grammars[key]
             from llguidance import LLTokenizer
 
             try:
@@ -179,7 +183,7 @@ class Tokenizer:
                 raise LibraryError(
                     "no structured output with this tokenizer", str(error)
                 ) from error
-        return self._for_grammars[key]
+            return self._for_grammars[key]
 
     def name(self, token: int) -> str:
         """A token as it is in the middle of a text, special tokens by their names; "" for a row

@@ -17,11 +17,12 @@ import pytest
 
 from specplug import grammar, preparation
 from specplug.batching import BatchDecoder
+from specplug.grammar_rehearsal import Rehearsals
 from specplug.serving.keys import KeyRing, hash_key
 from specplug.serving.pool import FairPool
 from tests_support.serving import PATIENCE, Running, serving, until
 
-pytest.importorskip("llguidance")
+LLMatcher = pytest.importorskip("llguidance").LLMatcher
 
 KEYS = KeyRing({"anna": hash_key("key of anna"), "ben": hash_key("key of ben")})
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2, 3]}}, "required": ["a"]}
@@ -274,3 +275,46 @@ def test_time_is_not_what_decides(batch) -> None:
         assert ask(server, json_schema=SCHEMA)[1]["choices"][0]["text"] == alone
         assert [one.result()[0] for one in others] == [400, 400]
         assert time.monotonic() - began < PATIENCE
+
+
+# --- grammars that never end ----------------------------------------------------------------------
+
+ENDLESS = {
+    "allOf": [
+        {"type": "string", "pattern": f".*a{{{n},{n + 50}}}.{{{n * 7}}}b.*"} for n in range(20)
+    ]
+}
+"""What the library, in spite of its limits, compiles for ever."""
+
+
+def test_a_grammar_that_never_ends_is_refused_by_name(batch) -> None:
+    """It would hold a thread for good: four such requests, and no other was ever prepared."""
+    with serving(batch) as server, ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask, server, json_schema=ENDLESS) for _ in range(2)]
+        assert ask(server)[0] == 200
+        for status, answer in (one.result() for one in asked):
+            assert (status, answer["error"]["param"]) == (400, "json_schema")
+            assert "make it smaller or simpler" in answer["error"]["message"]
+        until(lambda: server.service._pool.running == 0)
+        assert ask(server, json_schema=SCHEMA)[0] == 200
+        server.wait_until_free()
+        rehearsals = server.service._rehearsals
+    assert rehearsals._processes.qsize() == 0
+
+
+def test_what_is_rehearsed_passes_unless_it_takes_too_long(batch) -> None:
+    size = batch.target.spec.vocab_size
+    rehearsals = Rehearsals(batch.tokenizer, vocab_size=size, seconds=0.5)
+    try:
+        for _ in range(2):
+            rehearsals('start: "a"')
+            rehearsals("wrong (")  # compiling it tells why
+            with pytest.raises(ValueError, match=r"0\.5 seconds"):
+                rehearsals(LLMatcher.grammar_from_json_schema(json.dumps(ENDLESS)))
+        process = rehearsals._started()
+        rehearsals._processes.put(process)
+        process.kill()  # by whoever
+        process.wait()
+        rehearsals('start: "a"')
+    finally:
+        rehearsals.close()

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from specplug.batching import BatchDecoder
 from specplug.generation import Generation
+from specplug.grammar_rehearsal import Rehearsals
 from specplug.serving.answers import Answers, ClientGoneError
 from specplug.serving.asked import Asked
 from specplug.serving.constraints import constrained
@@ -64,6 +65,7 @@ class Service:
         self._running: set[Answers] = set()
         self._making = ThreadPoolExecutor(1, thread_name_prefix="specplug-reply")
         self._pool = FairPool(_PREPARING, "specplug-prepare")
+        self._rehearsals = Rehearsals(self.tokenizer, vocab_size=decoder.target.spec.vocab_size)
         self._preparing: set[asyncio.Future[list[Generation]]] = set()
 
     @property
@@ -102,6 +104,7 @@ class Service:
             self.drain()
             self.abort()
             self._pool.close()
+            self._rehearsals.close()
             self._making.shutdown(wait=False, cancel_futures=True)
             assert self._drained_by is not None
             within = max(LAST_STEP, self._drained_by - time.monotonic())
@@ -177,7 +180,7 @@ class Service:
 
     async def _prepared(self, asked: Asked, gone: asyncio.Future[None] | None) -> list[Generation]:
         """A request's generations, made on a thread within the request's time."""
-        preparing = Preparing(self.decoder, self.settings, asked)
+        preparing = Preparing(self.decoder, self.settings, asked, self._rehearsals)
         lane = asked.owner, constrained(asked.request)
         work = asyncio.ensure_future(self._pool.run(lane, preparing.generations))
         self._preparing.add(work)
