@@ -296,7 +296,7 @@ class GenerateRequest(Body):
     """As repetition_penalty."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=MOST_IDS)] | None = None
     """So many tokens in a row occur only once, the prompt included; 0: no such rule."""
     logit_bias: (
         Annotated[
