@@ -241,6 +241,7 @@ class BatchDecoder(MeasuredDecoder):
         started = time.perf_counter()
         scores, verdict = verify(self.target, generation, Proposal())
         seconds = time.perf_counter() - started
+        self._look(generation.slot.row, scores)
         self._note_states(generation, start, len(generation.prompt) - start, scores)
         made = generation.echoed() if generation.echo else []
         made += generation.commit(Proposal(), scores, verdict, seconds)
@@ -291,6 +292,7 @@ class BatchDecoder(MeasuredDecoder):
                     raise generation.error  # in drafting
                 if isinstance(verified, BaseException):
                     raise verified
+                self._look(generation.slot.row, verified[0])
                 made = generation.commit(proposal, *verified, seconds)
             except BaseException as error:  # as in reading
                 self._fail(generation, error)

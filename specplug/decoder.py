@@ -96,6 +96,7 @@ class SpeculativeDecoder(Decoder):
         started = time.perf_counter()
         verified = verify(self.target, generation, proposal)
         self._target_seconds = time.perf_counter() - started
+        self._look(generation.slot.row, verified[0])
         return verified
 
     def _commit(

@@ -32,6 +32,7 @@ from specplug.preparation import Preparation
 from specplug.prompts import PromptOptions, refuse_template_options, template_options, truncate
 from specplug.text import Messages, Tokenizer
 from specplug.types import (
+    NO_TOKEN,
     DecoderBusyError,
     Drafter,
     Engine,
@@ -254,6 +255,12 @@ class Decoder:
     def _soil(self, row: int) -> None:
         """A call went wrong in a row: whatever is there is not to meet the next sequence."""
         self._dirty.add(row)
+
+    def _look(self, row: int, scores: Scores) -> None:
+        """Soil a row where scores that nobody asked for, of rejected drafts, are not numbers: their
+        cache entries stay there."""
+        if NO_TOKEN in scores.argmax():
+            self._soil(row)
 
     def _clean(self, row: int) -> None:
         """Clear a row, if a call went wrong there, before another sequence is.
