@@ -101,7 +101,7 @@ Attack = Callable[[Attacker], Awaitable[None]]
 
 def _chat(content: str = "Hello.", **fields: Any) -> bytes:
     asked = {"messages": [{"role": "user", "content": content}], "max_tokens": 64}
-    return json.dumps(asked | fields, separators=(",", ":")).encode()
+    return json.dumps(asked | fields, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _filled(start: bytes, piece: bytes, end: bytes, size: int = (1 << 20) - 64) -> bytes:
