@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _REFUSED = 64  # connections, beside the limit, that may be told that they are too many
 _LEAVE = 2.0  # seconds for a client to read why its connection ends, before it is broken
 _READ = 1 << 14  # bytes that are read and parsed at once; asyncio would take 16 times as much
-_CHUNKS, _SMALL = 1000, 64  # chunks of a body that may be smaller than so many bytes on average
+_CHUNKS, _SMALL = 100, 64  # chunks of a body that may be smaller than so many bytes on average
 _SILENCE = 60.0  # seconds between two lines of the log about refused connections
 
 
