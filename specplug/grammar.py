@@ -110,6 +110,9 @@ LIMITS: dict[str, int] = {
 """The library's limits that are not its own, by the names of ``llguidance.LLParserLimits``."""
 
 
+_NOTHING: Int64Array = np.empty(0, dtype=np.int64)
+
+
 class GrammarLimitError(NothingLeftError):
     """A grammar cannot be followed any further: it is wrong there, or too slow for one step."""
 
@@ -125,24 +128,21 @@ class Grammar:
         self._compiled = compiled
         self._vocab_size = compiled.vocab_size
         self._matcher = compiled.begin()
-        self._read: list[int] = []  # of the answer, what the matcher has consumed
+        self._read = _NOTHING  # of the answer, what the matcher has consumed
 
     def allowed(self, answer: Int64Array) -> NDArray[np.bool_] | None:
         """Which tokens may follow an answer's tokens i64[n], bool[V].
 
         None: the answer itself does not fit, as with a wrong draft; no token after it counts.
         """
-        wanted = answer.tolist()
-        kept = 0
-        for ours, theirs in zip(self._read, wanted, strict=False):
-            if ours != theirs:
-                break
-            kept += 1
+        shared = min(len(self._read), len(answer))
+        others = np.flatnonzero(self._read[:shared] != answer[:shared])
+        kept = int(others[0]) if len(others) else shared
         if kept < len(self._read):
             self._matcher.rollback(len(self._read) - kept)
-        more = wanted[kept:]
+        more = answer[kept:].tolist()
         taken = self._matcher.try_consume_tokens(more) if more else 0
-        self._read = wanted[: kept + taken]
+        self._read = answer[: kept + taken].copy()
         if self._matcher.is_error():
             raise self._failure()
         if taken < len(more):
@@ -163,7 +163,7 @@ class Grammar:
         not accepted: another one takes its place.
         """
         why = LibraryError("the grammar cannot be followed", reason(self._matcher)).public
-        self._matcher, self._read = self._compiled.begin(), []
+        self._matcher, self._read = self._compiled.begin(), _NOTHING
         return GrammarLimitError(why)
 
 

@@ -45,6 +45,8 @@ def compile_grammar(params: SamplingParams, tokenizer: Tokenizer) -> tuple[str, 
             return LLMatcher.grammar_from_lark(_lark(value)), shown
         special = tokenizer.special_ids()
         return LLMatcher.grammar_from_lark(structural_grammar(_tag(value), special)), shown
+    except RecursionError:
+        raise ValueError(f"{shown}: it is nested too deeply") from None
     except ValueError as error:
         raise LibraryError(shown, one_line(str(error))) from error
 

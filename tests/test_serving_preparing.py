@@ -318,3 +318,26 @@ def test_what_is_rehearsed_passes_unless_it_takes_too_long(batch) -> None:
         rehearsals('start: "a"')
     finally:
         rehearsals.close()
+
+
+def nested_tag(depth: int) -> dict[str, Any]:
+    form: dict[str, Any] = {"type": "any_text"}
+    for _ in range(depth):
+        form = {"type": "or", "elements": [form]}
+    return {"format": form}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"grammar": "root ::= " + "(" * 5000 + '"a"' + ")" * 5000},
+        {"structural_tag": json.dumps(nested_tag(400))},
+        {"json_schema": '{"items":' * 5000 + "{}" + "}" * 5000},
+    ],
+    ids=["gbnf", "tag", "schema"],
+)
+def test_what_is_nested_too_deeply_is_refused_by_name(batch, fields) -> None:
+    """It was an error of the server's."""
+    with serving(batch) as server:
+        status, answer = ask(server, **fields)
+        assert (status, answer["error"]["param"]) == (400, *fields)

@@ -131,7 +131,11 @@ def _spaced(made: Constraint, pattern: str, flag: str) -> Constraint:
 
 
 def _closed(made: Constraint, wanted: bool, flag: str) -> Constraint:
-    return Constraint(made.field, made.name, _without_more(_schema_of(made, flag)))
+    try:
+        closed = _without_more(_schema_of(made, flag))
+    except RecursionError:
+        raise ApiError(400, f"{made.field}: it is nested too deeply", param=made.field) from None
+    return Constraint(made.field, made.name, closed)
 
 
 _FLAGS: dict[str, Callable[[Constraint, Any, str], Constraint]] = {
