@@ -97,10 +97,11 @@ def test_truncation_is_transformers(row, temperature, top_k, top_p, min_p, typic
     found = distribution(row, params).probabilities()
     assert found.sum() == pytest.approx(1)
     # A token whose mass is on the bound to its last bit, or tied with one that is, may fall on
-    # either side: fp32 sums there, fp64 here. It weighs the same wherever it is counted.
+    # either side: fp32 sums there, fp64 here. It weighs the same wherever it is counted; of typical
+    # ones, one may be likelier than the bound, and one as much less likely.
     differing = (found > 0) != (expected > 0)
     edge = np.exp((row[differing] - row.max()) / temperature, dtype=np.float64)
-    assert np.unique(np.round(edge, 6)).size <= 1
+    assert np.unique(np.round(edge, 6)).size <= (2 if typical_p < 1 else 1)
     if not differing.any():
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-9)
 
