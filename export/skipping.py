@@ -6,7 +6,6 @@ the target's file of weights, whatever these were rounded to.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +18,13 @@ from specplug.export.passes import SkipLayers
 from specplug.export.passes.editing import weights_of
 from specplug.export.provenance import write_provenance
 from specplug.graph_check import read_references
-from specplug.processes import running
 from specplug.skip_search import Layers
 from specplug.staging import replace_manifest
 from specplug.types import ExportError
+from specplug.unfinished import unfinished
 
 _TOOLS = ("specplug", "onnx-ir", "onnxruntime")
-_SCRATCH = ".skipping-"
+_SCRATCH = "skipping-"
 
 
 def check_bundle(bundle: Bundle, *, force: bool = False) -> None:
@@ -65,15 +64,8 @@ def scratch(bundle: Bundle, name: str) -> Iterator[Path]:
     After a kill it may be left; the next one that is opened removes it.
     """
     folder = (bundle.path / bundle.manifest.target.graph).parent
-    for left in folder.glob(f"{_SCRATCH}*"):
-        pid = left.name.removeprefix(_SCRATCH).partition("-")[0]
-        if pid.isdigit() and not running(int(pid)):
-            left.unlink(missing_ok=True)
-    path = folder / f"{_SCRATCH}{os.getpid()}-{name}.onnx"
-    try:
+    with unfinished(folder / f"{_SCRATCH}{name}", suffix=".onnx") as path:
         yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def make_draft(bundle: Bundle, layers: Sequence[int], graph: Path) -> Component:

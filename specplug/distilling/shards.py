@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from specplug.types import Float32Array, Int32Array
+from specplug.unfinished import unfinished
 
 _SUFFIX = ".safetensors"
 _OPEN = 64  # files at a time
@@ -80,10 +80,10 @@ class ShardWriter:
             "logits": torch.from_numpy(np.concatenate([each.logits for each in records])),
         }
         final = self._folder / f"{min(each.id for each in records):08}{_SUFFIX}"
-        partial = final.with_suffix(f".partial-{os.getpid()}")
-        save_file(tensors, partial)
-        self.written += partial.stat().st_size
-        partial.rename(final)
+        with unfinished(final) as place:  # without the suffix: what a kill leaves is no shard
+            save_file(tensors, place)
+            self.written += place.stat().st_size
+            place.rename(final)
 
     def __enter__(self) -> ShardWriter:
         return self
