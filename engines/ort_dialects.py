@@ -11,6 +11,7 @@ from specplug.engines.ort_concat import OrtConcatEngine
 from specplug.engines.ort_session import off_cpu
 from specplug.engines.ort_standard import OrtStandardEngine
 from specplug.engines.padded import PaddedEngine
+from specplug.owned import closing_on_failure
 from specplug.types import Engine
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def open_component(
         options=options,
         **more,
     )
-    return PaddedEngine(engine) if padded and isinstance(engine, OrtEngine) else engine
+    if not padded or not isinstance(engine, OrtEngine):
+        return engine
+    with closing_on_failure() as opened:
+        return PaddedEngine(opened(engine))
 
 
 def _can_share(target: Engine | None, component: Component) -> TypeGuard[OrtEngine]:

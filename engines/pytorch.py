@@ -12,8 +12,9 @@ import numpy as np
 
 from specplug.engines.host import check_step
 from specplug.engines.padded import PaddedEngine
-from specplug.engines.sources import find_source
+from specplug.engines.sources import verified_source
 from specplug.engines.trees import fill_mask, positions
+from specplug.owned import closing_on_failure
 from specplug.types import (
     HIDDEN_STATES,
     NO_TOKEN,
@@ -69,14 +70,16 @@ def open_component(
         return open_head_component(folder, component, options, _DTYPES[component.precision])
     from specplug.export.source import open_source
 
-    source = open_source(find_source(component.provenance, options.sources))
-    if source.parameters() != component.parameters:
-        raise EngineError(
-            f"this component has {component.parameters} of its source's {source.parameters()} "
-            "weights, a draft of some of its layers: use its own engine"
-        )
+    with verified_source(component.provenance, options.sources) as place:
+        source = open_source(place)
+        if source.parameters() != component.parameters:
+            raise EngineError(
+                f"this component has {component.parameters} of its source's {source.parameters()} "
+                "weights, a draft of some of its layers: use its own engine"
+            )
+        model = source.model(_DTYPES[component.precision], options.device or "cpu")
     return open_model(
-        source.model(_DTYPES[component.precision], options.device or "cpu"),
+        model,
         max_length=component.max_length,
         max_batch=options.max_batch,
         hidden=component.hidden.layers if component.hidden else (),
@@ -106,9 +109,9 @@ def open_model(
         EngineError: the model has layers without a cache of keys and values, or rows depend on
             the width of the call, whatever it is padded to.
     """
-    return PaddedEngine(
-        PyTorchEngine(model, max_length=max_length, max_batch=max_batch, hidden=hidden)
-    )
+    engine = PyTorchEngine(model, max_length=max_length, max_batch=max_batch, hidden=hidden)
+    with closing_on_failure() as opened:
+        return PaddedEngine(opened(engine))
 
 
 class PyTorchEngine:

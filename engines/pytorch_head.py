@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,7 @@ from specplug.bundle import read_manifest
 from specplug.engines.head_states import STATES, given_states
 from specplug.engines.host import check_step
 from specplug.engines.pytorch import TorchScores, torch_errors
-from specplug.engines.sources import find_source
+from specplug.engines.sources import verified_source
 from specplug.engines.torch_slots import FIRST_CAPACITY, Slots
 from specplug.types import HIDDEN_STATES, EngineError, EngineSpec, Step
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from specplug.bundle import Component
     from specplug.export.block_head import BlockHead
     from specplug.export.head import Cache, Head
+    from specplug.export.source import Source
     from specplug.opening import EngineOptions
 
 
@@ -39,14 +41,16 @@ def open_head_component(
 
     target = read_manifest(folder).target
     assert target.hidden is not None  # the manifest's own check
-    head = reopen_head(
-        find_source(component.provenance, options.sources),
-        target.hidden,
-        lambda: open_source(find_source(target.provenance, options.sources)),
-    )
-    return open_head_module(
-        head.to(device=options.device or "cpu", dtype=dtype), max_batch=options.max_batch
-    )
+    with ExitStack() as held:
+        place = held.enter_context(verified_source(component.provenance, options.sources))
+
+        def open_target() -> Source:
+            found = verified_source(target.provenance, options.sources)
+            return open_source(held.enter_context(found))
+
+        head = reopen_head(place, target.hidden, open_target)
+        head = head.to(device=options.device or "cpu", dtype=dtype)
+    return open_head_module(head, max_batch=options.max_batch)
 
 
 def open_head_module(head: Head | BlockHead, *, max_batch: int = 1) -> HeadEngine:

@@ -15,6 +15,7 @@ from specplug.engines.host import best_tokens, check_step
 from specplug.engines.padded import PaddedEngine
 from specplug.engines.tensorrt_library import Library, find_library
 from specplug.engines.trees import MASK, fill_mask, mask_window, positions
+from specplug.owned import closing_on_failure
 from specplug.types import (
     HIDDEN_STATES,
     NO_TOKEN,
@@ -57,17 +58,19 @@ def open_component(folder: Path, component: Component, options: EngineOptions) -
         raise EngineError(
             f"{error}; on a CPU the engine onnxruntime runs the same graph"
         ) from error
-    plan = find_plan(component.plans, library, device.compute_capability)
-    engine = TensorRTEngine(
-        (folder / plan.path).read_bytes(),
-        library=library,
-        device=device,
-        vocab_size=component.vocab_size,
-        max_length=min(plan.capacity, component.max_length),
-        max_batch=options.max_batch,
-        exact_trees=component.exact_trees,
-    )
-    return PaddedEngine(engine)
+    with closing_on_failure() as opened:
+        opened(device)
+        plan = find_plan(component.plans, library, device.compute_capability)
+        engine = TensorRTEngine(
+            (folder / plan.path).read_bytes(),
+            library=library,
+            device=device,
+            vocab_size=component.vocab_size,
+            max_length=min(plan.capacity, component.max_length),
+            max_batch=options.max_batch,
+            exact_trees=component.exact_trees,
+        )
+        return PaddedEngine(engine)
 
 
 def find_plan(

@@ -21,7 +21,6 @@ from specplug.bundle import (
     Component,
     Manifest,
     describe_file,
-    file_sha256,
     write_manifest,
 )
 from specplug.engines.ort import OrtEngine
@@ -48,6 +47,7 @@ from specplug.export.quality_text import Sample, take_sample
 from specplug.export.tokenizer_folder import end_tokens, folder_tokenizer, stated_end_tokens
 from specplug.export.tokenizer_texts import first_line
 from specplug.export.tokenizers import SourceTokenizer, encoder, write_tokenizer
+from specplug.file_check import file_sha256
 from specplug.opening import EngineOptions
 from specplug.staging import check_place, staged
 from specplug.types import EngineError, ExportError, Float32Array, Step

@@ -103,10 +103,10 @@ class BatchDecoder(MeasuredDecoder):
         **options: Any,
     ) -> Self:
         """Open a bundle for so many generations at once; see :meth:`Decoder.from_bundle`."""
-        PrefixCache(prefix_cache_bytes)  # before the bundle is opened
+        prefixes = PrefixCache(prefix_cache_bytes)  # before the bundle is opened
         made = super().from_bundle(*args, max_batch=max_batch, **options)
         if made.prefixes.most_bytes:
-            made.prefixes = PrefixCache(prefix_cache_bytes)
+            made.prefixes = prefixes
         return made
 
     # --- what is there ------------------------------------------------------------------------

@@ -7,16 +7,17 @@ Graphs may only use ONNX Runtime's own operators and data that lies beside them.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from specplug.arguments import checked
+from specplug.bundle_paths import check_distinct, check_inside
 from specplug.faults import first_fault
+from specplug.file_check import check_file, file_sha256
 from specplug.graph_check import check_graph
 from specplug.text import Tokenizer
 from specplug.types import BundleError, Int32Array
@@ -47,16 +48,7 @@ class File(_Part):
     @field_validator("path")
     @classmethod
     def _inside(cls, path: str) -> str:
-        pure = PurePosixPath(path)
-        if (
-            pure.is_absolute()
-            or ".." in pure.parts
-            or "\\" in path
-            or ":" in path
-            or not pure.parts
-        ):
-            raise ValueError(f"{path!r} is not a relative path inside the bundle")
-        return path
+        return check_inside(path)
 
 
 class CacheLayout(_Part):
@@ -109,6 +101,12 @@ class Provenance(_Part):
     """Versions of what wrote the graph."""
     date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None = None
     """Of the export, in UTC; None: a bundle older than the field."""
+
+    @field_validator("sha256")
+    @classmethod
+    def _inside(cls, sha256: dict[str, str]) -> dict[str, str]:
+        check_distinct(map(check_inside, sha256))
+        return sha256
 
 
 class TensorRTPlan(_Part):
@@ -287,8 +285,8 @@ class Component(_Part):
         listed = {file.path for file in self.files}
         vocabulary = self.head.vocabulary if self.head else None
         plans = (plan.path for plan in self.plans)
-        for path in filter(None, (self.graph, self.continuations, vocabulary, *plans)):
-            if path not in listed:
+        for path in (self.graph, self.continuations, vocabulary, *plans):
+            if path is not None and path not in listed:
                 raise ValueError(f"{path!r} is not among the component's files")
         return self
 
@@ -353,6 +351,16 @@ class Manifest(_Part):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _each_file_is_one(self) -> Self:
+        files = dict.fromkeys(self.all_files())
+        check_distinct(file.path for file in files)
+        paths = [file.path for file in files]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"{path!r} is listed with two sizes or hashes")
+        return self
+
     def components(self) -> list[Component]:
         """The target, and the draft if there is one."""
         return [self.target, self.draft] if self.draft else [self.target]
@@ -383,7 +391,7 @@ class Bundle:
         folder = Path(path)
         bundle = cls(folder, read_manifest(folder))
         for file in dict.fromkeys(bundle.manifest.all_files()):  # a draft may share the target's
-            _check_file(folder, file)
+            check_file(folder, file)
         for component in bundle.manifest.components():
             check_graph(folder / component.graph)
         return bundle
@@ -447,12 +455,6 @@ def open_tokenizer(folder: Path, part: TokenizerPart) -> Tokenizer:
     )
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def describe_file(folder: Path, name: str) -> File:
     """The manifest's entry for a file that lies at ``folder / name``."""
     path = folder / name
@@ -497,17 +499,3 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise BundleError(f"{MANIFEST} is damaged at {first_fault(error)}") from error
-
-
-def _check_file(folder: Path, file: File) -> None:
-    path = folder / file.path
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"{file.path} points outside the bundle: not opened")
-    if not path.is_file():
-        raise BundleError(f"{file.path} is missing from {folder}: export the model again")
-    size = path.stat().st_size
-    if size != file.bytes:
-        raise BundleError(f"{file.path} has {size} bytes, the manifest says {file.bytes}")
-    digest = file_sha256(path)
-    if digest != file.sha256:
-        raise BundleError(f"{file.path} was changed: its SHA-256 is {digest}, not {file.sha256}")

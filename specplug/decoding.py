@@ -135,7 +135,7 @@ class Decoder:
                 does not use.
             BundleError: the bundle is damaged, or holds no draft model when one is asked for.
         """
-        from specplug.opening import check_part_options, open_parts
+        from specplug.opening import check_part_options, open_decoder
 
         named = [
             name
@@ -145,13 +145,12 @@ class Decoder:
         ]
         check_part_options("from_bundle", drafter, options, beside=named)
         check_drafting(drafter, draft_tokens)
-        parts = open_parts(Bundle.open(path), drafter, **options)
-        return cls(
-            **parts,
-            draft_tokens=draft_tokens,
-            inexact_trees=inexact_trees,
-            broken_drafter=broken_drafter,
-        )
+        own = {
+            "draft_tokens": draft_tokens,
+            "inexact_trees": inexact_trees,
+            "broken_drafter": broken_drafter,
+        }
+        return open_decoder(cls, own, Bundle.open(path), drafter, **options)
 
     @property
     def draft_tokens(self) -> DraftTokens:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from specplug.arguments import (
     check_keywords,
@@ -34,6 +34,7 @@ from specplug.drafters import (
 )
 from specplug.drafters.universal import WAYS
 from specplug.history import History
+from specplug.owned import closing_on_failure
 from specplug.spelling import Spelling
 from specplug.text import Tokenizer
 from specplug.translation import Translation
@@ -45,8 +46,9 @@ from specplug.types import (
     Engine,
     EngineError,
     Int32Array,
-    SpecplugError,
 )
+
+AnyDecoder = TypeVar("AnyDecoder")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,35 +223,60 @@ def open_parts(
     if has_draft:
         check_draft(bundle)
         options = replace(options, share_threads=True)
-    target = engines.load(
-        bundle.path,
-        bundle.manifest.target,
-        replace(options, engine=target_engine, device=target_device),
-    )
-    try:
+    with closing_on_failure() as opened:
+        target = opened(
+            engines.load(
+                bundle.path,
+                bundle.manifest.target,
+                replace(options, engine=target_engine, device=target_device),
+            )
+        )
         costs = read_costs(bundle, target, options.threads)
         draft = None
         if has_draft:
-            draft = open_draft(
-                bundle,
-                replace(options, engine=draft_engine, device=draft_device, beside=target),
+            of_draft_engine = replace(
+                options, engine=draft_engine, device=draft_device, beside=target
             )
-    except SpecplugError:
-        target.close()
-        raise
-    return {
-        "target": target,
-        "drafter": make_drafter(
-            drafter,
-            draft=draft,
-            history=history,
-            continuations=bundle.continuations() if drafter in ("auto", "recycle") else None,
-            **_lookup(lookup),
-        ),
-        "tokenizer": bundle.tokenizer(),
-        "stop_token_ids": bundle.manifest.stop_token_ids,  # None: the tokenizer's
-        "costs": costs,
-    }
+            draft = opened(open_draft(bundle, of_draft_engine))
+        return {
+            "target": target,
+            "drafter": make_drafter(
+                drafter,
+                draft=draft,
+                history=history,
+                continuations=bundle.continuations() if drafter in ("auto", "recycle") else None,
+                **_lookup(lookup),
+            ),
+            "tokenizer": bundle.tokenizer(),
+            "stop_token_ids": bundle.manifest.stop_token_ids,  # None: the tokenizer's
+            "costs": costs,
+        }
+
+
+def open_decoder(
+    kind: Callable[..., AnyDecoder],
+    own: Mapping[str, Any],
+    bundle: Bundle,
+    drafter: str,
+    **options: Any,
+) -> AnyDecoder:
+    """A decoder over a bundle; whatever fails, nothing that was opened for it stays open.
+
+    Args:
+        kind: a decoder's class.
+        own: arguments of it that take precedence over the bundle's parts.
+        bundle: as for :func:`open_parts`, like what follows.
+        drafter: see there.
+        options: see there.
+
+    Raises:
+        What :func:`open_parts` and ``kind`` raise.
+    """
+    with closing_on_failure() as opened:
+        parts = open_parts(bundle, drafter, **options)
+        for name in ("target", "drafter"):
+            opened(parts[name])
+        return kind(**{**parts, **own})
 
 
 @checked(kept=("name",))
@@ -332,21 +359,24 @@ def open_draft(bundle: Bundle, options: EngineOptions) -> TreeDrafter:
     if draft.own_tokenizer is not None:
         way = WAYS[draft.own_tokenizer.translation]
         translation = open_translation(bundle)
-        engine = engines.load(bundle.path, draft, options)
-        return TreeDrafter("universal", [way(engine, translation)])
+        with closing_on_failure() as opened:
+            engine = opened(engines.load(bundle.path, draft, options))
+            return TreeDrafter("universal", [way(engine, translation)])
     if draft.head is None:
-        return ModelDrafter(engines.load(bundle.path, draft, options))
+        with closing_on_failure() as opened:
+            return ModelDrafter(opened(engines.load(bundle.path, draft, options)))
     if options.beside is not None and HIDDEN_STATES not in options.beside.spec.hidden:
         raise EngineError(
             f"the engine {options.beside.spec.name} gives none of the hidden states that the "
             "bundle's head reads: use another engine for the target, or another drafter"
         )
-    # What a head guesses changes no text, so its calls need no padding.
-    engine = engines.load(bundle.path, draft, replace(options, allow_narrow=True))
-    if draft.head.block is not None:
-        block = BlockSource(engine, draft.head.block, bundle.head_vocabulary())
-        return TreeDrafter("head", [block])
-    return TreeDrafter("head", [HeadSource(engine, bundle.head_vocabulary())])
+    vocabulary = bundle.head_vocabulary()
+    with closing_on_failure() as opened:
+        # What a head guesses changes no text, so its calls need no padding.
+        engine = opened(engines.load(bundle.path, draft, replace(options, allow_narrow=True)))
+        if draft.head.block is not None:
+            return TreeDrafter("head", [BlockSource(engine, draft.head.block, vocabulary)])
+        return TreeDrafter("head", [HeadSource(engine, vocabulary)])
 
 
 def open_translation(bundle: Bundle) -> Translation:

@@ -21,7 +21,7 @@ from specplug.decoder import SpeculativeDecoder
 from specplug.drafters import ModelDrafter, NgramDrafter, NoDrafter
 from specplug.generation_options import DraftTokens
 from specplug.law import POWER, check_law
-from specplug.opening import EngineOptions, make_drafter, open_parts
+from specplug.opening import EngineOptions, make_drafter, open_decoder
 from specplug.sampling import SamplingParams
 from specplug.types import BundleError, Drafter, Engine, EngineError, Int64Array
 from specplug.widths import WIDEST, batch_difference, rows_of, smallest_width
@@ -112,15 +112,16 @@ def verify(path: str | Path, options: VerifyOptions, report: Report) -> Iterator
         yield Check("tokenizer", *compare_tokenizers(bundle, options.source))
     yield _check_width(bundle, options, report)
     yield _check_batch(bundle, options, report)
-    parts = open_parts(
+    with open_decoder(
+        SpeculativeDecoder,
+        {},
         bundle,
         "draft" if bundle.manifest.draft else "none",
         target_engine=options.target_engine,
         target_device=options.target_device,
         sources=options.sources,
         threads=options.threads,
-    )
-    with SpeculativeDecoder(**parts) as decoder:
+    ) as decoder:
         prompts = _prompts(decoder)
         yield _check_equality("greedy", decoder, prompts, SamplingParams(), report)
         if options.sampling.temperature == 0:

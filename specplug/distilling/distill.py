@@ -40,7 +40,7 @@ from specplug.export.provenance import write_provenance
 from specplug.export.source import Source, open_source
 from specplug.export.speculators import HeadSource, open_head
 from specplug.export.tokenizers import write_tokenizer
-from specplug.opening import open_parts
+from specplug.opening import open_decoder
 from specplug.staging import HEAD, check_place, check_writable, replace_file, staged
 from specplug.text import Tokenizer
 from specplug.types import SpecplugError
@@ -317,11 +317,15 @@ def answer(
 
 
 def _open_recorder(bundle: Path, options: DistillOptions) -> BatchDecoder:
-    parts = open_parts(
-        Bundle.open(bundle), "none", max_batch=options.max_batch, threads=options.threads
+    own = {"drafter": Recorder(), "draft_tokens": 0, "prefix_cache_bytes": 0}
+    return open_decoder(
+        BatchDecoder,
+        own,
+        Bundle.open(bundle),
+        "none",
+        max_batch=options.max_batch,
+        threads=options.threads,
     )
-    recording = parts | {"drafter": Recorder()}
-    return BatchDecoder(**recording, draft_tokens=0, prefix_cache_bytes=0)
 
 
 def tokenizer_of(source: Source, folder: Path) -> Tokenizer:

@@ -55,6 +55,7 @@ class Replica:
 
     async def __init__(self, arguments: Arguments) -> None:  # type: ignore[misc]  # Ray awaits it
         logs.set_up()
+        self._running = AsyncExitStack()  # first: __del__ runs after a failure, too
         decoder = BatchDecoder.from_bundle(
             arguments.bundle,
             max_batch=arguments.max_batch,
@@ -64,18 +65,30 @@ class Replica:
             drafter=arguments.drafter,
             threads=max(1, math.ceil(arguments.cpus)),
         )
+        self._service: Service | None = None
+        self._running.callback(self._close, decoder)
+        try:
+            await self._start(arguments, decoder)
+        except BaseException:
+            await self._running.aclose()
+            raise
+
+    def _close(self, decoder: BatchDecoder) -> None:
+        # A hung engine's decoder would not close; Ray ends the process anyway.
+        if self._service is None or not self._service.hung:
+            decoder.close()
+
+    async def _start(self, arguments: Arguments, decoder: BatchDecoder) -> None:
         self._name = serve.get_replica_context().replica_id.unique_id
         # Names and pages are the ingress's to check; keys are checked here, too.
         settings = replace(arguments.server, allowed_hosts=("*",), cors_origins=())
         if settings.fingerprint is None:
             settings = replace(settings, fingerprint=fingerprint(arguments.bundle))
         self._app = create_app(settings, decoder)
-        self._service: Service = self._app.state.service
-        self._running = AsyncExitStack()
-        # A hung engine's decoder would not close; Ray ends the process anyway.
-        self._running.callback(lambda: None if self._service.hung else decoder.close())
+        service: Service = self._app.state.service
+        self._service = service
         await self._running.enter_async_context(self._app.router.lifespan_context(self._app))
-        while not self._service.ready:  # Ray sends requests once this returns
+        while not service.ready:  # Ray sends requests once this returns
             await self.check_health()
             await asyncio.sleep(0.05)
 
@@ -87,12 +100,12 @@ class Replica:
 
     async def check_health(self) -> None:
         """Ray calls this; a replica that raises is replaced."""
-        if (trouble := self._service.trouble) is not None:
+        if self._service is not None and (trouble := self._service.trouble) is not None:
             raise RuntimeError(trouble)
 
     async def record_routing_stats(self) -> dict[str, str]:
         """Ray calls this and hands the result to the routers, in every ingress."""
-        return {METRICS: self._service.metrics.text().decode()}
+        return {METRICS: self._service.metrics.text().decode()} if self._service else {}
 
     async def __del__(self) -> None:
         """Ray awaits this once nothing runs any more."""

@@ -28,6 +28,7 @@ from specplug.integrations.triton.asking import read_request
 from specplug.integrations.triton.metrics import Metrics
 from specplug.integrations.triton.repository import BUNDLE, INPUTS, OUTPUTS, read_settings
 from specplug.library_errors import is_panic, public_text
+from specplug.owned import closing_on_failure
 from specplug.sampling import NothingLeftError
 from specplug.types import ContextLimitError, MissingExtraError, SpecplugError
 
@@ -61,11 +62,14 @@ class TritonPythonModel:
                 raise ValueError("config.pbtxt: need model_transaction_policy { decoupled: true }")
             asked = read_settings(told)
             self._most_waiting = asked.pop("max_waiting")
-            self._decoder = BatchDecoder.from_bundle(folder / asked.pop(BUNDLE), **asked)
-            self._decoder.prepare()
+            with closing_on_failure() as opened:
+                self._decoder = opened(
+                    BatchDecoder.from_bundle(folder / asked.pop(BUNDLE), **asked)
+                )
+                self._decoder.prepare()
+                self._metrics = Metrics.of(pb_utils, args["model_name"], args["model_version"])
         except (SpecplugError, ValueError) as error:
             raise pb_utils.TritonModelException(f"{args['model_name']}: {error}") from error
-        self._metrics = Metrics.of(pb_utils, args["model_name"], args["model_version"])
         self._answers: dict[Generation, _Answer] = {}
         self._changed = threading.Condition()
         self._closing = False
