@@ -1,6 +1,7 @@
 #include "bundle.hpp"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -96,10 +97,22 @@ std::vector<std::int32_t> Bundle::continuations() const {
 }
 
 MeasuredCosts Bundle::tuned(std::optional<std::int64_t> threads) const {
+  try {
+    return read_tuned(threads);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "specplug: %s is not used (%s): costs are measured anew\n",
+                 path(kTuning).c_str(), error.what());
+    return {};
+  }
+}
+
+MeasuredCosts Bundle::read_tuned(std::optional<std::int64_t> threads) const {
   std::error_code missing;
-  if (!fs::is_regular_file(path(kTuning), missing)) return {};
+  const auto kind = fs::status(path(kTuning), missing).type();
+  if (kind == fs::file_type::not_found) return {};
+  if (kind != fs::file_type::regular) damaged("it is no file that can be read");
   if (fs::file_size(path(kTuning)) > kLargestText) {
-    damaged(kTuning, " is larger than ", kLargestText, " bytes: delete it, or run specplug tune");
+    damaged("it is larger than ", kLargestText, " bytes: delete it, or run specplug tune");
   }
   const auto& target = manifest_.target;
   const auto graph =

@@ -24,10 +24,12 @@ class Bundle {
   // The likeliest continuations of every token, i32[V, n], row after row; empty if there are none.
   std::vector<std::int32_t> continuations() const;
 
-  // The costs in tuning.json of the target on this machine; empty if there are none.
+  // The costs in tuning.json of the target on this machine; empty if there are none. A file that
+  // cannot be read or is damaged counts as none, and is named on stderr.
   MeasuredCosts tuned(std::optional<std::int64_t> threads) const;
 
  private:
+  MeasuredCosts read_tuned(std::optional<std::int64_t> threads) const;
   void check_extent(const File& file) const;
   void check_hash(const File& file) const;
   bool weights(const File& file) const;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 #include "error.hpp"
 #include "fields.hpp"
@@ -15,21 +16,43 @@ constexpr std::int64_t kMostOfCache = 1 << 16;  // layers, heads, and values of 
 constexpr double kTreeTolerance = 1e-3;  // of a logit
 constexpr double kAny = -std::numeric_limits<double>::infinity();
 
+// Whether Windows takes a name for a device, whatever suffix follows: con, prn, aux, nul, com1….
+bool names_device(std::string_view part) {
+  auto stem = std::string(part.substr(0, part.find('.')));
+  stem.erase(stem.find_last_not_of(' ') + 1);
+  for (auto& c : stem) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  if (stem == "con" || stem == "prn" || stem == "aux" || stem == "nul") return true;
+  return stem.size() == 4 && (stem.compare(0, 3, "com") == 0 || stem.compare(0, 3, "lpt") == 0) &&
+         stem[3] >= '1' && stem[3] <= '9';
+}
+
+// Whether a part of a path is the name of a file or folder on every system, and nothing else.
+bool plain(std::string_view part) {
+  const auto special = [](char c) {
+    const auto code = static_cast<unsigned char>(c);
+    return code < 32 || code == 127 || std::string_view(R"(\:*?"<>|)").find(c) != std::string::npos;
+  };
+  return !part.empty() && part.back() != '.' && part.back() != ' ' &&
+         std::none_of(part.begin(), part.end(), special) && !names_device(part);
+}
+
 // A relative path that stays inside the bundle, as far as its text tells.
-bool inside(const std::string& path) {
-  if (path.empty() || path.front() == '/' || path.find_first_of("\\:") != std::string::npos ||
-      path.find('\0') != std::string::npos) {
-    return false;
-  }
-  bool any = false;  // "." and "./" name no file
+bool inside(std::string_view path) {
   for (std::size_t start = 0; start <= path.size();) {
     const auto end = std::min(path.find('/', start), path.size());
-    const auto part = std::string_view(path).substr(start, end - start);
-    if (part == "..") return false;
-    any = any || (!part.empty() && part != ".");
+    if (!plain(path.substr(start, end - start))) return false;
     start = end + 1;
   }
-  return any;
+  return true;
+}
+
+// Whether two paths are one file where the case of ASCII letters does not count.
+bool same_but_for_case(const std::string& one, const std::string& other) {
+  const auto small = [](char c) {
+    return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  };
+  return std::equal(one.begin(), one.end(), other.begin(), other.end(),
+                    [&](char a, char b) { return small(a) == small(b); });
 }
 
 File parse_file(Fields fields) {
@@ -78,6 +101,12 @@ void check_origin(Fields& fields) {
   for (const auto* name : {"sha256", "tools"}) {
     if (!provenance.get(name).as<Json::Object>()) provenance.wrong(name, "an object is needed");
   }
+  for (const auto& [name, digest] : *provenance.get("sha256").as<Json::Object>()) {
+    if (!inside(name)) {
+      provenance.wrong("sha256", text_of("a relative path inside the bundle is needed, not ",
+                                         in_quotes(name)));
+    }
+  }
   provenance.done();
 }
 
@@ -101,12 +130,14 @@ void check_hidden(Fields hidden) {
   hidden.done();
 }
 
-void check_head(Fields head) {
+// The file of its vocabulary, if it names one.
+std::optional<std::string> check_head(Fields head) {
+  std::optional<std::string> vocabulary;
   head.one_of("kind", {"eagle3", "dflash"});
   for (const auto* name : {"features", "hidden_size", "input_vocab_size"}) {
     head.integer(name, 1, kMostCount);
   }
-  if (head.find("vocabulary")) head.text("vocabulary");
+  if (head.find("vocabulary")) vocabulary = head.text("vocabulary");
   if (head.find("block")) {
     auto block = head.object("block");
     block.integer("size", 2, 64);
@@ -115,6 +146,7 @@ void check_head(Fields head) {
     block.done();
   }
   head.done();
+  return vocabulary;
 }
 
 TokenizerPart parse_tokenizer_part(Fields fields) {
@@ -154,7 +186,12 @@ Component parse_component(Fields fields) {
     made.files.push_back(
         parse_file({files[i], kName, text_of(fields.path("files"), ".", i)}));
   }
-  if (fields.find("plans")) fields.array("plans");  // TensorRT's: not for this engine
+  std::vector<std::optional<std::string>> named{made.graph};
+  if (fields.find("plans")) {  // TensorRT's: not for this engine
+    for (const auto& plan : fields.array("plans")) {
+      named.emplace_back(Fields(plan, kName, fields.path("plans")).text("path"));
+    }
+  }
   if (fields.find("continuations")) made.continuations = fields.text("continuations");
   made.vocab_size = fields.integer("vocab_size", 1, kMostCount);
   made.max_length = fields.integer("max_length", 1, kMostCount);
@@ -166,7 +203,7 @@ Component parse_component(Fields fields) {
   if (fields.find("chosen")) check_chosen(fields.object("chosen"));
   if (fields.find("hidden")) check_hidden(fields.object("hidden"));
   made.is_head = fields.find("head") != nullptr;
-  if (made.is_head) check_head(fields.object("head"));
+  if (made.is_head) named.push_back(check_head(fields.object("head")));
   if (fields.find("own_tokenizer")) {
     made.own_tokenizer = parse_own_tokenizer(fields.object("own_tokenizer"));
   }
@@ -174,16 +211,34 @@ Component parse_component(Fields fields) {
   made.cache = parse_cache(fields.object("cache"));
   check_origin(fields);
   fields.done();
-  for (const auto& named : {std::optional(made.graph), made.continuations}) {
-    const auto is_it = [&](const File& file) { return file.path == *named; };
-    if (named && std::none_of(made.files.begin(), made.files.end(), is_it)) {
-      damaged(kName, " is damaged: ", *named, " is not among the component's files");
+  named.push_back(made.continuations);
+  for (const auto& path : named) {
+    const auto is_it = [&](const File& file) { return file.path == *path; };
+    if (path && std::none_of(made.files.begin(), made.files.end(), is_it)) {
+      damaged(kName, " is damaged: ", in_quotes(*path), " is not among the component's files");
     }
   }
   return made;
 }
 
+void check_distinct(const Manifest& made) {
+  const auto files = made.all_files();
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    for (std::size_t j = 0; j < i; ++j) {
+      if (!same_but_for_case(files[i]->path, files[j]->path)) continue;
+      const bool again = files[i]->path == files[j]->path;
+      const bool equal =
+          files[i]->bytes == files[j]->bytes && files[i]->sha256 == files[j]->sha256;
+      if (again && equal) continue;
+      damaged(kName, " is damaged: ", in_quotes(files[i]->path),
+              again ? " is listed with two sizes or hashes"
+                    : " is another file's name where case does not count");
+    }
+  }
+}
+
 void check_together(const Manifest& made) {
+  check_distinct(made);
   if (made.target.layers) damaged(kName, " is damaged: the target's layers are its own");
   if (made.target.own_tokenizer) damaged(kName, " is damaged: the target's tokenizer is the bundle's");
   if (!made.draft) return;
@@ -267,6 +322,7 @@ MeasuredCosts parse_tuning(std::string_view text, const TuningKey& key) {
     MeasuredCosts contexts;
     for (const auto& [context, widths] : *tuned.object("contexts").members()) {
       Fields calls(widths, name, text_of("tuned.contexts.", context));
+      if (calls.members()->empty()) tuned.wrong("contexts", "seconds of some width are needed");
       for (const auto& [width, seconds] : *calls.members()) {
         const double taken = calls.number(width, 0);
         if (!(taken > 0 && taken < 3600)) calls.wrong(width, "seconds are needed");
