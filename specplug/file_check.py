@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,13 @@ def check_file(folder: Path, file: File) -> None:
     path = folder / file.path
     if not is_inside(path, folder):
         raise BundleError(f"{file.path} points outside the bundle: not opened")
-    if not path.is_file():
+    try:
+        found = path.stat()
+    except OSError:  # a name that is too long is missing, too
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
         raise BundleError(f"{file.path} is missing from {folder}: export the model again")
-    size = path.stat().st_size
+    size = found.st_size
     if size != file.bytes:
         raise BundleError(f"{file.path} has {size} bytes, the manifest says {file.bytes}")
     digest = file_sha256(path)

@@ -8,10 +8,12 @@ before anything of it reaches a backend. The walk visits only the messages it ha
 from __future__ import annotations
 
 import mmap
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from specplug.bundle_paths import is_inside
 from specplug.types import BundleError
 
 DOMAINS = frozenset({"", "ai.onnx", "com.microsoft", "specplug"})
@@ -69,12 +71,16 @@ def _size_inside(graph: Path, location: str) -> int:
         or pure.is_absolute()
         or len(pure.parts) != 1
         or pure.name == ".."
-        or not path.resolve().is_relative_to(graph.parent.resolve())
+        or not is_inside(path, graph.parent)
     ):
         raise BundleError(f"{graph.name} keeps weights in {location!r}, outside its own folder")
-    if not path.is_file():
+    try:
+        found = path.stat()
+    except OSError:  # a name that is too long is missing, too
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
         raise BundleError(f"{graph.name} keeps weights in {location!r}, which is missing")
-    return path.stat().st_size
+    return found.st_size
 
 
 def _check_extent(graph: Path, entry: dict[str, str], size: int) -> None:

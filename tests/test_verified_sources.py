@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from specplug import Bundle, BundleError, EngineError
@@ -15,7 +16,8 @@ from specplug.bundle import MANIFEST, Manifest, Provenance, read_manifest
 from specplug.engines import load, sources
 from specplug.engines.sources import find_source, verified_source
 from specplug.export import hub
-from specplug.file_check import file_sha256
+from specplug.file_check import check_file, file_sha256
+from specplug.graph_check import check_graph
 from specplug.opening import EngineOptions
 from tests_support.folders import shard
 from tests_support.hostile_paths import HOSTILE
@@ -215,3 +217,26 @@ def test_no_other_module_opens_a_source_that_was_not_compared() -> None:
     for module in folder.glob("*.py"):
         if module.name != "sources.py":
             assert "find_source" not in module.read_text(), module.name
+
+
+LOCATIONS = (*(name for name in HOSTILE if "/" in name or name in ("", ".", "..")), "n" * 5000)
+
+
+@pytest.mark.parametrize("location", [*LOCATIONS, "a\0b", "loop"])
+def test_data_that_a_graph_keeps_elsewhere_is_refused(location: str, tmp_path: Path) -> None:
+    """``location`` stands in the ONNX file itself, not in the manifest."""
+    graph = tmp_path / "model.onnx"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    tensor = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    model = onnx.ModelProto()
+    model.graph.initializer.append(tensor)
+    graph.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match=r"model.onnx keeps weights in .*(outside|missing)"):
+        check_graph(graph)
+
+
+def test_a_name_that_no_disk_can_have_is_missing(tiny_bundle: Path, tmp_path: Path) -> None:
+    file = read_manifest(tiny_bundle).target.files[0].model_copy(update={"path": "n" * 5000})
+    with pytest.raises(BundleError, match="n is missing from"):
+        check_file(tmp_path, file)
