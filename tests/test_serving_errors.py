@@ -130,6 +130,34 @@ WRONG_COMPLETIONS = [
 ]
 
 
+HALF = "\ud800"  # of a surrogate pair: JSON can write it, and no UTF-8 has it
+HALVES = [
+    {HALF: 1},
+    {f"user{HALF}": 1},
+    {"stream_options": {HALF: 1}},
+    {"messages": [{"role": "user", "content": "x", HALF: 1}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", HALF: 1}]}]},
+    {"messages": [{"role": HALF, "content": "x"}]},
+    {"logit_bias": {HALF: 1}},
+    {"chat_template_kwargs": {HALF: 1}},
+    {"response_format": {"type": HALF}},
+    {"response_format": {"type": "text", HALF: 1}},
+    {"structured_outputs": {HALF: 1}},
+    {"prediction": {"type": "content", "content": "x", HALF: 1}},
+    {"stop": [HALF]},
+    {"bad_words": [HALF]},
+    {"guided_regex": HALF},
+    {"grammar": HALF},
+    {"guided_json": {"type": "object", "properties": {HALF: {"type": "string"}}}},
+    {"guided_choice": [HALF]},
+]
+
+
+@pytest.mark.parametrize("number", range(len(HALVES)))
+def test_half_a_surrogate_pair_is_refused_wherever_it_is(server, number) -> None:
+    refused(server, "/v1/chat/completions", {"messages": ASKED, "max_tokens": 1} | HALVES[number])
+
+
 @pytest.mark.parametrize(("fields", "param", "code"), WRONG + WRONG_CHATS)
 def test_wrong_chats(server, fields, param, code) -> None:
     error = refused(server, "/v1/chat/completions", {"messages": ASKED, **fields})

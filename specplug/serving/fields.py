@@ -66,7 +66,9 @@ class Others:
 
 
 def _refuse(kind: str, name: str, why: str) -> NoReturn:
-    raise PydanticCustomError(kind, "{why}", {"why": why, "field": name[:_LONGEST_NAME]})
+    # The library's errors are in UTF-8, which has no half of a surrogate pair; JSON has.
+    named = name[:_LONGEST_NAME].encode("utf-8", "backslashreplace").decode()
+    raise PydanticCustomError(kind, "{why}", {"why": why, "field": named})
 
 
 def _equal(left: object, right: object) -> bool:
