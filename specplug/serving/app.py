@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -77,7 +76,6 @@ def _routes(life: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None)
     )
     app.include_router(routes.router)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(RequestValidationError, _on_validation)
     return app
 
 
@@ -98,11 +96,6 @@ async def _on_api(request: Request, error: Exception) -> Response:
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _reply(errors.from_http(error))
-
-
-async def _on_validation(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return _reply(errors.from_validation(error))
 
 
 def _reply(error: ApiError) -> Response:

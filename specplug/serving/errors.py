@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from specplug.library_errors import public_text
@@ -26,6 +25,10 @@ _CODES = {
     503: "unavailable",
     504: "timeout",
 }
+
+
+_LONGEST = 500  # characters of a message
+_LONGEST_SHOWN = 64  # characters of what a client sent
 
 
 class ErrorDetail(BaseModel):
@@ -67,7 +70,7 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = message if len(message) <= _LONGEST else f"{message[: _LONGEST - 3]}..."
         self.param = param
         self.code = code or _CODES.get(status)
         self.outcome = outcome or _OUTCOMES.get(status, "refused")
@@ -101,15 +104,17 @@ def from_http(error: HTTPException) -> ApiError:
     return made
 
 
-def from_validation(error: RequestValidationError) -> ApiError:
+def shown(value: object) -> str:
+    """What a client sent, short enough for an error."""
+    text = repr(value[: _LONGEST_SHOWN + 1] if isinstance(value, str) else value)
+    return text if len(text) <= _LONGEST_SHOWN + 2 else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def from_validation(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a body, status 400."""
-    first = max(error.errors(), key=lambda one: len(_place(one)))  # of alternatives, the one meant
-    if first["type"] == "json_invalid":
-        why = f"{first['ctx']['error']} at {first['loc'][1]}"
-        return ApiError(400, f"the body is not JSON: {why}", code="invalid_json")
-    if first["type"] == "missing" and first["loc"] == ("body",):
-        return ApiError(400, "the body is empty: send a JSON object", code="invalid_json")
-    param = _param(_place(first)[1:])
+    found = error.errors(include_url=False, include_input=False)
+    first = max(found, key=lambda one: len(_place(one)))  # of alternatives, the one meant
+    param = _param(_place(first))
     if first["type"] == "missing":
         return ApiError(400, f"{param} is missing", param=param, code="missing_required_parameter")
     if "field" in first.get("ctx", {}):  # the whole object is wrong because of this field of it
@@ -122,7 +127,10 @@ def from_validation(error: RequestValidationError) -> ApiError:
 
 def _words(error: Mapping[str, Any]) -> str:
     """The framework's fixed words; what a check of a field raised is shown only if it is ours."""
-    raised = error.get("ctx", {}).get("error")
+    about = error.get("ctx", {})
+    if error["type"] == "union_tag_invalid":  # whose words have all of what was sent
+        return f"{shown(about['tag'])}: need one of {about['expected_tags']}"
+    raised = about.get("error")
     return public_text(raised) if isinstance(raised, Exception) else str(error["msg"])
 
 
@@ -136,7 +144,7 @@ def _place(error: Mapping[str, Any]) -> tuple[int | str, ...]:
 def _param(location: Sequence[int | str]) -> str | None:
     """A field's name, without pydantic's marks of keys and of a union's alternatives."""
     parts = [
-        str(part)
+        str(part)[:_LONGEST_SHOWN]
         for before, part in zip((None, *location), location, strict=False)
         if not str(part).startswith(("(", "[")) and before != "response_format"
     ]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -28,6 +29,17 @@ RANDOM_SEED = -1
 MOST_ALLOWED = 1 << 16
 """Token ids that ``allowed_token_ids`` may have."""
 
+MOST_MESSAGES = 1 << 14
+"""Messages of a chat, parts of a message, and prompts of a request."""
+MOST_TOKENS = 1 << 20
+"""Token ids of a prompt."""
+MOST_CHARACTERS = 1 << 24
+"""Of a text; the server's bound of a body's bytes is lower unless it was raised."""
+MOST_PROPERTIES = 1 << 14
+"""Fields of a schema's object, of a structural tag, or of a chat template's variables."""
+LARGEST = (1 << 31) - 1
+"""Of numbers of tokens."""
+
 
 def _whole(text: str) -> str:
     try:
@@ -44,14 +56,24 @@ def _not_zero(value: int) -> int:
     return value
 
 
-Text = Annotated[str, AfterValidator(_whole)]
+def _few(value: Any) -> Any:
+    """Refuse an object of too many fields before each of them is checked."""
+    if isinstance(value, dict) and len(value) > MOST_IDS:
+        raise ValueError(f"it has {len(value)} entries: {MOST_IDS} at most")
+    return value
+
+
+Text = Annotated[str, Field(max_length=MOST_CHARACTERS), AfterValidator(_whole)]
+Name = Annotated[str, Field(max_length=MOST_IDS)]
+Object = Annotated[dict[str, Any], Field(max_length=MOST_PROPERTIES)]
 NonEmpty = Annotated[Text, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
-TokenIds = Annotated[list[TokenId], Field(max_length=MOST_IDS)]
-Length = Annotated[int, Field(ge=1)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MOST_IDS)]
+Tokens = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MOST_TOKENS)]
+Length = Annotated[int, Field(ge=1, le=LARGEST)]
 Penalty = Annotated[float, Field(ge=0.01, le=100)]
 Schema = Annotated[
-    Annotated[dict[str, Any], Tag("(object)")]
+    Annotated[Object, Tag("(object)")]
     | Annotated[bool, Tag("(boolean)")]
     | Annotated[NonEmpty, Tag("(text)")],
     Discriminator(
@@ -65,7 +87,7 @@ Schema = Annotated[
     ),
 ]
 """A JSON schema, or its text."""
-Choice = Annotated[list[NonEmpty], Field(min_length=1, max_length=MOST_IDS)]
+Choice = Annotated[list[NonEmpty], Field(fail_fast=True, min_length=1, max_length=MOST_IDS)]
 
 
 def _kind(value: Any) -> str:
@@ -122,7 +144,8 @@ class TextPart(Body):
 
 
 Content = Annotated[
-    Annotated[Text, Tag("(text)")] | Annotated[list[TextPart], Tag("(list)")],
+    Annotated[Text, Tag("(text)")]
+    | Annotated[list[TextPart], Field(fail_fast=True, max_length=MOST_MESSAGES), Tag("(list)")],
     Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)"),
 ]
 
@@ -175,9 +198,9 @@ class JsonObjectFormat(Body):
 class NamedSchema(Body):
     """A JSON schema."""
 
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    name: Name | None = None
+    description: Text | None = None
+    schema_: Object = Field(alias="schema")
     strict: bool | None = None
     """Ignored: the answer always fits the schema."""
 
@@ -203,12 +226,15 @@ class StructuralTagFormat(Body):
     structures and triggers, or format."""
 
     type: Literal["structural_tag"]
-    structures: Annotated[list[TagStructure], Field(min_length=1, max_length=MOST_IDS)] | None = (
-        None
-    )
-    triggers: Annotated[list[NonEmpty], Field(min_length=1, max_length=MOST_IDS)] | None = None
+    structures: (
+        Annotated[list[TagStructure], Field(fail_fast=True, min_length=1, max_length=MOST_IDS)]
+        | None
+    ) = None
+    triggers: (
+        Annotated[list[NonEmpty], Field(fail_fast=True, min_length=1, max_length=MOST_IDS)] | None
+    ) = None
     """Strings after which one of the structures must follow, each the beginning of its own."""
-    format: dict[str, Any] | None = None
+    format: Object | None = None
     """The other form, which parts of the text have formats of their own in."""
 
 
@@ -244,7 +270,7 @@ class GenerateRequest(Body):
     """What chat and completions have in common."""
 
     others = fields.REQUEST
-    model: str | None = None
+    model: Name | None = None
     """None: the one that is served."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -262,13 +288,13 @@ class GenerateRequest(Body):
     """As max_tokens."""
     max_new_tokens: Length | None = None
     """As max_tokens."""
-    n_predict: Annotated[int, Field(ge=-1), AfterValidator(_not_zero)] | None = None
+    n_predict: Annotated[int, Field(ge=-1, le=LARGEST), AfterValidator(_not_zero)] | None = None
     """As max_tokens; -1: no bound but the server's own."""
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
     """Neither a stop token nor a stop string ends the answer before."""
     stop: Annotated[
         Annotated[NonEmpty | None, Tag("(text)")]
-        | Annotated[list[NonEmpty], Field(max_length=MOST_STOPS), Tag("(list)")],
+        | Annotated[list[NonEmpty], Field(fail_fast=True, max_length=MOST_STOPS), Tag("(list)")],
         Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)"),
     ] = None
     stop_token_ids: TokenIds | None = None
@@ -286,7 +312,7 @@ class GenerateRequest(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """1 unless given; 0, or less than 0.0001: always the likeliest token."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=LARGEST)] | None = None
     """0 and -1: all tokens."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -305,14 +331,16 @@ class GenerateRequest(Body):
                 Annotated[float, Field(ge=-100, le=100)],
             ],
             Field(max_length=MOST_IDS),
+            BeforeValidator(_few),
         ]
         | None
     ) = None
     """By token id."""
-    bad_words: Annotated[list[NonEmpty], Field(max_length=MOST_IDS)] | None = None
+    bad_words: Annotated[list[NonEmpty], Field(fail_fast=True, max_length=MOST_IDS)] | None = None
     """Texts that the answer does not have."""
     allowed_token_ids: (
-        Annotated[list[TokenId], Field(min_length=1, max_length=MOST_ALLOWED)] | None
+        Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MOST_ALLOWED)]
+        | None
     ) = None
     """Only these tokens are chosen; one that ends the answer only if it is among them."""
 
@@ -341,7 +369,9 @@ class GenerateRequest(Body):
     """As structured_outputs.whitespace_pattern, of guided_json."""
 
     # --- the prompt, and what is told of it --------------------------------------------------
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1), AfterValidator(_not_zero)] | None = None
+    truncate_prompt_tokens: (
+        Annotated[int, Field(ge=-1, le=LARGEST), AfterValidator(_not_zero)] | None
+    ) = None
     """The prompt's last so many tokens are kept; -1: as many as fit."""
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """Log-probabilities of the prompt's tokens, and of so many of the likeliest; not in streams."""
@@ -366,10 +396,12 @@ class ChatRequest(GenerateRequest):
     """Of ``/v1/chat/completions``."""
 
     others = fields.CHAT
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[
+        list[Message], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES)
+    ]
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Object | None = None
     """Variables of the chat template."""
     enable_thinking: bool | None = None
     """As ``chat_template_kwargs.enable_thinking``."""
@@ -402,18 +434,22 @@ class CompletionRequest(GenerateRequest):
     others = fields.COMPLETION
     prompt: Annotated[
         Annotated[Text, Tag("(text)")]
-        | Annotated[list[NonEmpty], Field(min_length=1), Tag("(list)")]
-        | Annotated[list[TokenId], Field(min_length=1), Tag("(tokens)")]
         | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1)]],
-            Field(min_length=1),
+            list[NonEmpty],
+            Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES),
+            Tag("(list)"),
+        ]
+        | Annotated[Tokens, Tag("(tokens)")]
+        | Annotated[
+            list[Tokens],
+            Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES),
             Tag("(lists)"),
         ],
         Discriminator(_kind),
     ]
     """Text, token ids, or a list of either."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Only n is possible."""
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from specplug.serving import options, playground
 from specplug.serving.bodies import StrictRoute
-from specplug.serving.errors import ApiError, ErrorResponse
+from specplug.serving.errors import ApiError, ErrorResponse, shown
 from specplug.serving.replies import json_reply
 from specplug.serving.replying import Reply
 from specplug.serving.requests import ChatRequest, CompletionRequest, GenerateRequest
@@ -132,7 +132,7 @@ def _check_model(service: Service, name: str) -> None:
     if name != service.settings.model_name:
         raise ApiError(
             404,
-            f"there is no model {name!r} here, but {service.settings.model_name!r}",
+            f"there is no model {shown(name)} here, but {service.settings.model_name!r}",
             param="model",
             code="model_not_found",
         )

@@ -65,6 +65,7 @@ class Service:
         self._running: set[Answers] = set()
         self._making = ThreadPoolExecutor(1, thread_name_prefix="specplug-reply")
         self._pool = FairPool(_PREPARING, "specplug-prepare")
+        self._readers = FairPool(1, "specplug-read")
         self._rehearsals = Rehearsals(self.tokenizer, vocab_size=decoder.target.spec.vocab_size)
         self._preparing: set[asyncio.Future[list[Generation]]] = set()
 
@@ -104,6 +105,7 @@ class Service:
             self.drain()
             self.abort()
             self._pool.close()
+            self._readers.close()
             self._rehearsals.close()
             self._making.shutdown(wait=False, cancel_futures=True)
             assert self._drained_by is not None
@@ -177,6 +179,17 @@ class Service:
         whoever needs Python's lock waits for one thread at most.
         """
         return await asyncio.get_running_loop().run_in_executor(self._making, make)
+
+    async def read(self, owner: str, make: Callable[[], T]) -> T:
+        """What is made of a long body, on a thread: one at a time, in turn by key."""
+        work = asyncio.ensure_future(self._readers.run(owner, make))
+        try:
+            await asyncio.wait([work])
+            if work.cancelled():
+                raise _shutting_down()
+            return work.result()
+        finally:
+            work.cancel()
 
     async def _prepared(self, asked: Asked, gone: asyncio.Future[None] | None) -> list[Generation]:
         """A request's generations, made on a thread within the request's time."""

@@ -9,14 +9,11 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-from specplug.serving.bodies import read_json
+from specplug.serving.bodies import BodyError, read_json
 from specplug.serving.requests import RANDOM_SEED
 
 GENERATING = ("/v1/chat/completions", "/v1/completions")
 """Paths whose answers are generated, and so are worth a replica that knows the prompt's prefix."""
-
-_MOST_PARTS = 1 << 17
-"""Values, lists and objects of a body, about; more would keep an ingress from its other work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +48,9 @@ def prepared(request: Forwarded, *, prefix_characters: int) -> Forwarded:
     """
     if request.method != "POST" or request.path not in GENERATING:
         return request
-    if sum(map(request.body.count, (b",", b"[", b"{"))) > _MOST_PARTS:
-        return request
     try:
         body = read_json(request.body)
-    except (ValueError, RecursionError):
+    except BodyError:
         return request
     if not isinstance(body, dict):
         return request
