@@ -19,7 +19,7 @@ from specplug.feeding import feed
 from specplug.generation_options import DraftTokens
 from specplug.history import History
 from specplug.opening import make_drafter
-from specplug.types import Engine, EngineError, SpecplugError
+from specplug.types import Engine, EngineError
 
 _TOLERANCE = {torch.float32: 1e-2}  # of the logits' spread
 _TOLERANCE_HALF = 0.25
@@ -120,8 +120,6 @@ def _open(model: Any) -> Engine:
     try:
         engine = open_model(weakref.proxy(model))
         difference = _difference(model, engine)
-    except SpecplugError:
-        raise
     except Exception as error:  # models raise what they like when given a mask or a cache
         raise EngineError(f"{name} cannot be driven with a cache of ours: {error}") from error
     if difference > _TOLERANCE.get(model.dtype, _TOLERANCE_HALF):
