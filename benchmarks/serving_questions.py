@@ -231,4 +231,41 @@ def bad_requests(context: int, most_bytes: int) -> Sequence[Bad]:
         Bad("plain text", 415, chat(), kind="text/plain"),
         Bad("a form", 415, chat(), kind="application/x-www-form-urlencoded"),
         Bad("too many bytes", 413, chat(user="x" * 4 * most_bytes)),
+        *_hostile(most_bytes - 1024),
     ]
+
+
+def _hostile(size: int) -> Sequence[Bad]:
+    """Bodies of about ``size`` bytes that cost much, or mean nothing, to whom reads them."""
+
+    def filled(start: str, piece: str, end: str) -> bytes:
+        return (start + ",".join([piece] * (size // (len(piece) + 1))) + end).encode()
+
+    def chat(more: str) -> bytes:
+        return ('{"messages":[{"role":"user","content":"Hello."}],' + more + "}").encode()
+
+    words = ",".join(f'"field_{number}":0' for number in range(size // 16))
+    wide = ",".join(f'"p{number}":{{"type":"string"}}' for number in range(size // 64))
+    completions = "/v1/completions"
+    return [
+        Bad("empty messages", 400, filled('{"messages":[', "{}", "]}")),
+        Bad("empty parts", 400, filled('{"messages":[{"role":"user","content":[', "{}", "]}]}")),
+        Bad("lists of prompts", 400, filled('{"prompt":[', "[1]", "]}"), path=completions),
+        Bad("prompts of nothing", 400, filled('{"prompt":[', '""', "]}"), path=completions),
+        Bad("tokens below zero", 400, filled('{"prompt":[', "-1", "]}"), path=completions),
+        Bad("unknown fields", 400, chat(words)),
+        Bad("a bias of everything", 400, chat('"logit_bias":{' + words + "}")),
+        Bad("stops without end", 400, chat('"stop":[' + ",".join(['"a"'] * (size // 4)) + "]")),
+        Bad("an endless number", 400, chat('"seed":1' + "0" * (size // 2))),
+        Bad("an infinite number", 400, chat('"temperature":1e999')),
+        Bad("a wall of brackets", 400, chat('"messages":' + "[" * (size // 2) + "]" * (size // 2))),
+        Bad("a pit of objects", 400, chat('"metadata":' + '{"a":' * 9000 + "0" + "}" * 9000)),
+        Bad("an endless word", 400, chat(f'"tool_choice":"{"x" * size}"')),
+        Bad("half a character", 400, chat('"stop":"\\ud800"')),
+        Bad("half a character for a name", 400, chat('"\\ud800":1')),
+        Bad("a schema too wide", 400, chat(
+            '"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":'
+            f'{{"type":"object","properties":{{{wide}}}}}}}}}'
+        )),
+        Bad("a regex without an end", 400, chat(f'"regex":"{"(" * 2000}"')),
+    ]  # fmt: skip
