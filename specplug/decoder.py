@@ -22,6 +22,7 @@ from specplug.generation import Generation, Result
 from specplug.generation_options import ELSEWHERE, CallOptions, GenerationOptions, Prompt
 from specplug.logprobs import TokenLogprobs
 from specplug.stats import SpeculationStats
+from specplug.tenants import Tenants
 from specplug.types import EngineError, Proposal, Scores, Verdict
 
 _ECHOED_WIDTH = 64  # tokens of a prompt that are scored at once; bounds the memory of logits
@@ -118,7 +119,10 @@ class SpeculativeDecoder(Decoder):
         self._clean(0)
         generation.start_clock()
         if self.length is None and not isinstance(self.drafter, NoDrafter):
-            self.length = MeasuredLength(self._costs or CallCosts(measure_costs(self.target)))
+            costs = self._costs or CallCosts(measure_costs(self.target))
+            self._by_tenant = Tenants(lambda: MeasuredLength(costs))
+        if self._by_tenant is not None:
+            self.length = self._by_tenant.of(generation.request.tenant)
         if self.length is not None:
             self.length.begin(len(generation.prompt))
         longest = self.length.longest if self.length else 0

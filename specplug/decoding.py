@@ -30,6 +30,7 @@ from specplug.generation_options import (
 )
 from specplug.preparation import Preparation
 from specplug.prompts import PromptOptions, refuse_template_options, template_options, truncate
+from specplug.tenants import Tenants
 from specplug.text import Messages, Tokenizer
 from specplug.types import (
     NO_TOKEN,
@@ -162,7 +163,9 @@ class Decoder:
         check_draft_tokens(wanted)
         self._draft_tokens = wanted
         self.length: DraftLength | None = FixedLength(wanted) if wanted != "auto" else None
-        """What decides how many tokens a round drafts; None until the costs were measured."""
+        """What decides how many tokens a round drafts; None until the costs were measured, and then
+        what the latest generation's tenant's texts taught."""
+        self._by_tenant: Tenants[DraftLength] | None = None
 
     @checked(kept=("prompt",))
     def encode(

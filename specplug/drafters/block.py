@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Self
 
 from specplug.bundle import Block
 from specplug.drafters.source import Guess
 from specplug.drafters.states import Place, StatesSource
 from specplug.feeding import PREFILL_WIDTH
-from specplug.types import Engine, Float32Array, Int32Array, Outcome
+from specplug.tenants import Tenants
+from specplug.types import Engine, Float32Array, Int32Array, Outcome, Request
 
 _SMOOTHING = 0.1  # of the run of right guesses
 _UNREAD = [0]  # a token of the context, of which the head reads the target's states alone
+
+
+@dataclass(slots=True)
+class _Run:
+    """Right guesses of a call whose first one was right, a running mean."""
+
+    mean: float = 1.0
 
 
 class BlockSource(StatesSource):
@@ -32,7 +41,8 @@ class BlockSource(StatesSource):
         self, engine: Engine, block: Block, vocabulary: Int32Array | None = None, row: int = 0
     ) -> None:
         self._block = block
-        self._run = 1.0  # right guesses of a call whose first one was right, a running mean
+        self._runs = Tenants(_Run)
+        self._run = _Run()  # of nobody yet
         super().__init__(engine, vocabulary, row)
 
     def _forget(self) -> None:
@@ -43,7 +53,7 @@ class BlockSource(StatesSource):
     def seconds(self) -> float:
         """Of a guess: the call's share, as many as are right of one that begins well; nothing once
         the call was made."""
-        return self._seconds / self._run if self._logits is None else 0.0
+        return self._seconds / self._run.mean if self._logits is None else 0.0
 
     def commit(self, outcome: Outcome) -> None:
         """Keep the target's states, and count how many guesses were right."""
@@ -55,7 +65,7 @@ class BlockSource(StatesSource):
             right = next((n for n, (guess, token) in enumerate(pairs) if guess != token), None)
             run = min(len(ids), len(outcome.tokens)) if right is None else right
             if run:
-                self._run += _SMOOTHING * (run - self._run)
+                self._run.mean += _SMOOTHING * (run - self._run.mean)
         self._logits = None
 
     def guesses(self, place: Place) -> list[Guess]:
@@ -84,8 +94,15 @@ class BlockSource(StatesSource):
             )
         return scores.logits()[0, self._block.first_guess :].copy()
 
+    def reset(self, request: Request) -> None:
+        """The next context is of a new sequence, and what is learnt of it its tenant's."""
+        super().reset(request)
+        self._run = self._runs.of(request.tenant)
+
     def _in_row(self, row: int) -> Self:
-        return type(self)(self.engine, self._block, self._vocabulary, row)
+        other = type(self)(self.engine, self._block, self._vocabulary, row)
+        other._runs, other._run = self._runs, self._run
+        return other
 
 
 def _given(states: Float32Array) -> dict[str, Float32Array]:

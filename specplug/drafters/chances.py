@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
+from specplug.tenants import Recent, Tables
+
 Kind = Hashable
 """What a source says of a guess, such as the length of its match: the finer, the slower learnt."""
+
+MOST_KINDS = 1 << 16
+"""Of a source's guesses, of all tenants together; one takes about 250 bytes. No source of specplug
+has 400 kinds."""
 
 _LONG, _SHORT = 1 / 400, 1 / 24  # forgetting per guess: of all requests, and of this one
 _LONG_WEIGHT, _SHORT_WEIGHT = 8.0, 6.0  # guesses that the prior, and the long run, are worth
@@ -14,8 +20,8 @@ _LONG_WEIGHT, _SHORT_WEIGHT = 8.0, 6.0  # guesses that the prior, and the long r
 class Chances:
     """The chance of a guess by its kind, given that what it was a continuation of came true.
 
-    Two running means: the long one begins at the prior and moves slowly, the short one begins at
-    the long one with every request and follows the text's character.
+    Two running means: the long one begins at the prior and moves slowly, each tenant's by itself;
+    the short one begins at the long one with every request and follows the text's character.
 
     Args:
         prior: of a kind that was never seen, in (0, 1).
@@ -23,7 +29,9 @@ class Chances:
 
     def __init__(self, prior: Callable[[Kind], float]) -> None:
         self._prior = prior
-        self._long: dict[Kind, list[float]] = {}  # [hits, guesses], both fading
+        # By tenant and kind: [hits, guesses], both fading.
+        self._tenants: Tables[Kind, list[float]] = Tables(MOST_KINDS)
+        self._long: Recent[Kind, list[float]] = Recent(MOST_KINDS)  # of nobody yet
         self._short: dict[Kind, list[float]] = {}
 
     def __getitem__(self, kind: Kind) -> float:
@@ -38,16 +46,19 @@ class Chances:
     def learn(self, kind: Kind, came_true: bool) -> None:
         """A guess of this kind was judged."""
         for counts, forgetting in ((self._long, _LONG), (self._short, _SHORT)):
-            found = counts.setdefault(kind, [0.0, 0.0])
-            found[0] += came_true - forgetting * found[0]
-            found[1] += 1 - forgetting * found[1]
+            hits, guesses = counts.get(kind) or (0.0, 0.0)
+            counts[kind] = [
+                hits + came_true - forgetting * hits,
+                guesses + 1 - forgetting * guesses,
+            ]
 
     def fork(self) -> Chances:
-        """For another text at the same time: the long run is one."""
+        """For another text at the same time: a tenant's long run is one."""
         other = Chances(self._prior)
-        other._long = self._long
+        other._tenants, other._long = self._tenants, self._long
         return other
 
-    def begin(self) -> None:
-        """A new request: its text may be of another character."""
+    def begin(self, tenant: str = "") -> None:
+        """A new request of a tenant: its text may be of another character."""
+        self._long = self._tenants.of(tenant)
         self._short.clear()

@@ -100,13 +100,13 @@ class TreeDrafter(Drafter):
             source.commit(outcome)
 
     def reset(self, request: Request) -> None:
-        """The next proposal is for a new sequence; what was learnt stays."""
+        """The next proposal is for a new sequence; what its tenant's texts taught stays."""
         self._asked, self._drafted, self.counts = {}, [], {}
         for source, chances in zip(self.sources, self._chances, strict=True):
             source.reset(request)
             if self._spoilt:  # what a failed call left, NaN perhaps, would spoil the next ones
                 source.clear()
-            chances.begin()
+            chances.begin(request.tenant)
         self._spoilt = False
 
     def finish(self, request: Request, tokens: Int64Array) -> None:
