@@ -114,12 +114,14 @@ class Generation:
             stop_token_ids=ends,
             rules=prepared.rules,
         )
+        expected = prepared.prediction(prompt)
         self.slot = Slot()
         """Where the target has it."""
         self.request = Request(
             sampler=self._sampler,
             prompt_tokens=len(prompt),
-            prediction=prepared.prediction(prompt),
+            prediction=expected.tokens if expected else (),
+            expected=expected,
             tenant=options.get("tenant", ""),
             slot=self.slot,
         )

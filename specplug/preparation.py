@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from specplug.bad_words import with_bad_words
 from specplug.ends import check_ends
+from specplug.expected_text import ExpectedText
 from specplug.generation_options import GREEDY, GenerationOptions
 from specplug.grammar import CompiledGrammar, Grammar
 from specplug.logit_rules import LogitRules, token_array
@@ -50,7 +51,7 @@ class Preparation:
         self._spec = spec
         self._tokenizer = tokenizer
         self._prediction = options.get("prediction", ())
-        self._predicted: dict[bool, Int64Array] = {}  # by whether the answer begins a text
+        self._predicted: dict[bool, ExpectedText] = {}  # by whether the answer begins a text
         self._grammar: CompiledGrammar | None = None
         if self.sampling.structured:
             self._grammar = CompiledGrammar(
@@ -65,8 +66,8 @@ class Preparation:
         """What another answer must look like, if anything; cheap."""
         return None if self._grammar is None else Grammar(self._grammar)
 
-    def prediction(self, prompt: Sequence[int]) -> Sequence[int] | Int64Array:
-        """The token ids of the expected answer to a prompt, i64[n] if there is one.
+    def prediction(self, prompt: Sequence[int]) -> ExpectedText | None:
+        """The expected answer to a prompt, if there is one.
 
         Raises:
             ValueError: it has token ids outside the vocabulary, is text and there is no tokenizer,
@@ -74,7 +75,7 @@ class Preparation:
         """
         expected, tokenizer = self._prediction, self._tokenizer
         if not len(expected):
-            return ()
+            return None
         room = self._spec.context_limit - len(prompt)
         if isinstance(expected, str):
             if tokenizer is None:
@@ -82,13 +83,16 @@ class Preparation:
             _check_room(tokenizer.fewest_tokens(expected), room)
             begins = tokenizer.begins_text(prompt)
             if begins not in self._predicted:
-                self._predicted[begins] = token_array(tokenizer.encode_after(prompt, expected))
+                tokens = token_array(tokenizer.encode_after(prompt, expected))
+                _check_room(len(tokens), room)
+                self._predicted[begins] = ExpectedText(tokens)
         else:
             begins = True
+            _check_room(len(expected), room)
             if begins not in self._predicted:
-                self._predicted[begins] = _checked(expected, self._spec.vocab_size)
+                self._predicted[begins] = ExpectedText(_checked(expected, self._spec.vocab_size))
         found = self._predicted[begins]
-        _check_room(len(found), room)
+        _check_room(len(found.tokens), room)
         return found
 
 

@@ -18,6 +18,7 @@ from specplug.arguments import check_ranges, check_types
 
 if TYPE_CHECKING:
     from specplug.budget import Budget
+    from specplug.expected_text import ExpectedText
     from specplug.sampler import Sampler
 
 Int64Array = NDArray[np.int64]
@@ -324,6 +325,8 @@ class Request:
     prompt_tokens: int
     prediction: Sequence[int] | Int64Array = ()
     """What the caller expects as the answer."""
+    expected: ExpectedText | None = None
+    """The same with an index, where one was made; it is shared by all answers of a request."""
     tenant: str = ""
     """On whose behalf: what is learnt of texts is kept apart by it."""
     slot: Slot = field(default_factory=Slot)

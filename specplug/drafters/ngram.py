@@ -15,6 +15,7 @@ from specplug.drafters.source import Guess, Source
 from specplug.drafters.tree import TreeDrafter
 from specplug.types import Int64Array
 
+_BLOCK = 2048  # tokens that are searched first
 _PRIOR = (0.2, 0.35, 0.5, 0.65, 0.8)
 
 Place = tuple[int, int]
@@ -49,8 +50,20 @@ class NgramSource(Source):
     def begin(self, context: Int64Array) -> Place | None:
         """After the best match; None if no match is long enough."""
         self._context = context
-        ends, length = longest_matches(context[:-1], context, self._longest)
-        return (int(ends[-1]) + 1, length) if length >= self._shortest else None
+        best: Place = (0, 0)
+        until, size = len(context) - 1, _BLOCK
+        while until > 0:  # a match that cannot be longer ends the search, as texts that repeat have
+            start = max(until - size, 0)
+            lead = min(start, self._longest)  # what matches that end in the block may begin with
+            ends, length = longest_matches(
+                context[start - lead : until], context, self._longest, lead
+            )
+            if length > best[1]:
+                best = (start - lead + int(ends[-1]) + 1, length)
+            if length >= min(self._longest, len(context)):
+                break
+            until, size = start, 2 * size
+        return best if best[1] >= self._shortest else None
 
     def step(self, place: Place, token: int) -> Place | None:
         """One further along the match; None where it ended, or another token came."""

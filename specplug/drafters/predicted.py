@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from specplug.drafters.chances import Kind
-from specplug.drafters.matching import longest_matches
 from specplug.drafters.source import Guess, Source
+from specplug.expected_text import ExpectedText
 from specplug.types import Int64Array, Request
 
-_LONGEST = 12  # tokens of a match that is sought
 _PRIOR = (0.4, 0.35, 0.6, 0.8, 0.9, 0.95)
 
 Place = tuple[int, int]
@@ -26,7 +23,8 @@ class PredictedSource(Source):
     name = "predicted"
 
     def __init__(self) -> None:
-        self._expected: Int64Array = np.empty(0, dtype=np.int64)
+        self._text = ExpectedText(())
+        self._expected = self._text.tokens
         self._prompt_tokens = self._read = 0
         self._place: Place = (0, 0)
 
@@ -36,7 +34,8 @@ class PredictedSource(Source):
 
     def reset(self, request: Request) -> None:
         """Expect what the request predicts."""
-        self._expected = np.array(request.prediction, dtype=np.int64)
+        self._text = request.expected or ExpectedText(request.prediction)
+        self._expected = self._text.tokens
         self._prompt_tokens = self._read = request.prompt_tokens
         self._place = (0, 0)
 
@@ -48,20 +47,11 @@ class PredictedSource(Source):
             self._place = self.step(self._place, token) or (self._place[0], -1)
         self._read = len(context)
         if self._place[1] < 0:
-            found = self._align(context[self._prompt_tokens :])
+            found = self._text.after(context[self._prompt_tokens :], self._place[0])
             if found is None:
                 return None
             self._place = found
         return self._place
-
-    def _align(self, answer: Int64Array) -> Place | None:
-        if not len(answer):
-            return None
-        ends, length = longest_matches(self._expected[:-1], answer, _LONGEST)
-        if not length:
-            return None
-        ahead = ends[ends >= self._place[0]]
-        return int(ahead[0] if len(ahead) else ends[-1]) + 1, length
 
     def step(self, place: Place, token: int) -> Place | None:
         """One further, if the token is the expected one."""
