@@ -7,6 +7,7 @@ package brings torch, transformers and triton into a service that may have none 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,40 @@ STEP_FUEL = 100_000
 """Lexer fuel that one mask may take: about 10 ms."""
 MOST_STATES = 50_000
 """States that a grammar's lexer may come to have, of about 2 kB each."""
+
+TOKEN_SECONDS = 0.01
+"""Of CPU that a token or a mask may take, on average; real grammars take a tenth."""
+MOST_SECONDS = 0.15
+"""Of CPU that it may take at most, after tokens that took less."""
+
+
+class GrammarLimitError(NothingLeftError):
+    """A grammar cannot be followed any further: it is wrong there, or too slow for one step."""
+
+
+class _Allowance:
+    """CPU time that the answers to a request may still spend on their grammar, all together.
+
+    The library's limits count what is in a row of the parser, and not how often it is come to:
+    where a text can be read in many ways, a token took 2 s, while all other answers waited.
+    """
+
+    def __init__(self) -> None:
+        self._left = MOST_SECONDS
+
+    def spend(self, seconds: float) -> None:
+        """Pay for a token or a mask.
+
+        Raises:
+            GrammarLimitError: there is not enough left, now and from now on.
+        """
+        if self._left >= 0.0:
+            self._left = min(self._left + TOKEN_SECONDS, MOST_SECONDS) - seconds
+        if self._left < 0.0:
+            raise GrammarLimitError(
+                f"the grammar cannot be followed: it takes more than {TOKEN_SECONDS * 1000:g} ms a "
+                "token: make it smaller, or such that a text can be read in fewer ways"
+            )
 
 
 class CompiledGrammar:
@@ -72,6 +107,7 @@ class CompiledGrammar:
                 "decoder has " + ("no tokenizer" if tokenizer is None else "no stop token")
             )
         self.vocab_size = vocab_size
+        self.allowance = _Allowance()
         compiled, shown = compile_grammar(params, tokenizer)
         if rehearse is not None:
             try:
@@ -113,10 +149,6 @@ LIMITS: dict[str, int] = {
 _NOTHING: Int64Array = np.empty(0, dtype=np.int64)
 
 
-class GrammarLimitError(NothingLeftError):
-    """A grammar cannot be followed any further: it is wrong there, or too slow for one step."""
-
-
 class Grammar:
     """A compiled grammar and the tokens of one answer that it has read.
 
@@ -141,7 +173,7 @@ class Grammar:
         if kept < len(self._read):
             self._matcher.rollback(len(self._read) - kept)
         more = answer[kept:].tolist()
-        taken = self._matcher.try_consume_tokens(more) if more else 0
+        taken = self._consume(more)
         self._read = answer[: kept + taken].copy()
         if self._matcher.is_error():
             raise self._failure()
@@ -149,8 +181,29 @@ class Grammar:
             return None
         return self._mask()
 
+    def _consume(self, tokens: list[int]) -> int:
+        """How many of them the matcher takes; one a call, since calls cannot be interrupted."""
+        for taken, token in enumerate(tokens):
+            began = time.thread_time()
+            if not self._matcher.try_consume_tokens([token]):
+                return taken
+            self._pay(began)
+        return len(tokens)
+
+    def _pay(self, began: float) -> None:
+        try:
+            self._compiled.allowance.spend(time.thread_time() - began)
+        except GrammarLimitError:
+            self._begin_again()
+            raise
+
+    def _begin_again(self) -> None:
+        self._matcher, self._read = self._compiled.begin(), _NOTHING
+
     def _mask(self) -> NDArray[np.bool_]:
+        began = time.thread_time()
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._pay(began)
         if self._matcher.is_error():
             raise self._failure()
         bits = np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
@@ -163,7 +216,7 @@ class Grammar:
         not accepted: another one takes its place.
         """
         why = LibraryError("the grammar cannot be followed", reason(self._matcher)).public
-        self._matcher, self._read = self._compiled.begin(), _NOTHING
+        self._begin_again()
         return GrammarLimitError(why)
 
 

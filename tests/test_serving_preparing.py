@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from specplug import grammar, preparation
@@ -24,6 +25,7 @@ from tests_support.serving import PATIENCE, Running, serving, until
 
 LLMatcher = pytest.importorskip("llguidance").LLMatcher
 
+NOTHING = np.empty(0, dtype=np.int64)
 KEYS = KeyRing({"anna": hash_key("key of anna"), "ben": hash_key("key of ben")})
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2, 3]}}, "required": ["a"]}
 ASKED: dict[str, Any] = {"prompt": "x", "max_tokens": 12, "seed": 3}
@@ -212,13 +214,57 @@ def test_a_grammar_that_is_slow_in_a_step_fails_its_own_answer(batch) -> None:
         server.wait_until_free()
 
 
+@pytest.mark.parametrize(("seconds", "calls"), [(0.009, 400), (0.05, 3), (0.1, 1), (10.0, 0)])
+def test_the_time_of_a_grammar_is_bounded_and_shared_by_its_answers(
+    batch, monkeypatch, seconds: float, calls: int
+) -> None:
+    """Where a text can be read in many ways, the library takes seconds a token."""
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += seconds  # a call lies between two looks at the clock
+        return now
+
+    shared = batch.preparation({"sampling": grammar_params(grammar="start: /[ab]+/")})
+    answers = [shared.grammar() for _ in range(4)]
+    monkeypatch.setattr(grammar.time, "thread_time", clock)
+    made = 0
+
+    def ask_often() -> None:
+        nonlocal made
+        for made in range(400):
+            answers[made % 4].allowed(NOTHING)
+        made = 400
+
+    if calls == 400:
+        ask_often()
+    else:
+        with pytest.raises(grammar.GrammarLimitError, match="10 ms a token"):
+            ask_often()
+        for answer in answers:  # none of them goes on
+            with pytest.raises(grammar.GrammarLimitError):
+                answer.allowed(NOTHING)
+    assert abs(made - calls) <= 1
+
+
+def test_a_text_that_can_be_read_in_many_ways_fails_its_own_answer(batch) -> None:
+    ways = " | ".join(["a a", '"x"', *(f'"x" {"a " * n}' for n in range(1, 8))])
+    with serving(batch) as server, ThreadPoolExecutor(2) as pool:
+        bystander = pool.submit(ask, server, max_tokens=200, temperature=0)
+        status, answer = ask(
+            server, grammar=f"start: a\na: {ways}", max_tokens=200, min_tokens=150, n=2
+        )
+        assert (status, "the grammar cannot be followed" in str(answer)) == (400, True), answer
+        assert bystander.result()[0] == 200
+        server.wait_until_free()
+
+
 def test_what_fails_after_drafts_fails_only_if_the_text_gets_there(batch) -> None:
     """An error stays with the library's matcher; another one takes its place."""
     params = {"grammar": "start: /[ab]+/"}
     made = batch.preparation({"sampling": grammar_params(**params)}).grammar()
     assert made is not None
-    import numpy as np
-
     nothing = np.empty(0, dtype=np.int64)
     before = made.allowed(nothing)
     broken = made._matcher
