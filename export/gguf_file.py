@@ -40,6 +40,9 @@ _SCALARS = {  # by GGUF's number of the type
 }
 _STRING, _ARRAY = 8, 9
 _MOST = 1 << 40  # bytes of a part that a file may announce
+_MOST_VALUES = 1 << 22  # in all of the metadata: a vocabulary of 262,144 tokens has 1.5 million
+_DEEPEST = 8  # arrays within one another
+_MOST_DIMENSIONS = 4  # of a tensor, as GGML has it
 PLAIN = {Kind.F32: np.float32, Kind.F16: np.float16}
 """Types whose numbers lie in the file as they are."""
 TENSOR_TYPES = (*PLAIN, *_dequantizers)
@@ -105,6 +108,7 @@ class _Reader:
     def __init__(self, data: memoryview) -> None:
         self.data = data
         self.place = 4
+        self.values = 0
 
     def read(self) -> GgufFile:
         version = self.number("I")
@@ -150,22 +154,38 @@ class _Reader:
         except UnicodeDecodeError:
             raise ValueError(f"{what} is not UTF-8: {found[:20]!r}") from None
 
-    def value(self, kind: int, key: str) -> Any:
+    def value(self, kind: int, key: str, depth: int = 0) -> Any:
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
             return self.text(key)
         if kind != _ARRAY:
             raise ValueError(f"{key} is of type {kind}, which GGUF does not have")
+        if depth == _DEEPEST:
+            raise ValueError(f"{key} has more than {_DEEPEST} arrays within one another")
         element, count = self.number("I"), self.number("Q")
         if element in _SCALARS:
             code = np.dtype("<" + _SCALARS[element])
-            return np.frombuffer(self.take(count * code.itemsize), code).tolist()
-        return [self.value(element, key) for _ in range(count)]
+            found = self.take(count * code.itemsize)
+            self.count(count)
+            return np.frombuffer(found, code).tolist()
+        self.count(min(count, len(self.data) - self.place))  # each has a byte at least
+        return [self.value(element, key, depth + 1) for _ in range(count)]
+
+    def count(self, values: int) -> None:
+        """Bound what becomes objects of Python, which are several times larger."""
+        self.values += values
+        if self.values > _MOST_VALUES:
+            raise ValueError(f"its metadata has more than {_MOST_VALUES:,} values")
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self.text("a tensor's name")
-        shape = tuple(self.number("Q") for _ in range(self.number("I")))
+        dimensions = self.number("I")
+        if dimensions > _MOST_DIMENSIONS:
+            raise ValueError(
+                f"tensor {name} has {dimensions} dimensions, and at most {_MOST_DIMENSIONS} are read"
+            )
+        shape = tuple(self.number("Q") for _ in range(dimensions))
         return name, shape[::-1], self.number("I"), self.number("Q")
 
     def tensors(

@@ -116,6 +116,18 @@ def tensor(name: str, kind: int = 0, offset: int = 0, shape: tuple[int, ...] = (
         (header([], [tensor("t", kind=28)]), "tensor t is F64: have F32"),
         (header([], [tensor("t", kind=2)]), r"tensor t has shape \[2, 4\] in Q4_0"),
         (header([], [tensor("t", shape=(4, 0))]), r"tensor t has shape \[0, 4\]"),
+        (
+            header([text("a.b") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 10_000], []),
+            "a.b has more than 8 arrays within one another",
+        ),
+        (
+            header([text("a.b") + struct.pack("<IIQ", 9, 0, 1 << 23) + bytes(1 << 23)], []),
+            "its metadata has more than 4,194,304 values",
+        ),
+        (
+            header([], [tensor("t", shape=(1,) * 100_000)]),
+            "tensor t has 100000 dimensions, and at most 4 are read",
+        ),
     ],
 )
 def test_damage_is_named(data: bytes, message: str, tmp_path: Path) -> None:
