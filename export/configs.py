@@ -12,7 +12,7 @@ from specplug.export.families import check_family
 from specplug.export.folders import CONFIG, check_folder, read_json
 from specplug.types import ExportError
 
-MOST_POSITIONS = 1 << 24
+LEAST_POSITIONS, MOST_POSITIONS = 16, 1 << 24
 """Tokens a text may have: rotary tables have a row for each."""
 QUANTIZATION_KEYS = {
     "quantization_config": "how the weights are quantized",
@@ -85,6 +85,11 @@ def check_sizes(config: Any, tensors: int | None = None) -> None:
     if tensors is not None and isinstance(layers, int) and layers > tensors:
         raise ExportError(f"the configuration has {layers} layers, and the file {tensors} tensors")
     positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions < LEAST_POSITIONS:
+        raise ExportError(
+            f"the configuration says that texts may have {positions} tokens, and {LEAST_POSITIONS} "
+            "are the fewest: correct max_position_embeddings (of GGUF context_length)"
+        )
     if isinstance(positions, int) and positions > MOST_POSITIONS:
         raise ExportError(
             f"the configuration says that texts may have {positions} tokens, and {MOST_POSITIONS} "

@@ -8,6 +8,7 @@ Graphs may only use ONNX Runtime's own operators and data that lies beside them.
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from specplug.arguments import checked
 from specplug.bundle_paths import check_distinct, check_inside
-from specplug.faults import first_fault
+from specplug.faults import check_tokens, first_fault
 from specplug.file_check import check_file, file_sha256
 from specplug.graph_check import check_graph
 from specplug.text import Tokenizer
@@ -352,13 +353,23 @@ class Manifest(_Part):
         return self
 
     @model_validator(mode="after")
+    def _what_ends_answers_is_a_token(self) -> Self:
+        own = self.draft.own_tokenizer if self.draft else None
+        of_target = (self.stop_token_ids, self.tokenizer and self.tokenizer.stop_token_ids)
+        check_tokens(chain.from_iterable(ids or () for ids in of_target), self.target.vocab_size)
+        if self.draft and own:
+            check_tokens(own.tokenizer.stop_token_ids, self.draft.vocab_size)
+        return self
+
+    @model_validator(mode="after")
     def _each_file_is_one(self) -> Self:
         files = dict.fromkeys(self.all_files())
         check_distinct(file.path for file in files)
-        paths = [file.path for file in files]
-        for path in paths:
-            if paths.count(path) > 1:
-                raise ValueError(f"{path!r} is listed with two sizes or hashes")
+        known: set[str] = set()
+        for file in files:
+            if file.path in known:
+                raise ValueError(f"{file.path!r} is listed with two sizes or hashes")
+            known.add(file.path)
         return self
 
     def components(self) -> list[Component]:

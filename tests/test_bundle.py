@@ -71,6 +71,9 @@ def test_manifest_says_what_was_measured(opened: Bundle) -> None:
             "draft vocabulary 999 != target vocabulary 260",
         ),
         ({"target__surprise": 1}, "damaged at target.surprise"),
+        ({"tokenizer__stop_token_ids": [256, 260]}, r"stop token 260 is not in \[0, 260\)"),
+        ({"tokenizer__stop_token_ids": [-1]}, r"stop token -1 is not in \[0, 260\)"),
+        ({"stop_token_ids": [10**12]}, r"stop token 1000000000000 is not in \[0, 260\)"),
         ({"tokenizer__chat_template": "{% if %}"}, "chat template does not parse"),
     ],
 )

@@ -64,6 +64,18 @@ def test_two_names_of_one_file_are_refused(native_build: None, bundle: Path) -> 
         refused_by_both(bundle, changed, named)
 
 
+@pytest.mark.parametrize("token", [-1, 260, 2**31, 10**12])
+def test_stop_tokens_beyond_the_vocabulary_are_refused(
+    token: int, native_build: None, bundle: Path
+) -> None:
+    tree = json.loads((bundle / MANIFEST).read_text())
+    tree["tokenizer"]["stop_token_ids"].append(token)
+    refused_by_both(bundle, tree, f"stop token {token} is not in \\[0, 260\\)")
+    del tree["tokenizer"]
+    tree["stop_token_ids"] = [token]
+    refused_by_both(bundle, tree, f"stop token {token} is not in \\[0, 260\\)")
+
+
 CONTENTS = {**damaged(), "folder": None}
 
 

@@ -116,6 +116,8 @@ def test_configurations_of_any_value_are_read_or_refused_in_one_line(tmp_path: P
     [
         ({"num_hidden_layers": 10**9}, r"1000000000 layers, and the file 20 tensors"),
         ({"max_position_embeddings": 10**9}, r"1000000000 tokens, and 16777216 are the most"),
+        ({"max_position_embeddings": 0}, r"may have 0 tokens, and 16 are the fewest"),
+        ({"max_position_embeddings": -1}, r"may have -1 tokens, and 16 are the fewest"),
         ({"head_dim": 20}, r"heads of size 20 .* multiples of 8"),
         ({"rope_scaling": {"type": "mrope"}}, r"it knows no 'mrope'"),
     ],

@@ -237,8 +237,21 @@ void check_distinct(const Manifest& made) {
   }
 }
 
+void check_stops(const std::vector<std::int64_t>& tokens, std::int64_t vocab) {
+  for (const auto token : tokens) {
+    if (token < 0 || token >= vocab) {
+      damaged(kName, " is damaged: stop token ", token, " is not in [0, ", vocab, ")");
+    }
+  }
+}
+
 void check_together(const Manifest& made) {
   check_distinct(made);
+  check_stops(made.stop_token_ids, made.target.vocab_size);
+  if (made.tokenizer) check_stops(made.tokenizer->stop_token_ids, made.target.vocab_size);
+  if (made.draft && made.draft->own_tokenizer) {
+    check_stops(made.draft->own_tokenizer->stop_token_ids, made.draft->vocab_size);
+  }
   if (made.target.layers) damaged(kName, " is damaged: the target's layers are its own");
   if (made.target.own_tokenizer) damaged(kName, " is damaged: the target's tokenizer is the bundle's");
   if (!made.draft) return;
