@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from specplug.types import ExportError
 
+_MOST_HEADER = 1 << 24  # bytes; each tensor that is read has it parsed again
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FILES = {
     CONFIG: "the architecture and its sizes",
@@ -226,10 +227,21 @@ def check_weights(folder: Path) -> tuple[Path, ...]:
     held = {}
     for path in files:
         check_content(path)
+        _check_header(path)
         with readable(path), safe_open(path, framework="pt") as file:
             held[path.relative_to(folder).as_posix()] = list(file.keys())
     check_index(folder, None if files[0].name == WEIGHTS else read_index(folder), held)
     return files
+
+
+def _check_header(path: Path) -> None:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > _MOST_HEADER:
+        raise ExportError(
+            f"{path} announces a header of {size:,} bytes, and at most {_MOST_HEADER:,} are read, "
+            "for 100,000 tensors: download it again"
+        )
 
 
 @contextmanager

@@ -183,7 +183,8 @@ class _Reader:
         dimensions = self.number("I")
         if dimensions > _MOST_DIMENSIONS:
             raise ValueError(
-                f"tensor {name} has {dimensions} dimensions, and at most {_MOST_DIMENSIONS} are read"
+                f"tensor {name} has {dimensions} dimensions, and at most {_MOST_DIMENSIONS} are "
+                "read"
             )
         shape = tuple(self.number("Q") for _ in range(dimensions))
         return name, shape[::-1], self.number("I"), self.number("Q")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from specplug.export.tokenizer_folder import end_tokens, folder_tokenizer, state
 from specplug.export.tokenizers import SourceTokenizer
 from specplug.file_check import file_sha256
 from specplug.types import ExportError, SpecplugError
+
+_SMALL = 1 << 20  # parameters that are no burden, whatever the checkpoint holds
 
 
 @dataclass(slots=True)
@@ -199,6 +202,7 @@ def load_model(
         ExportError: tensors are missing, or of other shapes than the configuration says.
     """
     made = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    _check_parameters(made, config, weights, name)
     model, found = made.from_pretrained(
         None,
         config=config,
@@ -218,6 +222,20 @@ def load_model(
                 + "".join(f"; it holds {held}, which has no place there" for held in instead)
             )
     return model.eval(), tuple(sorted(found["unexpected_keys"]))
+
+
+def _check_parameters(
+    made: Any, config: Any, weights: Mapping[str, torch.Tensor], name: str
+) -> None:
+    """Refuse a model much larger than its weights: what is not among them would be allocated."""
+    with torch.device("meta"):
+        wanted = sum(parameter.numel() for parameter in made(deepcopy(config)).parameters())
+    held = sum(tensor.numel() for tensor in weights.values())
+    if wanted > 2 * held + _SMALL:
+        raise ExportError(
+            f"{name} does not fit {config.model_type}: its configuration asks for {wanted:,} "
+            f"parameters, and it holds {held:,}"
+        )
 
 
 def model_weights(model: Any) -> dict[str, torch.Tensor]:

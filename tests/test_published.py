@@ -118,6 +118,8 @@ def test_configurations_of_any_value_are_read_or_refused_in_one_line(tmp_path: P
         ({"max_position_embeddings": 10**9}, r"1000000000 tokens, and 16777216 are the most"),
         ({"max_position_embeddings": 0}, r"may have 0 tokens, and 16 are the fewest"),
         ({"max_position_embeddings": -1}, r"may have -1 tokens, and 16 are the fewest"),
+        ({"intermediate_size": 10**9}, r"does not fit llama: .* asks for [\d,]+ parameters, and"),
+        ({"vocab_size": 10**12}, r"does not fit llama: .* asks for [\d,]+ parameters, and"),
         ({"head_dim": 20}, r"heads of size 20 .* multiples of 8"),
         ({"rope_scaling": {"type": "mrope"}}, r"it knows no 'mrope'"),
     ],
@@ -128,6 +130,17 @@ def test_sizes_that_nothing_has_are_refused_at_once(
     folder = publish(tmp_path / "model", PUBLISHED["SmolLM2"])
     (folder / "config.json").write_text(json.dumps(PUBLISHED["SmolLM2"] | changed))
     with pytest.raises(ExportError, match=message):
+        open_source(folder)
+
+
+def test_a_header_of_weights_that_nothing_has_is_not_parsed(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "model", PUBLISHED["SmolLM2"])
+    content = (folder / WEIGHTS).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].ljust(1 << 25)  # as the format allows
+    start = len(header).to_bytes(8, "little")
+    (folder / WEIGHTS).write_bytes(start + header + content[8 + size :])
+    with pytest.raises(ExportError, match="announces a header of 33,554,432 bytes, and at most"):
         open_source(folder)
 
 
