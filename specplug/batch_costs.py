@@ -1,10 +1,10 @@
-"""How many tokens rounds of several rows draft, from what the target's calls cost."""
+"""What the target's calls of several rows cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from specplug.controller import CallCosts, MeasuredLength
+from specplug.controller import CallCosts
 from specplug.costs import measure_costs
 from specplug.types import Engine
 
@@ -35,8 +35,8 @@ def measure_batch_costs(
     }
 
 
-def measured_length(known: Mapping[int, Mapping[int, float]], rows: int) -> MeasuredLength:
-    """What decides how many tokens so many rows draft.
+def call_costs(known: Mapping[int, Mapping[int, float]], rows: int) -> CallCosts:
+    """Seconds of calls of so many rows.
 
     Args:
         known: seconds of calls by rows and width, of numbers of rows on both sides of this one.
@@ -45,11 +45,9 @@ def measured_length(known: Mapping[int, Mapping[int, float]], rows: int) -> Meas
     below = max(count for count in known if count <= rows)
     above = min(count for count in known if count >= rows)
     share = (rows - below) / (above - below) if above > below else 0.0
-    return MeasuredLength(
-        CallCosts(
-            {
-                width: (1 - share) * known[below][width] + share * known[above][width]
-                for width in known[below].keys() & known[above].keys()
-            }
-        )
+    return CallCosts(
+        {
+            width: (1 - share) * known[below][width] + share * known[above][width]
+            for width in known[below].keys() & known[above].keys()
+        }
     )

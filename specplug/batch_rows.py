@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from specplug.budget import Budget
+from specplug.controller import DraftLength
 from specplug.engine_calls import is_failure
 from specplug.generation import Generation
 from specplug.sampling import NoNumbersError
@@ -41,6 +42,17 @@ class RowScores:
     def hidden(self, name: str) -> Float32Array:
         """The row's hidden states, f32[1, T, D]."""
         return self._scores.hidden(name)[self._row]
+
+
+def by_length(
+    rows: Sequence[Generation], length_of: Callable[[Generation], DraftLength]
+) -> list[tuple[DraftLength, list[int]]]:
+    """The numbers of the rows that have the same length: each tenant's, where it is learnt."""
+    found: dict[int, tuple[DraftLength, list[int]]] = {}
+    for number, generation in enumerate(rows):
+        length = length_of(generation)
+        found.setdefault(id(length), (length, []))[1].append(number)
+    return [*found.values()]
 
 
 def propose_all(rows: Sequence[Generation], budget: Budget | None) -> list[Proposal]:

@@ -20,7 +20,8 @@ from typing import Any, Self, Unpack, cast
 import numpy as np
 
 from specplug.arguments import checked
-from specplug.batch_rows import RowScores, attempt, propose_all
+from specplug.batch_rows import RowScores, attempt, by_length, propose_all
+from specplug.budget import Budget
 from specplug.context import Token
 from specplug.controller import DraftLength
 from specplug.decoding import verify
@@ -277,14 +278,15 @@ class BatchDecoder(MeasuredDecoder):
         rows = [*self._running]
         if not rows:
             return
-        length = self._length(len(rows))
-        proposals = self._propose(rows, length)
+        lengths = by_length(rows, lambda one: self._length(len(rows), one.request.tenant))
+        proposals = self._propose(rows, lengths)
         started = time.perf_counter()
         try:
             judged = self._verify(rows, proposals)
         except EngineError as error:
             judged = [error] * len(rows)
-        seconds, tokens = time.perf_counter() - started, 0
+        seconds = time.perf_counter() - started
+        counts: list[int] = []  # of tokens that each row gave
         for generation, proposal, verified in zip(rows, proposals, judged, strict=True):
             made: list[Token] = []
             try:
@@ -296,30 +298,48 @@ class BatchDecoder(MeasuredDecoder):
                 made = generation.commit(proposal, *verified, seconds)
             except BaseException as error:  # as in reading
                 self._fail(generation, error)
-            tokens += len(made)
+            counts.append(len(made))
             yield generation, made
         # Only now: rows move when others leave.
         yield from self._leave([one for one in rows if one.finish_reason is not None])
-        if tokens:
+        widest, told = max(map(len, proposals)), False
+        for length, numbers in lengths:
+            if not any(counts[number] for number in numbers):
+                continue
             length.record(
-                max(map(len, proposals)),
-                tokens / len(rows),
-                seconds,
-                sum(generation.draft_seconds for generation in rows),
+                max(len(proposals[number]) for number in numbers),
+                sum(counts[number] for number in numbers) / len(numbers),
+                None if told else seconds,
+                sum(rows[number].draft_seconds for number in numbers),
+                widest=widest,
             )
+            told = True
 
-    def _propose(self, rows: Sequence[Generation], length: DraftLength) -> list[Proposal]:
-        """What each row drafts. All of them draft as many tokens as pay for the whole call."""
+    def _propose(
+        self, rows: Sequence[Generation], lengths: Sequence[tuple[DraftLength, list[int]]]
+    ) -> list[Proposal]:
+        """What each row drafts: those of a tenant as many tokens as pay for the whole call, as if
+        all rows were its own."""
+        proposals = [Proposal()] * len(rows)
+        for length, numbers in lengths:
+            own = [rows[number] for number in numbers]
+            made = propose_all(own, self._budget(rows, own, length))
+            for number, proposal in zip(numbers, made, strict=True):
+                proposals[number] = proposal
+        return proposals
+
+    def _budget(
+        self, rows: Sequence[Generation], own: Sequence[Generation], length: DraftLength
+    ) -> Budget | None:
+        """What a tenant's own rows may draft."""
         room = min(
-            max(generation.context.room for generation in rows) - 1,
+            max(generation.context.room for generation in own) - 1,
             min(self.target.spec.max_length - 1 - one.context.cached for one in rows),
         )
-        alone = len(rows) == 1
-        budget = None
-        if any(generation.drafts for generation in rows):
-            branching = alone and self._trees and rows[0].branching
-            budget = length.budget(room, branching=branching)
-        return propose_all(rows, budget)
+        if not any(generation.drafts for generation in own):
+            return None
+        branching = len(rows) == 1 and self._trees and rows[0].branching
+        return length.budget(room, branching=branching)
 
     def _verify(
         self, rows: Sequence[Generation], proposals: Sequence[Proposal]
@@ -374,7 +394,7 @@ class BatchDecoder(MeasuredDecoder):
         """
         free = [row for row in range(self.max_batch) if row not in taken]
         row = generation.slot.row = free[0] if free[0] == len(self._running) else free[-1]
-        longest = self._length(len(self._running) + 1).longest
+        longest = self._length(len(self._running) + 1, generation.request.tenant).longest
         drafter = self._drafters[generation] = self._free.pop()
         generation.begin(drafter, longest, self._on_broken)
         self._states[generation] = {}

@@ -51,9 +51,24 @@ class DraftLength(Protocol):
         ...
 
     def record(
-        self, drafted: int, tokens: float, target_seconds: float, draft_seconds: float
+        self,
+        drafted: int,
+        tokens: float,
+        target_seconds: float | None,
+        draft_seconds: float,
+        *,
+        widest: int | None = None,
     ) -> None:
-        """A round gave ``tokens`` for so many drafted ones, in that time."""
+        """A round gave ``tokens`` for so many drafted ones.
+
+        Args:
+            drafted: tokens.
+            tokens: that became text.
+            target_seconds: what the target's call took; None: that was told already.
+            draft_seconds: what drafting took.
+            widest: tokens that the call's widest row drafted, if more than these: another
+                tenant's, whose gain and loss are its own.
+        """
         ...
 
 
@@ -75,7 +90,13 @@ class FixedLength:
         return Budget(most, branching=branching) if most > 0 else None
 
     def record(
-        self, drafted: int, tokens: float, target_seconds: float, draft_seconds: float
+        self,
+        drafted: int,
+        tokens: float,
+        target_seconds: float | None,
+        draft_seconds: float,
+        *,
+        widest: int | None = None,
     ) -> None:
         """Nothing to learn."""
 
@@ -188,10 +209,17 @@ class MeasuredLength:
         return Budget(most, prices=self._prices, rate=self.rate, branching=branching)
 
     def record(
-        self, drafted: int, tokens: float, target_seconds: float, draft_seconds: float
+        self,
+        drafted: int,
+        tokens: float,
+        target_seconds: float | None,
+        draft_seconds: float,
+        *,
+        widest: int | None = None,
     ) -> None:
         """Learn the call's cost, and balance the credit."""
-        self.costs.observe(1 + drafted, target_seconds)
+        if target_seconds is not None:
+            self.costs.observe(1 + (drafted if widest is None else widest), target_seconds)
         plain = self.costs[1]
         spent = self.costs[1 + drafted] + draft_seconds
         self._tokens = _KEPT * self._tokens + tokens

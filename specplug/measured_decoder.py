@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from specplug.batch_costs import measure_batch_costs, measured_length
+from specplug.batch_costs import call_costs, measure_batch_costs
 from specplug.claims import Claim
-from specplug.controller import DraftLength, FixedLength, MeasuredLength
+from specplug.controller import CallCosts, CostsByContext, DraftLength, FixedLength, MeasuredLength
 from specplug.decoding import Decoder
 from specplug.drafters import NoDrafter
+from specplug.tenants import Tenants
 from specplug.types import EngineError
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class MeasuredDecoder(Decoder):
         self.failures = 0
         """Steps in which the engine failed, since an answer was completed."""
         self._batch_costs = batch_costs
-        self._lengths: dict[int, DraftLength] = {}
+        self._lengths: dict[int, Tenants[DraftLength]] = {}  # by rows of a call
         self._held: Claim | None = None  # of the engines, while a prompt is read or a row runs
 
     def prepare(self) -> None:
@@ -69,18 +70,23 @@ class MeasuredDecoder(Decoder):
     def _measures(self) -> bool:
         return self.length is None and not isinstance(self.drafter, NoDrafter)
 
-    def _length(self, rows: int) -> DraftLength:
-        """What decides how many tokens so many rows draft."""
-        if rows not in self._lengths:
-            self._lengths[rows] = self._new_length(rows)
-        return self._lengths[rows]
+    def _length(self, rows: int, tenant: str) -> DraftLength:
+        """What decides how many tokens a tenant's rows draft, in calls of so many rows.
 
-    def _new_length(self, rows: int) -> DraftLength:
+        What calls cost is known to all tenants; what drafts gained, of a tenant's own texts alone.
+        """
         if self.length is not None:
             return self.length
-        if not self._measures:
-            return FixedLength(0)
+        if rows not in self._lengths:
+            self._lengths[rows] = Tenants(self._new_length(rows))
+        return self._lengths[rows].of(tenant)
+
+    def _new_length(self, rows: int) -> Callable[[], DraftLength]:
+        costs: CallCosts | CostsByContext
         if rows == 1 and self._costs is not None:
-            return MeasuredLength(self._costs)
-        # Where measuring failed, nothing is drafted.
-        return measured_length(self._batch_costs, rows) if self._batch_costs else FixedLength(0)
+            costs = self._costs
+        elif self._measures and self._batch_costs:
+            costs = call_costs(self._batch_costs, rows)
+        else:  # nothing drafts, or measuring failed
+            return lambda: FixedLength(0)
+        return lambda: MeasuredLength(costs) if self._measures else FixedLength(0)

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <limits>
 
+#include "tenants.hpp"
+
 namespace specplug::native {
 namespace {
 
@@ -24,7 +26,7 @@ class FixedLength final : public DraftLength {
  public:
   explicit FixedLength(std::size_t draft_tokens) : longest_(draft_tokens) {}
   std::size_t longest() const override { return longest_; }
-  void begin(std::int64_t) override {}
+  void begin(std::int64_t, const std::string&) override {}
   std::optional<Budget> budget(std::size_t room, bool branching) override {
     const auto most = std::min(longest_, room);
     if (!most) return std::nullopt;
@@ -44,30 +46,31 @@ class MeasuredLength final : public DraftLength {
       : by_context_(std::move(costs)),
         costs_(&by_context_.begin()->second),
         prices_(costs_->prices(kLongest)),
-        credit_(kCredit * costs_->at(1)) {}
+        own_(new_balance()) {}
 
   std::size_t longest() const override { return kLongest; }
 
-  void begin(std::int64_t context) override {
+  void begin(std::int64_t context, const std::string& tenant) override {
     auto nearest = by_context_.begin();
     for (auto each = by_context_.begin(); each != by_context_.end(); ++each) {
       if (std::llabs(each->first - context) < std::llabs(nearest->first - context)) nearest = each;
     }
     costs_ = &nearest->second;
     prices_ = costs_->prices(kLongest);
+    own_ = balances_.of(tenant, [this] { return new_balance(); });
   }
 
   std::optional<Budget> budget(std::size_t room, bool branching) override {
-    asked_ = false;
+    own_->asked = false;
     if (++rounds_ % kRefreshed == 0) prices_ = costs_->prices(kLongest);
-    if (rest_) {
-      --rest_;
+    if (own_->rest) {
+      --own_->rest;
       return std::nullopt;
     }
     auto most = std::min(kLongest, room);
-    while (most > 0 && prices_.seconds[most] > credit_) --most;
+    while (most > 0 && prices_.seconds[most] > own_->credit) --most;
     if (!most) return std::nullopt;
-    asked_ = true;
+    own_->asked = true;
     return Budget{most, branching, &prices_, rate()};
   }
 
@@ -77,33 +80,43 @@ class MeasuredLength final : public DraftLength {
     const double plain = costs_->at(1);
     const double spent = costs_->at(1 + drafted) + draft_seconds;
     const auto made = static_cast<double>(tokens);
-    tokens_ = kKept * tokens_ + made;
-    seconds_ = kKept * seconds_ + spent;
+    own_->tokens = kKept * own_->tokens + made;
+    own_->seconds = kKept * own_->seconds + spent;
     const double gained = drafted ? made * plain - spent : -draft_seconds;
-    credit_ = std::min(credit_ + gained + kAllowance * made * plain, kMostCredit * plain);
+    own_->credit = std::min(own_->credit + gained + kAllowance * made * plain, kMostCredit * plain);
     if (drafted) {
-      idle_ = 0;
-    } else if (asked_ && ++idle_ >= kPatience) {
-      rest_ = std::min(idle_ - kPatience + 1, kLongestRest);
+      own_->idle = 0;
+    } else if (own_->asked && ++own_->idle >= kPatience) {
+      own_->rest = std::min(own_->idle - kPatience + 1, kLongestRest);
     }
   }
 
  private:
   double rate() const {  // tokens a second of late, at least plain decoding's
     const double plain = 1 / costs_->at(1);
-    return seconds_ > 0 ? std::max(plain, tokens_ / seconds_) : plain;
+    return own_->seconds > 0 ? std::max(plain, own_->tokens / own_->seconds) : plain;
+  }
+
+  struct Balance {
+    explicit Balance(double credit_seconds) : credit(credit_seconds) {}
+    int idle = 0;
+    int rest = 0;
+    bool asked = false;
+    double credit;
+    double tokens = 0;
+    double seconds = 0;
+  };
+
+  std::shared_ptr<Balance> new_balance() const {
+    return std::make_shared<Balance>(kCredit * costs_->at(1));
   }
 
   CostsByContext by_context_;
   CallCosts* costs_;
   Prices prices_;
   int rounds_ = 0;
-  int idle_ = 0;
-  int rest_ = 0;
-  bool asked_ = false;
-  double credit_;
-  double tokens_ = 0;
-  double seconds_ = 0;
+  Tenants<Balance> balances_;
+  std::shared_ptr<Balance> own_;  // of the tenant whose generation runs
 };
 
 }  // namespace

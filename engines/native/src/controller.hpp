@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace specplug::native {
@@ -52,7 +53,8 @@ class DraftLength {
  public:
   virtual ~DraftLength() = default;
   virtual std::size_t longest() const = 0;
-  virtual void begin(std::int64_t context) = 0;  // a generation begins after so many tokens
+  // A generation begins after so many tokens. What drafts gained is learnt by tenant.
+  virtual void begin(std::int64_t context, const std::string& tenant) = 0;
   virtual std::optional<Budget> budget(std::size_t room, bool branching) = 0;
   virtual void record(std::size_t drafted, std::size_t tokens, double target_seconds,
                       double draft_seconds) = 0;

@@ -52,7 +52,7 @@ void Decoder::generate(const Tokens& prompt, const GenerationOptions& options) {
   drafter_.reset(request);
   if (!length_ && !drafter_.empty()) length_ = measured_length(model_->costs(*target_));
   if (length_) {
-    length_->begin(static_cast<std::int64_t>(prompt.size()));
+    length_->begin(static_cast<std::int64_t>(prompt.size()), options.tenant);
     stats_.draft_length = static_cast<std::int64_t>(length_->longest());
   }
   try {

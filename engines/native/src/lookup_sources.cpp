@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <iterator>
-#include <unordered_map>
+
+#include "tenants.hpp"
 
 namespace specplug::native {
 namespace {
@@ -260,7 +261,7 @@ class PredictedSource final : public Source {
   std::vector<std::int64_t> place_{0, 0};
 };
 
-// A place is a token. The table outlives a request.
+// A place is a token. The table outlives a request, and is the tenant's own.
 class RecycleSource final : public Source {
  public:
   RecycleSource(std::vector<std::int32_t> warm, std::size_t vocab)
@@ -272,10 +273,9 @@ class RecycleSource final : public Source {
   std::vector<Guess> guesses(const Place& place) override {
     const auto token = (*place)[0];
     std::vector<Guess> found;
-    const auto known = met_.find(token);
-    if (known != met_.end()) {
-      for (const auto choice : known->second.choices) {
-        found.push_back({choice, kind_of(found.size(), std::min(known->second.times, kTwice))});
+    if (const auto* known = met_->find(token)) {
+      for (const auto choice : known->choices) {
+        found.push_back({choice, kind_of(found.size(), std::min(known->times, kTwice))});
       }
     }
     const auto row = static_cast<std::size_t>(token) * warm_width_;
@@ -295,13 +295,15 @@ class RecycleSource final : public Source {
     return priors[kind / (kTwice + 1)] * (kind % (kTwice + 1) ? 1.0 : 0.5);
   }
 
+  void reset(const Request& request) override { met_ = tables_.of(request.tenant); }
+
   // Note the target's choice after every token that it judged.
   void commit(const Outcome& outcome) override {
     for (std::size_t row = 0; row < outcome.scores.rows(); ++row) {
       if (row > outcome.proposal.size()) break;
       const auto choice = outcome.scores.best(row);
       if (choice == kNoToken) continue;
-      auto& met = met_[row ? outcome.proposal.tokens[row - 1] : outcome.after];
+      auto& met = met_->set(row ? outcome.proposal.tokens[row - 1] : outcome.after);
       ++met.times;
       auto& choices = met.choices;
       choices.erase(std::remove(choices.begin(), choices.end(), choice), choices.end());
@@ -311,6 +313,8 @@ class RecycleSource final : public Source {
   }
 
  private:
+  // Whose continuations are kept, of all tenants together; one takes about 200 bytes.
+  static constexpr std::size_t kMostTokens = std::size_t{1} << 17;
   static constexpr std::size_t kKept = 4;  // continuations of a token that are guessed
   static constexpr std::int64_t kTwice = 2;
 
@@ -325,7 +329,9 @@ class RecycleSource final : public Source {
 
   std::vector<std::int32_t> warm_;
   std::size_t warm_width_;
-  std::unordered_map<std::int64_t, Met> met_;
+  Tables<std::int64_t, Met> tables_{kMostTokens};
+  std::shared_ptr<Recent<std::int64_t, Met>> met_ =
+      std::make_shared<Recent<std::int64_t, Met>>(kMostTokens);  // of nobody yet
 };
 
 }  // namespace

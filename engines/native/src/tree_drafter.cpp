@@ -18,8 +18,8 @@ constexpr std::int64_t kMostFailures = 3;  // of a source, after which it is ask
 }  // namespace
 
 double Chances::at(Kind kind) const {
-  const auto known = long_.find(kind);
-  const auto count = known == long_.end() ? Count() : known->second;
+  const auto* known = long_->find(kind);
+  const auto count = known ? *known : Count();
   const double chance =
       (count.hits + kLongWeight * source_->prior(kind)) / (count.guesses + kLongWeight);
   const auto recent = short_.find(kind);
@@ -28,11 +28,17 @@ double Chances::at(Kind kind) const {
 }
 
 void Chances::learn(Kind kind, bool came_true) {
-  for (const auto& [counts, forgetting] : {std::pair(&long_, kLong), std::pair(&short_, kShort)}) {
-    auto& count = (*counts)[kind];
+  const auto note = [came_true](Count& count, double forgetting) {
     count.hits += (came_true ? 1.0 : 0.0) - forgetting * count.hits;
     count.guesses += 1 - forgetting * count.guesses;
-  }
+  };
+  note(long_->set(kind), kLong);
+  note(short_[kind], kShort);
+}
+
+void Chances::begin(const std::string& tenant) {
+  long_ = tenants_.of(tenant);
+  short_.clear();
 }
 
 // One proposal in the making.
@@ -191,7 +197,7 @@ void TreeDrafter::commit(const Outcome& outcome) {
 
 void TreeDrafter::reset(const Request& request) {
   asked_.clear();
-  for (auto& chances : chances_) chances.begin();
+  for (auto& chances : chances_) chances.begin(request.tenant);
   failed_ = 0;
   failure_.clear();
   for (std::size_t which = 0; which < off_.size(); ++which) {

@@ -9,25 +9,31 @@
 
 #include "controller.hpp"
 #include "source.hpp"
+#include "tenants.hpp"
 
 namespace specplug::native {
 
 // The chance of a guess by its kind, given that what it was a continuation of came true: a long
-// running mean that begins at the prior, and a short one of this request that begins at the long.
+// running mean that begins at the prior, each tenant's by itself, and a short one of this request that
+// begins at the long.
 class Chances {
  public:
   explicit Chances(const Source& source) : source_(&source) {}
   double at(Kind kind) const;
   void learn(Kind kind, bool came_true);
-  void begin() { short_.clear(); }  // a new request: its text may be of another character
+  void begin(const std::string& tenant);  // a new request: its text may be of another character
 
  private:
+  // Of a source's guesses, of all tenants together; one takes about 100 bytes.
+  static constexpr std::size_t kMostKinds = std::size_t{1} << 16;
+
   struct Count {
     double hits = 0;
     double guesses = 0;
   };
   const Source* source_;
-  std::unordered_map<Kind, Count> long_;
+  Tables<Kind, Count> tenants_{kMostKinds};
+  std::shared_ptr<Recent<Kind, Count>> long_ = std::make_shared<Recent<Kind, Count>>(kMostKinds);
   std::unordered_map<Kind, Count> short_;
 };
 
