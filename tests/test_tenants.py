@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specplug import Proposal
+from specplug import Proposal, SamplingParams
 from specplug.drafters import RecycleSource, TreeDrafter
 from specplug.drafters.chances import Chances
 from specplug.tenants import Recent, Tables, Tenants
 from tests_support.drafting import outcome, request
+from tests_support.tenants import COMMON, DRAFTERS, Asked, batched, beside, one_by_one
 
 
 def test_a_token_that_followed_for_one_tenant_is_not_guessed_for_another() -> None:
@@ -47,6 +51,82 @@ def test_a_drafter_tells_its_chances_the_tenant() -> None:
     drafter._chances[0].learn("kind", came_true=True)
     drafter.reset(request(8, tenant="b"))
     assert not drafter._chances[0]._long
+
+
+# --- nobody learns from another ---------------------------------------------------------------
+
+tokens = st.lists(st.integers(0, COMMON - 1), min_size=1, max_size=8).map(tuple)
+asked = st.builds(
+    Asked,
+    tenant=st.sampled_from("aab"),
+    prompt=tokens,
+    options=st.fixed_dictionaries(
+        {"max_tokens": st.integers(4, 30)},
+        optional={
+            "prediction": st.lists(st.integers(0, COMMON - 1), max_size=12),
+            "sampling": st.builds(SamplingParams, temperature=st.just(0.5), seed=st.integers(0, 3)),
+        },
+    ),
+)
+lengths = st.sampled_from([3, "auto", "auto"])
+
+
+def of_b(all_asked: list[Asked], fates: list[Any]) -> list[Any]:
+    return [fate for one, fate in zip(all_asked, fates, strict=True) if one.tenant == "b"]
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@settings(deadline=None, max_examples=6)
+@given(all_asked=st.lists(asked, min_size=2, max_size=6), length=lengths, trees=st.booleans())
+def test_drafts_are_the_same_whatever_others_asked_before(
+    drafter: str, all_asked: list[Asked], length: Any, trees: bool
+) -> None:
+    """Tokens, their origins, and how many were drafted and accepted in each round."""
+    all_asked = [*all_asked, Asked("b", (1, 2), {"max_tokens": 20})]
+    own = [one for one in all_asked if one.tenant == "b"]
+    wanted = one_by_one(drafter, own, length, trees=trees)
+    assert of_b(all_asked, one_by_one(drafter, all_asked, length, trees=trees)) == wanted
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@settings(deadline=None, max_examples=3)
+@given(all_asked=st.lists(asked, min_size=2, max_size=5), length=lengths)
+def test_drafts_of_a_batch_are_the_same_whatever_others_asked_before(
+    drafter: str, all_asked: list[Asked], length: Any
+) -> None:
+    all_asked = [*all_asked, Asked("b", (1, 2), {"max_tokens": 20})]
+    own = [[one] for one in all_asked if one.tenant == "b"]
+    wanted = batched(drafter, own, length)
+    assert of_b(all_asked, batched(drafter, [[one] for one in all_asked], length)) == wanted
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@settings(deadline=None, max_examples=3)
+@given(own=st.lists(asked, min_size=1, max_size=3), one=tokens, other=tokens, length=lengths)
+def test_drafts_are_the_same_whatever_another_asks_at_the_time(
+    drafter: str, own: list[Asked], one: Any, other: Any, length: Any
+) -> None:
+    own = [replace(each, tenant="b") for each in own]
+    first = beside(drafter, Asked("a", one, {}), own, length)
+    assert beside(drafter, Asked("a", other, {}), own, length) == first
+
+
+@pytest.mark.parametrize("drafter", ["suffix", "recycle", "auto", "auto-head-block"])
+def test_within_a_tenant_it_is_learnt_and_the_text_stays(drafter: str) -> None:
+    """And so the tests above would fail, were the tenants one."""
+    told = {"max_tokens": 30}
+    [plain] = one_by_one("none", [Asked("a", (1, 2), told)], 3, trees=False)
+    twice = [Asked("a", (1, 2), told), Asked("a", (1, 2), told)]
+    for length in (3, "auto"):
+        first, second = one_by_one(drafter, twice, length, trees=False)
+        assert sum(second[2]) > sum(first[2])
+        for found in (first, second):
+            assert [token for token, _ in found[0]] == [token for token, _ in plain[0]]
+        for other in ("b", ""):
+            apart = one_by_one(
+                drafter, [twice[0], replace(twice[1], tenant=other)], length, trees=False
+            )
+            assert apart == [first, first]
 
 
 # --- bounds -----------------------------------------------------------------------------------
@@ -104,12 +184,14 @@ def test_the_entry_set_the_longest_ago_goes_first() -> None:
 
 def test_ten_thousand_tenants_take_no_more_than_a_few() -> None:
     source, chances = RecycleSource(most_tokens=1024), Chances(lambda kind: 0.5)
+    anybody = request(8)
+    met = outcome(Proposal((1, 2, 3)), 3, [1, 2, 3, 4], after=0, best=[1, 2, 3, 4])
     for tenant in range(10_000):
-        source.reset(request(8, tenant=str(tenant)))
+        source.reset(replace(anybody, tenant=str(tenant)))
         chances.begin(str(tenant))
         for token in range(6):
             chances.learn(token, came_true=True)
-        source.commit(outcome(Proposal((1, 2, 3)), 3, [1, 2, 3, 4], after=0, best=[1, 2, 3, 4]))
+        source.commit(met)
     tables = source._tables
     assert len(tables) == tables.most == 256
     assert sum(len(table) for table in tables._states.values()) <= 1024
