@@ -10,6 +10,7 @@
 #include "error.hpp"
 #include "key_values.hpp"
 #include "lookup_sources.hpp"
+#include "tenants.hpp"
 #include "tree_drafter.hpp"
 
 namespace specplug::native {
@@ -215,6 +216,66 @@ TEST(TreeDrafter, MergedSourcesKeepToTheContract) {
       EXPECT_EQ(kept.parents, proposal.parents);
     }
   });
+}
+
+// What a round of one token teaches.
+void learn(Source& source, std::int64_t after, std::int64_t best) {
+  std::vector<float> logits(3, 0.0F);
+  logits[static_cast<std::size_t>(best)] = 1;
+  Scores scores(logits.data(), 1, 3);
+  source.commit({after, {}, {}, {best}, scores});
+}
+
+TEST(Tenants, WhatFollowedForOneIsNotGuessedForAnother) {
+  auto source = recycle_source({}, 3);
+  source->reset({nullptr, 1, {}, "a"});
+  learn(*source, 1, 2);
+  EXPECT_EQ(source->guesses(source->begin({1})).at(0).token, 2);
+  source->reset({nullptr, 1, {}, "b"});
+  EXPECT_TRUE(source->guesses(source->begin({1})).empty());
+  for (int other = 0; other < 255; ++other) source->reset({nullptr, 1, {}, std::to_string(other)});
+  source->reset({nullptr, 1, {}, "a"});  // whom the others made it forget
+  EXPECT_TRUE(source->guesses(source->begin({1})).empty());
+}
+
+TEST(Tenants, ChancesAndCreditAreEachTenantsOwn) {
+  const auto source = recycle_source({}, 3);
+  Chances chances(*source);
+  const double prior = chances.at(1);
+  chances.begin("a");
+  for (int round = 0; round < 50; ++round) chances.learn(1, true);
+  chances.begin("b");
+  EXPECT_EQ(chances.at(1), prior);
+  chances.begin("a");
+  EXPECT_GT(chances.at(1), prior + 0.3);
+
+  const auto length = measured_length({{0, CallCosts({{1, 1.0}, {32, 32.0}})}});
+  length->begin(1, "a");
+  const auto first = length->budget(31, false);
+  ASSERT_TRUE(first);
+  for (int round = 0; round < 20; ++round) {  // nothing that is drafted comes true
+    const auto budget = length->budget(31, false);
+    const auto drafted = budget ? budget->most : 0;
+    length->record(drafted, 1, 1.0 + static_cast<double>(drafted), 0);
+  }
+  EXPECT_FALSE(length->budget(31, false));
+  length->begin(1, "b");
+  const auto others = length->budget(31, false);
+  ASSERT_TRUE(others);
+  EXPECT_EQ(others->most, first->most);
+  EXPECT_EQ(others->rate, first->rate);
+}
+
+TEST(Tenants, AllTogetherHaveSoManyEntries) {
+  Tables<int, int> tables(100, 10);
+  for (int tenant = 0; tenant < 10000; ++tenant) {
+    const auto table = tables.of(std::to_string(tenant));
+    for (int key = 0; key < 60; ++key) table->set(key) = tenant;
+    EXPECT_EQ(table->size(), std::min(60, 100 / std::min(tenant + 1, 10)));
+    EXPECT_EQ(table->find(0), table->size() < 60 ? nullptr : table->find(0));
+    EXPECT_TRUE(table->find(59));
+    EXPECT_LE(tables.size(), 10U);
+  }
 }
 
 }  // namespace
