@@ -74,7 +74,7 @@ def test_answers_share_what_is_made_for_them(batch, monkeypatch) -> None:
     made: list[str] = []
     for module, name in (
         (preparation, "CompiledGrammar"), (preparation, "LogitRules"),
-        (preparation, "token_array"),
+        (preparation, "token_array"), (preparation, "ExpectedText"),
     ):  # fmt: skip
         kind = getattr(module, name)
         monkeypatch.setattr(
@@ -88,7 +88,7 @@ def test_answers_share_what_is_made_for_them(batch, monkeypatch) -> None:
     with serving(batch, max_choices=8) as server:
         status, answer = ask(server, n=8, **fields)
         assert status == 200, answer
-        assert sorted(made) == ["CompiledGrammar", "LogitRules", "token_array"]
+        assert sorted(made) == ["CompiledGrammar", "ExpectedText", "LogitRules", "token_array"]
         texts = [choice["text"] for choice in answer["choices"]]
         assert texts[0] == ask(server, **fields)[1]["choices"][0]["text"]
         assert len({*texts}) > 1
