@@ -94,7 +94,12 @@ def export_onnx(
     ends = end_tokens(stated_end_tokens(folder) | settings.end_tokens, _vocab_size(model))
     with staged(Path(output), replace=force) as stage:
         text = Path(quality_text) if quality_text else None
-        component = _write_component(folder, settings, model, tokenizer, text, stage, report)
+        try:
+            component = _write_component(folder, settings, model, tokenizer, text, stage, report)
+        except ir.serde.SerdeError as error:  # names that are no text pass through reading
+            raise ExportError(
+                f"{folder / settings.graph} is damaged ({first_line(error)}): export it again"
+            ) from error
         manifest = Manifest(
             target=component,
             tokenizer=write_tokenizer(tokenizer, stage) if tokenizer else None,

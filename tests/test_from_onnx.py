@@ -272,6 +272,11 @@ def quantize(folder: Path) -> None:
 WINDOW = {"window_size": 16, "slide_key_value_cache": False, "slide_inputs": False, "layers": []}
 
 
+def rename_badly(graph: Path) -> None:
+    content = graph.read_bytes()
+    graph.write_bytes(content.replace(b"/mlp/act_fn/", b"/mlp/act\xfffn/"))
+
+
 @pytest.mark.parametrize(
     ("name", "spoil", "message"),
     [
@@ -379,6 +384,7 @@ def test_end_tokens_of_all_files(tmp_path: Path) -> None:
         ("optimum", lambda f: (f / "config.json").write_text("{}"), "max_position|n_positions"),
         ("optimum", lambda f: (f / "model.onnx").unlink(), "is missing: export with a cache"),
         ("optimum", lambda f: (f / "model.onnx").write_bytes(b"\0junk"), "cannot be read as ONNX"),
+        ("genai-fp32", lambda f: rename_badly(f / "model.onnx"), r"model\.onnx is damaged \("),
         ("genai-fp32", lambda f: (f / "model.onnx.data").unlink(), "in model.onnx.data, which is"),
     ],
 )
