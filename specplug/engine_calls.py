@@ -10,7 +10,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
 from specplug.types import (
+    NO_TOKEN,
     BatchEngine,
     Engine,
     EngineError,
@@ -29,11 +32,12 @@ def is_failure(error: BaseException) -> bool:
     """Whether something failed; if not, somebody wants the program to end, or a generator.
 
     A panic of a library in Rust is a failure, and no :class:`Exception` (pyo3's PanicException).
-    So is :class:`SystemExit` outside the main thread, where it would end that thread alone.
+    So are :class:`SystemExit` and :class:`KeyboardInterrupt` outside the main thread, where no
+    signal raises them and they would end that thread alone.
     """
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit | KeyboardInterrupt):
         return threading.current_thread() is not threading.main_thread()
-    return not isinstance(error, KeyboardInterrupt | GeneratorExit)
+    return not isinstance(error, GeneratorExit)
 
 
 def as_exception(error: BaseException) -> Exception:
@@ -46,12 +50,13 @@ def as_exception(error: BaseException) -> Exception:
 
 
 def forward(engine: Engine, step: Step) -> Scores:
-    """Run the model over ``step``; reading the scores raises nothing else, either.
+    """Run the model over ``step``; reading the scores raises nothing else, either, and gives arrays
+    of the kind and shape that :class:`specplug.types.Scores` says.
 
     Raises:
         EngineError: the engine failed.
     """
-    return _Scores(_call(engine, "forward", lambda: engine.forward(step)), engine)
+    return _Scores(_call(engine, "forward", lambda: engine.forward(step)), engine, step)
 
 
 def save(engine: BatchEngine, row: int, start: int, stop: int) -> Any:
@@ -97,7 +102,9 @@ def _call(engine: Engine, what: str, call: Callable[[], T]) -> T:
     except SpecplugError:
         raise
     except BaseException as error:
-        if not is_failure(error):
+        if not (
+            is_failure(error) or isinstance(error, GeneratorExit)
+        ):  # no generator is ended here
             raise
         raise _failed(engine, what, error) from error
 
@@ -111,16 +118,51 @@ def _failed(engine: Engine, what: str, error: BaseException) -> EngineError:
 class _Scores:
     """Scores of an engine; see :class:`specplug.types.Scores`."""
 
-    __slots__ = ("_engine", "_scores")
+    __slots__ = ("_engine", "_scores", "_step")
 
-    def __init__(self, scores: Scores, engine: Engine) -> None:
-        self._scores, self._engine = scores, engine
+    def __init__(self, scores: Scores, engine: Engine, step: Step) -> None:
+        self._scores, self._engine, self._step = scores, engine, step
 
     def argmax(self) -> Int64Array:
-        return _call(self._engine, "argmax", self._scores.argmax)
+        found = _call(self._engine, "argmax", lambda: self._scores.argmax())
+        self._check("argmax", found, "integers", self._scored)
+        vocab_size = self._engine.spec.vocab_size
+        if found.size and not (found.min() >= NO_TOKEN and found.max() < vocab_size):
+            raise self._wrong("argmax", f"tokens from {found.min()} to {found.max()}",
+                              f"tokens below {vocab_size}")  # fmt: skip
+        return found
 
     def logits(self) -> Float32Array:
-        return _call(self._engine, "logits", self._scores.logits)
+        found = _call(self._engine, "logits", lambda: self._scores.logits())
+        shape = (*self._scored, self._engine.spec.vocab_size)
+        return self._check("logits", found, "floats", shape)
 
     def hidden(self, name: str) -> Float32Array:
-        return _call(self._engine, "hidden", lambda: self._scores.hidden(name))
+        found = _call(self._engine, "hidden", lambda: self._scores.hidden(name))
+        return self._check("hidden", found, "floats", (*self._step.tokens.shape, None))
+
+    @property
+    def _scored(self) -> tuple[int, int]:
+        rows, width = self._step.tokens.shape
+        return rows, width - self._step.scores_from
+
+    def _check(self, what: str, found: Any, kind: str, shape: tuple[int | None, ...]) -> Any:
+        """An array, if it is one of a kind and shape; None in the shape: any."""
+        wanted = np.integer if kind == "integers" else np.floating
+        if (
+            isinstance(found, np.ndarray)
+            and np.issubdtype(found.dtype, wanted)
+            and found.ndim == len(shape)
+            and all(need in (None, has) for need, has in zip(shape, found.shape, strict=True))
+        ):
+            return found
+        given = type(found).__name__
+        if isinstance(found, np.ndarray):
+            given = f"{found.dtype}{list(found.shape)}"
+        raise self._wrong(what, given, f"{kind} of shape {list(shape)}")
+
+    def _wrong(self, what: str, given: str, wanted: str) -> EngineError:
+        return EngineError(
+            f"engine {self._engine.spec.name!r} gave {given} as {what}, where {wanted} were "
+            "asked for"
+        )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Literal, TypedDict, cast
 
+from specplug.arguments import check_keywords
 from specplug.logprobs import LogprobsMode
 from specplug.prompts import PromptOptions
 from specplug.sampling import SamplingParams
@@ -141,6 +142,7 @@ def check_generation(
         top = cast(int | None, options.get(name))
         if top is not None and not 0 <= top <= spec.vocab_size:
             raise ValueError(f"{name} {top}: it must be in [0, {spec.vocab_size}]")
+    check_keywords("a generation", options, GenerationOptions.__annotations__, elsewhere=ELSEWHERE)
     check_options(options)
     for token in options.get("stop_token_ids", ()):
         if not 0 <= token < spec.vocab_size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -188,7 +188,7 @@ def serve(
             f"serving needs {error.name}: pip install 'specplug[serve]'"
         ) from None
     keys = _keys(api_key_file)
-    settings = ServerSettings(
+    settings = _settings(
         model_name=model_name or default_model_name(bundle),
         fingerprint=fingerprint(bundle),
         keys=keys,
@@ -255,6 +255,27 @@ def hash_key_command(
     line = f"{name}:{hash_key(key)}"
     KeyRing.parse(line, "the name")
     print(line)
+
+
+_OPTIONS = {
+    "max_body_bytes": "--max-body",
+    "max_held_bytes": "--max-held",
+    "cors_origins": "--cors-origin",
+    "allowed_hosts": "--allowed-host",
+}
+"""Of settings whose options are called otherwise."""
+
+
+def _settings(**values: Any) -> ServerSettings:
+    """The settings; what is wrong with one is said of its option."""
+    try:
+        return ServerSettings(**values)
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        if name not in values:
+            raise
+        option = _OPTIONS.get(name, "--" + name.replace("_", "-"))
+        raise ValueError(f"{option} {rest}") from None
 
 
 def _allowed_hosts(given: list[str], host: str, keys: KeyRing | None) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ class Gate:
         self._tracer = tracer
         self._door = Door(service.settings)
         self._intake = Intake(service.settings)
+        service.on_abort.append(self._intake.end)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; whatever fails, the answer has OpenAI's shape and the log a line."""

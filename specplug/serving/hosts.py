@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,255})(?::([0-9]{0,5}))?", re.A)
 _ORIGIN = re.compile(r"(https?)://(.+)", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _PORTS = {"http": 80, "https": 443}
 ANY = "*"
 
@@ -78,6 +79,30 @@ def checked_name(entry: str) -> str:
             "address, or * for any; no scheme and no port"
         )
     return wild + found[0]
+
+
+def check_origin(entry: str) -> None:
+    """Refuse an entry of ``cors_origins`` that no browser sends.
+
+    Raises:
+        ValueError: it is neither an origin nor ``*``.
+    """
+    if entry in (ANY, "null"):
+        return
+    scheme, _, authority = entry.partition("://")
+    found = split_authority(authority)
+    if (
+        found is None
+        or entry != entry.lower()
+        or not _SCHEME.fullmatch(scheme)
+        or authority.endswith(":")
+        or (found[1] is not None and found[1] == _PORTS.get(scheme))
+    ):
+        raise ValueError(
+            f"cors_origins {entry!r}: need an origin as browsers write it, such as "
+            "https://chat.example.com or http://localhost:3000, in lower case, without a path and "
+            "without the scheme's usual port; or * for any"
+        )
 
 
 def host_is_allowed(name: str, arrived_at: str | None, allowed: Collection[str]) -> bool:

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from specplug.serving.answers import ClientGoneError
-from specplug.serving.errors import ApiError
+from specplug.serving.errors import ApiError, shown
 from specplug.serving.settings import ServerSettings
 
 _DISCARDED = 16  # times the limit: what of a body that is too long is read
@@ -51,6 +51,8 @@ class Intake:
         self.held = 0
         """Bytes, of all requests that are being answered."""
         self._held_by: Counter[str] = Counter()  # the keys' owners
+        self._reading: set[asyncio.Timeout] = set()
+        self._ended = False
 
     @contextmanager
     def holding(self, headers: Headers, owner: str | None) -> Iterator[Hold]:
@@ -89,17 +91,35 @@ class Intake:
 
         Raises:
             ApiError: it is not JSON by its type (415), too long (413), does not arrive (408), or
-                there are too many (503).
+                there are too many, or the server ends (503).
             ClientGoneError: the client went away.
         """
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(415, f"the body is {kind or 'of no type'}: send application/json")
+        encoding = ", ".join(headers.getlist("content-encoding")).strip().lower()
+        if encoding not in ("", "identity"):
+            raise ApiError(
+                415,
+                f"the body's Content-Encoding is {shown(encoding)}: send it as it is, without one",
+            )
         try:
-            async with asyncio.timeout(self._timeout):
-                return await self._body(receive, headers, hold)
+            async with asyncio.timeout(self._timeout) as limit:
+                self._reading.add(limit)
+                try:
+                    return await self._body(receive, headers, hold)
+                finally:
+                    self._reading.discard(limit)
         except TimeoutError:
+            if self._ended:
+                raise _closing(ApiError(503, "the server is shutting down")) from None
             raise _closing(ApiError(408, "the body did not arrive in time")) from None
+
+    def end(self) -> None:
+        """Bodies that have not arrived are not waited for any more."""
+        self._ended = True
+        for limit in self._reading:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def _body(self, receive: Receive, headers: Headers, hold: Hold) -> bytes:
         """The body; what is too long is read a while, so that its sender reads the answer."""

@@ -75,6 +75,7 @@ async def model(model: str, http: Request) -> Response:
     return json_reply(_model(service))
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", response_model=Health, responses=_failures(503))
 async def health(http: Request) -> Response:
     """Whether the server is alive, and the thread that decodes, and its engine answers."""
@@ -83,6 +84,7 @@ async def health(http: Request) -> Response:
     return json_reply({"status": "ok"})
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_model=Health, responses=_failures(503))
 async def ready(http: Request) -> Response:
     """Whether requests are taken."""
@@ -91,12 +93,14 @@ async def ready(http: Request) -> Response:
     return json_reply({"status": "ok"})
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(http: Request) -> Response:
     """For Prometheus."""
     return Response(_service(http).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """The playground."""

@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 import os
+import signal
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ HUNG = 70
 _SWEPT = 5  # ticks between two looks at the connections: half a second
 _OTHER_FILES = 128  # that a process has open beside its connections
 _SEND_BUFFER = 1 << 17  # bytes of a connection that wait in the kernel; it would take megabytes
+_HANGUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 
 
@@ -58,7 +60,8 @@ class Server(uvicorn.Server):
     """Runs an application until a signal comes.
 
     The first one has it take no more requests and finish those it has, within the settings'
-    ``shutdown_timeout``; the second one ends the process at once.
+    ``shutdown_timeout``; the second one ends the process at once. SIGHUP is such a signal, too,
+    unless it is ignored, as under nohup.
 
     Args:
         app: of :func:`specplug.serving.app.create_app`.
@@ -105,6 +108,8 @@ class Server(uvicorn.Server):
             # through; what is there now stays until the end.
             gc.collect()
             gc.freeze()
+            if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+                signal.signal(_HANGUP, self.handle_exit)
         super().run(sockets)
         if self._owns_process and self._service.hung:
             _end("the engine")

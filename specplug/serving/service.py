@@ -67,6 +67,8 @@ class Service:
         self._pool = FairPool(_PREPARING, "specplug-prepare")
         self._readers = FairPool(1, "specplug-read")
         self._rehearsals = Rehearsals(self.tokenizer, vocab_size=decoder.target.spec.vocab_size)
+        self.on_abort: list[Callable[[], None]] = []
+        """Called when what runs is given up."""
         self._preparing: set[asyncio.Future[list[Generation]]] = set()
 
     @property
@@ -125,6 +127,8 @@ class Service:
 
     def abort(self) -> None:
         """Give up what runs."""
+        for end in self.on_abort:
+            end()
         for answers in list(self._running):
             answers.fail(_shutting_down())
         for work in list(self._preparing):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from specplug.arguments import check_types
 from specplug.bundle import MANIFEST
-from specplug.serving.hosts import checked_name
+from specplug.serving.hosts import check_origin, checked_name
 from specplug.serving.keys import KeyRing
 
 
@@ -83,13 +84,25 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if not self.model_name.strip() or not self.model_name.isprintable():
+            raise ValueError(f"model_name {self.model_name!r}: need a name of printable characters")
+        if self.otlp_endpoint is not None and not _URL.fullmatch(self.otlp_endpoint):
+            raise ValueError(
+                f"otlp_endpoint {self.otlp_endpoint!r}: need a URL such as http://localhost:4318"
+            )
+        for origin in self.cors_origins:
+            check_origin(origin)
         object.__setattr__(self, "allowed_hosts", tuple(map(checked_name, self.allowed_hosts)))
         for field in fields(self):
             value, least = getattr(self, field.name), _LEAST.get(field.name, 1e-3)
             if isinstance(value, int | float) and not value >= least:
                 raise ValueError(f"{field.name} {value}: need at least {least}")
+            if isinstance(value, float) and value > _LONGEST:
+                raise ValueError(f"{field.name} {value}: need at most {_LONGEST:.0f} seconds")
 
 
+_URL = re.compile(r"https?://[^\s/?#]+[!-~]*")
+_LONGEST = 1e6  # seconds; the system's own clocks of connections end at twice as many
 _LEAST = {
     "max_waiting": 0,
     "max_per_key": 1,
