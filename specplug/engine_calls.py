@@ -135,19 +135,21 @@ class _Scores:
     def logits(self) -> Float32Array:
         found = _call(self._engine, "logits", lambda: self._scores.logits())
         shape = (*self._scored, self._engine.spec.vocab_size)
-        return self._check("logits", found, "floats", shape)
+        self._check("logits", found, "floats", shape)
+        return found
 
     def hidden(self, name: str) -> Float32Array:
         found = _call(self._engine, "hidden", lambda: self._scores.hidden(name))
-        return self._check("hidden", found, "floats", (*self._step.tokens.shape, None))
+        self._check("hidden", found, "floats", (*self._step.tokens.shape, None))
+        return found
 
     @property
     def _scored(self) -> tuple[int, int]:
         rows, width = self._step.tokens.shape
         return rows, width - self._step.scores_from
 
-    def _check(self, what: str, found: Any, kind: str, shape: tuple[int | None, ...]) -> Any:
-        """An array, if it is one of a kind and shape; None in the shape: any."""
+    def _check(self, what: str, found: Any, kind: str, shape: tuple[int | None, ...]) -> None:
+        """Refuse what is no array of a kind and shape; None in the shape: any."""
         wanted = np.integer if kind == "integers" else np.floating
         if (
             isinstance(found, np.ndarray)
@@ -155,7 +157,7 @@ class _Scores:
             and found.ndim == len(shape)
             and all(need in (None, has) for need, has in zip(shape, found.shape, strict=True))
         ):
-            return found
+            return
         given = type(found).__name__
         if isinstance(found, np.ndarray):
             given = f"{found.dtype}{list(found.shape)}"

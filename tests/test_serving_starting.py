@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +58,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "option", "value"), WRONG)
 def test_a_wrong_setting_is_refused_and_the_option_named(
-    name: str, option: str, value: object
+    name: str, option: str, value: Any
 ) -> None:
     with pytest.raises(ValueError, match=f"^{name} .*need") as refused:
         ServerSettings(**{name: value})
@@ -66,15 +68,15 @@ def test_a_wrong_setting_is_refused_and_the_option_named(
 
 
 def test_what_browsers_and_collectors_are_called_is_taken() -> None:
-    origins = ("*", "null", "https://a.com", "http://localhost:3000", "http://[::1]:8080")
-    origins += ("https://a.com:80", "chrome-extension://abcdef", "tauri://localhost")
+    origins: tuple[str, ...] = ("*", "null", "https://a.com", "http://localhost:3000")
+    origins += ("http://[::1]:8080", "https://a.com:80", "chrome-extension://abcdef")
     ServerSettings(cors_origins=origins, model_name="Großes Modell/2")
     for url in ("http://localhost:4318", "https://a.com/otlp", "http://[::1]:4318/"):
         ServerSettings(otlp_endpoint=url)
 
 
 @pytest.fixture(scope="module")
-def batch(tiny_bundles: dict[str, Path]):
+def batch(tiny_bundles: dict[str, Path]) -> Iterator[BatchDecoder]:
     with BatchDecoder.from_bundle(tiny_bundles["fp32"], max_batch=2) as decoder:
         yield decoder
 
