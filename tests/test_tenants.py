@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from specplug import Proposal, SamplingParams
 from specplug.batching import BatchDecoder
-from specplug.controller import CallCosts
-from specplug.drafters import RecycleSource, TreeDrafter
+from specplug.bundle import Block
+from specplug.controller import CallCosts, MeasuredLength
+from specplug.drafters import BlockSource, NgramDrafter, RecycleSource, TreeDrafter
 from specplug.drafters.chances import Chances
+from specplug.engines.fake import FakeEngine
 from specplug.serving.keys import KeyRing, hash_key
 from specplug.tenants import Recent, Tables, Tenants
 from tests_support.drafting import outcome, request
@@ -25,11 +27,13 @@ from tests_support.serving import MODEL, Running, serving
 from tests_support.tenants import (
     COMMON,
     DRAFTERS,
+    VOCAB,
     Asked,
     batched,
     beside,
     fixed_times,
     one_by_one,
+    said,
 )
 
 
@@ -65,6 +69,36 @@ def test_a_drafter_tells_its_chances_the_tenant() -> None:
     drafter._chances[0].learn("kind", came_true=True)
     drafter.reset(request(8, tenant="b"))
     assert not drafter._chances[0]._long
+
+
+def test_how_many_guesses_of_a_block_are_right_is_learnt_by_tenant() -> None:
+    source = BlockSource(
+        FakeEngine(said(1), vocab_size=VOCAB, max_batch=2), Block(size=4, mask_token=1)
+    )
+    fork = source.fork()
+    source.reset(request(VOCAB, tenant="a"))
+    source._run.mean = 3.0
+    means = {}
+    for tenant in "ba":
+        fork.reset(request(VOCAB, tenant=tenant))
+        means[tenant] = fork._run.mean
+    assert means == {"a": 3.0, "b": 1.0}
+
+
+def test_how_much_a_batch_drafts_is_learnt_by_tenant_and_what_calls_cost_by_all() -> None:
+    costs = {1: 1.0, 8: 1.3}
+    with BatchDecoder(
+        FakeEngine(said(1), vocab_size=VOCAB, max_batch=2),
+        drafter=NgramDrafter(),
+        batch_costs={1: costs, 2: costs},
+    ) as decoder:
+        for rows in (1, 2):
+            own, other = decoder._length(rows, "a"), decoder._length(rows, "b")
+            assert own is decoder._length(rows, "a")
+            assert own is not other
+            assert isinstance(own, MeasuredLength)
+            assert isinstance(other, MeasuredLength)
+            assert own.costs is other.costs
 
 
 # --- nobody learns from another ---------------------------------------------------------------
