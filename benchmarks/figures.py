@@ -20,7 +20,13 @@ from measuring import HERE, read_result
 from speculation import PLAIN_W8A8
 
 ROOT = HERE.parent
-DOCUMENTS = ("README.md", "docs/BENCHMARKS.md", "docs/BATCHING.md", "docs/SERVING.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/BENCHMARKS.md",
+    "docs/BATCHING.md",
+    "docs/SERVING.md",
+    "docs/SECURITY.md",
+)
 _BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _PRECISIONS = ("fp32", "fp16", "w8a8", "int8", "gguf", "int4")
 
@@ -426,6 +432,26 @@ def serving_chaos() -> str:
     return markdown(["requests", ""], [[f"{number:,}", name] for name, number in counts])
 
 
+def serving_attacks() -> str:
+    """What another client's stream saw of each attack, in milliseconds."""
+    return markdown(
+        ["attack", "worst gap", "median gap", "worst first token", "worst `/health`"],
+        [
+            [one["attack"], *(f"{one[what]:.0f}" for what in _SEEN)]
+            for one in result("serving_attacks")["attacks"]
+        ],
+    )
+
+
+_SEEN = ("worst_gap", "median_gap", "worst_first", "worst_health")
+
+
+def serving_faults() -> str:
+    """Requests to an engine that fails, by outcome."""
+    counts = sorted(result("serving_faults")["counts"].items(), key=lambda item: -item[1])
+    return markdown(["requests", ""], [[f"{number:,}", name] for name, number in counts])
+
+
 TABLES: dict[str, Table] = {
     table.__name__: table
     for table in (
@@ -449,6 +475,8 @@ TABLES: dict[str, Table] = {
         batching,
         serving_load,
         serving_chaos,
+        serving_attacks,
+        serving_faults,
     )
 }
 

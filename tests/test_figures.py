@@ -21,6 +21,13 @@ def test_every_table_is_asked_for_and_filled() -> None:
     assert text.count("<!-- /figures -->") == len(asked)
 
 
+def test_the_tests_that_promises_name_are_there() -> None:
+    text = (ROOT / "docs" / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / "tests" / f"{name}.py").is_file()] == []
+
+
 def test_a_table_comes_out_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     def found(name: str) -> dict:
         assert name == "export"
