@@ -72,7 +72,8 @@ class Recent(OrderedDict[K, V]):
         """Set an entry, which is from now on the last to be dropped."""
         super().__setitem__(key, value)
         self.move_to_end(key)
-        self.limit(self.most)
+        if len(self) > self.most:
+            self.popitem(last=False)
 
     def limit(self, most: int) -> None:
         """Have room for so many entries from now on, and drop what is beyond."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -100,6 +101,32 @@ def test_history_is_bounded(added) -> None:
         if size:
             assert history.texts(tenant)  # the latest is there
     assert not History(0).texts("a")
+
+
+@given(
+    st.lists(st.integers(1, 8), max_size=6),
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 90)), max_size=40),
+)
+def test_no_tenant_makes_another_forget_what_fits_its_share(ours, added) -> None:
+    history, tokens = History(400), 0
+    for number, size in enumerate(ours):  # 54 tokens at most, of 100
+        history.add("ours", range(100 * number, 100 * number + size))
+        tokens += size + 1
+    for tenant, size in added:
+        history.add(tenant, [7] * size)
+        assert sum(text.tokens for text in history.texts("ours")) == tokens
+
+
+def test_history_of_ten_thousand_tenants_is_quick_and_bounded() -> None:
+    history = History(100_000)
+    started = time.process_time()
+    for number in range(10_000):
+        history.add(f"tenant {number}", range(8))
+    for _ in range(2):
+        history.add("long", range(49_000))
+    assert time.process_time() - started < 5  # it took half a minute
+    assert not history.texts("tenant 0")
+    assert history.texts("tenant 9999")
 
 
 def test_history_off_keeps_nothing() -> None:

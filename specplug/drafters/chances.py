@@ -46,11 +46,12 @@ class Chances:
     def learn(self, kind: Kind, came_true: bool) -> None:
         """A guess of this kind was judged."""
         for counts, forgetting in ((self._long, _LONG), (self._short, _SHORT)):
-            hits, guesses = counts.get(kind) or (0.0, 0.0)
-            counts[kind] = [
-                hits + came_true - forgetting * hits,
-                guesses + 1 - forgetting * guesses,
-            ]
+            known = counts.get(kind)
+            if known is None:
+                known = counts[kind] = [0.0, 0.0]
+            hits, guesses = known
+            known[0] = hits + came_true - forgetting * hits
+            known[1] = guesses + 1 - forgetting * guesses
 
     def fork(self) -> Chances:
         """For another text at the same time: a tenant's long run is one."""

@@ -23,7 +23,8 @@ class Guess:
 
 
 _SHORT = 4  # tokens of a call whose time counts as that of a guess
-_SMOOTHING = 0.2  # of the measured seconds
+SMOOTHING = 0.2
+"""Of what is measured of guesses, by the latest one."""
 
 ANY: Kind = "any"
 """The kind of a costly source's next guess, before it is known."""
@@ -102,6 +103,6 @@ class CalledSource(Source):
     def _timed(self, seconds: float, width: int) -> None:
         """A guess took so long, over a call of so many tokens; with many it was reading."""
         if width <= _SHORT:
-            self._seconds += _SMOOTHING * (seconds - self._seconds) if self._seconds else seconds
+            self._seconds += SMOOTHING * (seconds - self._seconds) if self._seconds else seconds
         else:
             self.reading_seconds += seconds

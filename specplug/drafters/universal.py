@@ -24,7 +24,7 @@ import numpy as np
 
 from specplug.bundle import TranslationName
 from specplug.drafters.model import SHARES, ModelSource, Place
-from specplug.drafters.source import Guess
+from specplug.drafters.source import SMOOTHING, Guess
 from specplug.feeding import feed
 from specplug.sampling import check_numbers
 from specplug.spelling import unfinished
@@ -172,6 +172,12 @@ class ReencodingSource(TranslatingSource):
     def _forget(self) -> None:
         super()._forget()
         self._run: _Run | None = None
+        self._calls = 1.0  # of the draft for a guess, of late: that depends on the text
+
+    @property
+    def seconds(self) -> float:
+        """Of a guess: the time of a call, which is measured over all texts, times this text's."""
+        return super().seconds * self._calls
 
     def guesses(self, place: Place) -> list[Guess]:
         """One guess; none where the draft's context ends, or its text does not translate."""
@@ -185,13 +191,15 @@ class ReencodingSource(TranslatingSource):
             said, settled = path, self._reader.settled
             run = _Run(len(self._reader.text), len(path), path, [*settled, *tokens])
             self._run = run
-        near, width = self._near(place), 0
+        near, width, calls = self._near(place), 0, 0
         for _ in range(_MOST_STEPS):
             token = self._next(near, run.text[len(said) :], run.ended)
             if token is not None:
                 break
-            width = max(width, self._write(run))
-        self._timed(time.perf_counter() - started, width)
+            width, calls = max(width, self._write(run)), calls + 1
+        self._calls += SMOOTHING * (calls - self._calls)
+        if calls:
+            self._timed((time.perf_counter() - started) / calls, width)
         if token is None or token == _LOST:
             return []
         spelt = self.translation.target[token] or b""

@@ -6,6 +6,7 @@ namespace specplug::native {
 namespace {
 
 constexpr std::int64_t kBetweenTexts = -1;  // matches no token
+constexpr std::size_t kMostTenants = 256;
 
 }  // namespace
 
@@ -14,12 +15,11 @@ std::list<History::Tenant>::iterator History::find(const std::string& tenant) {
                       [&](const Tenant& one) { return one.name == tenant; });
 }
 
-std::size_t History::kept() const {
-  std::size_t total = 0;
-  for (const auto& tenant : tenants_) {
-    for (const auto& text : tenant.texts) total += static_cast<std::size_t>(text->tokens());
-  }
-  return total;
+void History::count(Tenant& tenant) {
+  total_ -= tenant.kept;
+  tenant.kept = 0;
+  for (const auto& text : tenant.texts) tenant.kept += static_cast<std::size_t>(text->tokens());
+  total_ += tenant.kept;
 }
 
 std::vector<History::Text> History::texts(const std::string& tenant) {
@@ -30,22 +30,40 @@ std::vector<History::Text> History::texts(const std::string& tenant) {
 }
 
 void History::add(const std::string& tenant, const std::vector<std::int64_t>& tokens) {
-  const auto half = most_tokens_ / 2;
-  if (!half || tokens.empty()) return;
+  if (tokens.empty()) return;
   const std::lock_guard held(lock_);
   auto found = find(tenant);
-  if (found == tenants_.end()) found = tenants_.insert(tenants_.end(), Tenant{tenant, {}});
-  tenants_.splice(tenants_.end(), tenants_, found);
-  auto& texts = found->texts;
-  if (texts.empty() ||
-      static_cast<std::size_t>(texts.back()->tokens()) + tokens.size() + 1 > half) {
-    texts.push_back(std::make_shared<SuffixAutomaton>());
-    if (texts.size() > 2) texts.erase(texts.begin());
+  if (found == tenants_.end()) {
+    if (tenants_.size() == kMostTenants) {
+      total_ -= tenants_.front().kept;
+      tenants_.pop_front();
+    }
+    found = tenants_.insert(tenants_.end(), Tenant{tenant, {}});
   }
-  const auto first = tokens.size() > half - 1 ? tokens.size() - (half - 1) : 0;
-  for (auto i = first; i < tokens.size(); ++i) texts.back()->extend(tokens[i]);
-  texts.back()->extend(kBetweenTexts);
-  while (kept() > most_tokens_ && tenants_.size() > 1) tenants_.pop_front();
+  tenants_.splice(tenants_.end(), tenants_, found);
+  const auto share = most_tokens_ / tenants_.size();
+  const auto others = total_ - found->kept;
+  const auto half = std::max(share, most_tokens_ - others) / 2;
+  if (half) {
+    auto& texts = found->texts;
+    if (texts.empty() ||
+        static_cast<std::size_t>(texts.back()->tokens()) + tokens.size() + 1 > half) {
+      texts.push_back(std::make_shared<SuffixAutomaton>());
+      if (texts.size() > 2) texts.erase(texts.begin());
+    }
+    const auto first = tokens.size() > half - 1 ? tokens.size() - (half - 1) : 0;
+    for (auto i = first; i < tokens.size(); ++i) texts.back()->extend(tokens[i]);
+    texts.back()->extend(kBetweenTexts);
+  }
+  count(*found);
+  if (found->texts.empty()) tenants_.erase(found);
+  while (total_ > most_tokens_) {
+    const auto more = std::find_if(tenants_.begin(), tenants_.end(),
+                                   [&](const Tenant& one) { return one.kept > share; });
+    more->texts.erase(more->texts.begin());
+    count(*more);
+    if (more->texts.empty()) tenants_.erase(more);
+  }
 }
 
 }  // namespace specplug::native

@@ -12,8 +12,10 @@
 namespace specplug::native {
 
 // Texts are written into the newest of a tenant's two automata. When that is half of what the tenant
-// may have, the older one is dropped. Tenants that were not heard of for the longest are forgotten
-// when all together have too much.
+// may have, the older one is dropped. A tenant may have what the others leave, and an equal share at
+// least: when all together have too much, one that has more than its share loses its older automaton,
+// first the one that wrote the longest ago. So no tenant can make another one forget texts that fit in
+// its share. Of more than 256 tenants the one that wrote the longest ago is forgotten.
 class History {
  public:
   using Text = std::shared_ptr<SuffixAutomaton>;
@@ -32,14 +34,16 @@ class History {
   struct Tenant {
     std::string name;
     std::vector<Text> texts;  // the oldest first
+    std::size_t kept = 0;     // tokens in them
   };
 
   std::list<Tenant>::iterator find(const std::string& tenant);
-  std::size_t kept() const;
+  void count(Tenant& tenant);  // its texts have changed
 
   std::mutex lock_;
   std::size_t most_tokens_;
-  std::list<Tenant> tenants_;  // heard of for the longest first
+  std::size_t total_ = 0;      // tokens of all tenants
+  std::list<Tenant> tenants_;  // who wrote the longest ago first
 };
 
 }  // namespace specplug::native
