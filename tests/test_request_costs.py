@@ -98,6 +98,15 @@ def test_ten_thousands_of_rules_cost_a_row_little() -> None:
     assert min(seconds) < 0.02
 
 
+def test_a_row_does_not_go_through_the_rules_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are arrays, made once."""
+    rules = LogitRules(SamplingParams(logit_bias=dict.fromkeys(range(64), 0.5)))
+    row, history = np.zeros(64, dtype=np.float32), np.zeros(2, dtype=np.int64)
+    for name in ("token_array", "np.array"):
+        monkeypatch.setattr(f"specplug.logit_rules.{name}", None)
+    assert (rules.shape(row, history, 1) == 0.5).all()
+
+
 # --- stop strings ---------------------------------------------------------------------------------
 
 LETTERS = st.text("ab", max_size=30)
