@@ -160,6 +160,7 @@ async def faults(options: argparse.Namespace) -> dict[str, Any]:
         "faults": FAULTS,
         "counts": dict(clients.counts),
         "memory": memory,
+        "series": watch.seen[:: max(1, len(watch.seen) // 40)],
         "sigterm": end,
         "violations": clients.violations,
     }
