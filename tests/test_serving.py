@@ -293,7 +293,7 @@ def test_logprobs_of_completions_and_echo(client, alone) -> None:
         for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
     }
     assert (again["tokens"], again["text_offset"]) == (found.tokens, found.text_offset)
-    # It drafts from the first answer, in wider calls, whose sums may be added in another order.
+    # It drafts trees of the first answer, whose scores may differ by `tree_difference`.
     near = partial(pytest.approx, abs=1e-4)
     assert again["token_logprobs"] == near(found.token_logprobs)
     for one, other in zip(again["top_logprobs"], found.top_logprobs, strict=True):
