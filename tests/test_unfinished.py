@@ -58,7 +58,11 @@ def test_what_a_killed_writer_left_is_removed_and_a_running_ones_is_not(kind, tm
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("old", [f".place.partial-{os.getpid()}", ".place.partial-1"])
+@pytest.mark.parametrize(
+    "old",
+    [f".place.partial-{os.getpid()}", ".place.partial-1"],
+    ids=["this process", "the first process"],
+)
 def test_a_leftover_of_the_same_process_id_does_not_block(old: str, tmp_path: Path) -> None:
     """As in containers, where each process is number 1; the names are those of version 0.9."""
     place = tmp_path / "place"
