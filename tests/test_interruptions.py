@@ -61,6 +61,7 @@ import os, signal, sys
 from pathlib import Path
 from specplug.staging import staged
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have jobs ignore it
 with staged(Path(sys.argv[1]), replace=True, known_by="known") as stage:
     (stage / "known").write_text("new")
     rename, Path.rename = Path.rename, lambda path, to: (
