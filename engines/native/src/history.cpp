@@ -2,11 +2,12 @@
 
 #include <algorithm>
 
+#include "tenants.hpp"
+
 namespace specplug::native {
 namespace {
 
 constexpr std::int64_t kBetweenTexts = -1;  // matches no token
-constexpr std::size_t kMostTenants = 256;
 
 }  // namespace
 
