@@ -32,6 +32,7 @@ MOST_BYTES = 1 << 17
 SEND_TIMEOUT = 2  # seconds
 SETTLING = 30.0  # seconds for everything to be free again, once all have gone
 POOLED = 5  # threads that prepare prompts and read long bodies, which the first requests start
+PIPES = 4  # of two processes in which grammars are tried out, which the first grammars start
 _HEARD = 0.2  # seconds for a signal to arrive
 FLAT = 0.05  # of the memory at a quarter of the run, by which it may grow: caches in use come and
 FLAT_MEGABYTES = 32  # go by as much; or this, if it is more
@@ -88,7 +89,7 @@ class Watch:
                 if metrics[name] != idle]  # fmt: skip
         now = self.server.vitals()
         most = self.before["threads"] + POOLED
-        if now["files"] > self.before["files"]:
+        if now["files"] > self.before["files"] + PIPES:
             held.append(f"{now['files']} open files; {self.before['files']} before")
         if now["threads"] > most:
             held.append(f"{now['threads']} threads; {most} are right")

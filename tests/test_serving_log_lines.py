@@ -80,7 +80,8 @@ def test_a_log_that_nobody_reads_keeps_nobody_waiting(pipe, monkeypatch) -> None
     os.close(pipe.writing)
     reader.join(PATIENCE)
     numbers = [one["number"] for one in found if "number" in one]
-    assert numbers == list(range(len(numbers)))
+    assert numbers[:50] == list(range(50))  # those after them depend on when the pipe was full
+    assert numbers == sorted(set(numbers))
     [said] = [one["message"] for one in found if "message" in one]
     assert said.startswith(f"{500 - len(numbers)} lines of the log were lost")
 
