@@ -23,8 +23,8 @@ class Recent {
   explicit Recent(std::size_t most) : most_(most) {}
   Recent(const Recent&) = delete;
   Recent& operator=(const Recent&) = delete;
-  Recent(Recent&&) = default;
-  Recent& operator=(Recent&&) = default;
+  Recent(Recent&&) noexcept = default;
+  Recent& operator=(Recent&&) noexcept = default;
   ~Recent() = default;
 
   std::size_t size() const { return places_.size(); }
