@@ -302,18 +302,15 @@ class BatchDecoder(MeasuredDecoder):
             yield generation, made
         # Only now: rows move when others leave.
         yield from self._leave([one for one in rows if one.finish_reason is not None])
-        widest, told = max(map(len, proposals)), False
+        if any(counts):
+            lengths[0][0].observe(1 + max(map(len, proposals)), seconds)
         for length, numbers in lengths:
-            if not any(counts[number] for number in numbers):
-                continue
-            length.record(
-                max(len(proposals[number]) for number in numbers),
-                sum(counts[number] for number in numbers) / len(numbers),
-                None if told else seconds,
-                sum(rows[number].draft_seconds for number in numbers),
-                widest=widest,
-            )
-            told = True
+            if any(counts[number] for number in numbers):
+                length.record(
+                    max(len(proposals[number]) for number in numbers),
+                    sum(counts[number] for number in numbers) / len(numbers),
+                    sum(rows[number].draft_seconds for number in numbers),
+                )
 
     def _propose(
         self, rows: Sequence[Generation], lengths: Sequence[tuple[DraftLength, list[int]]]

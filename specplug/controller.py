@@ -50,24 +50,17 @@ class DraftLength(Protocol):
         """
         ...
 
-    def record(
-        self,
-        drafted: int,
-        tokens: float,
-        target_seconds: float | None,
-        draft_seconds: float,
-        *,
-        widest: int | None = None,
-    ) -> None:
+    def observe(self, width: int, seconds: float) -> None:
+        """A call of the target over so many tokens a row took so many seconds."""
+        ...
+
+    def record(self, drafted: int, tokens: float, draft_seconds: float) -> None:
         """A round gave ``tokens`` for so many drafted ones.
 
         Args:
             drafted: tokens.
             tokens: that became text.
-            target_seconds: what the target's call took; None: that was told already.
             draft_seconds: what drafting took.
-            widest: tokens that the call's widest row drafted, if more than these: another
-                tenant's, whose gain and loss are its own.
         """
         ...
 
@@ -89,15 +82,10 @@ class FixedLength:
         most = min(self.longest, room)
         return Budget(most, branching=branching) if most > 0 else None
 
-    def record(
-        self,
-        drafted: int,
-        tokens: float,
-        target_seconds: float | None,
-        draft_seconds: float,
-        *,
-        widest: int | None = None,
-    ) -> None:
+    def observe(self, width: int, seconds: float) -> None:
+        """Nothing to learn."""
+
+    def record(self, drafted: int, tokens: float, draft_seconds: float) -> None:
         """Nothing to learn."""
 
 
@@ -208,18 +196,12 @@ class MeasuredLength:
         self._asked = True
         return Budget(most, prices=self._prices, rate=self.rate, branching=branching)
 
-    def record(
-        self,
-        drafted: int,
-        tokens: float,
-        target_seconds: float | None,
-        draft_seconds: float,
-        *,
-        widest: int | None = None,
-    ) -> None:
-        """Learn the call's cost, and balance the credit."""
-        if target_seconds is not None:
-            self.costs.observe(1 + (drafted if widest is None else widest), target_seconds)
+    def observe(self, width: int, seconds: float) -> None:
+        """Learn what calls cost: every length over the same costs does."""
+        self.costs.observe(width, seconds)
+
+    def record(self, drafted: int, tokens: float, draft_seconds: float) -> None:
+        """Balance the credit, at what calls are known to cost."""
         plain = self.costs[1]
         spent = self.costs[1 + drafted] + draft_seconds
         self._tokens = _KEPT * self._tokens + tokens

@@ -106,9 +106,8 @@ class SpeculativeDecoder(Decoder):
         first = not generation.stats.new_tokens
         made = generation.commit(proposal, scores, verdict, self._target_seconds)
         if self.length is not None and not first:
-            self.length.record(
-                len(proposal), len(made), self._target_seconds, generation.draft_seconds
-            )
+            self.length.observe(1 + len(proposal), self._target_seconds)
+            self.length.record(len(proposal), len(made), generation.draft_seconds)
         self.finish_reason = generation.finish_reason
         return made
 

@@ -57,7 +57,8 @@ def simulate(seconds, right, tokens, *, prior=0.5, length=None):
         said = [1] * accepted + [int(right(done + accepted))]
         drafter.commit(outcome(proposal, accepted, said))
         cost = seconds[1 + len(proposal)]
-        length.record(len(proposal), len(said), cost, 0.0)
+        length.observe(1 + len(proposal), cost)
+        length.record(len(proposal), len(said), 0.0)
         spent += cost
         done += len(said)
     return spent / (done * seconds[1])
@@ -100,7 +101,8 @@ def test_never_slower_even_against_an_adversary() -> None:
             proposal = drafter.propose(CONTEXT, budget) if budget else Proposal()
             drafter.commit(outcome(proposal, 0, [0 if len(proposal) else 1]))
             cost = seconds[1 + len(proposal)]
-            length.record(len(proposal), 1, cost, 0.0)
+            length.observe(1 + len(proposal), cost)
+            length.record(len(proposal), 1, 0.0)
             spent += cost
         assert spent <= 2000 / 0.98
 
@@ -148,7 +150,8 @@ def test_a_drafter_that_does_not_pay_is_hardly_asked() -> None:
     asked = 0
     for _ in range(1000):
         asked += length.budget(99, branching=False) is not None
-        length.record(0, 1, 1.0, 0.0)
+        length.observe(1, 1.0)
+        length.record(0, 1, 0.0)
     assert asked < 150
 
 
