@@ -41,12 +41,10 @@ class History:
         self.lock = Lock()
         """Held while automata are read or written."""
         self._tenants: OrderedDict[str, list[SuffixAutomaton]] = OrderedDict()
-        self._kept: dict[str, int] = {}  # tokens, by tenant
-        self._total = 0  # of all of them
 
     def __len__(self) -> int:
         """Tokens kept."""
-        return self._total
+        return sum(map(_tokens, self._tenants.values()))
 
     def texts(self, tenant: str) -> tuple[SuffixAutomaton, ...]:
         """A tenant's automata, the newest first; hold the lock while using them."""
@@ -59,38 +57,29 @@ class History:
             return
         with self.lock:
             if tenant not in self._tenants and len(self._tenants) == MOST_TENANTS:
-                self._drop(next(iter(self._tenants)))
+                self._tenants.popitem(last=False)
             texts = self._tenants.setdefault(tenant, [])
             self._tenants.move_to_end(tenant)
             share = self.most_tokens // len(self._tenants)
-            others = self._total - self._kept.get(tenant, 0)
-            half = max(share, self.most_tokens - others) // 2
+            half = max(share, self.most_tokens - len(self) + _tokens(texts)) // 2
             if half:
                 if not texts or texts[-1].tokens + len(tokens) + 1 > half:
                     texts.append(SuffixAutomaton())
                     del texts[:-2]
                 texts[-1].extend([*tokens[max(len(tokens) - half + 1, 0) :], _BETWEEN_TEXTS])
-            self._count(tenant)
-            while self._total > self.most_tokens:
-                more = next(one for one in self._tenants if self._kept[one] > share)
-                del self._tenants[more][0]
-                self._count(more)
-
-    def _count(self, tenant: str) -> None:
-        """A tenant's texts have changed; without any it is forgotten."""
-        texts = self._tenants[tenant]
-        kept = sum(text.tokens for text in texts)
-        self._total += kept - self._kept.get(tenant, 0)
-        self._kept[tenant] = kept
-        if not texts:
-            self._drop(tenant)
-
-    def _drop(self, tenant: str) -> None:
-        self._tenants.pop(tenant, None)
-        self._total -= self._kept.pop(tenant, 0)
+            while len(self) > self.most_tokens:
+                del next(kept for kept in self._tenants.values() if _tokens(kept) > share)[0]
+            for one in [one for one, kept in self._tenants.items() if not kept]:
+                del self._tenants[one]
 
     def forget(self, tenant: str | None = None) -> None:
         """Drop a tenant's texts, or all."""
         with self.lock:
-            for one in [*self._tenants] if tenant is None else [tenant]:
-                self._drop(one)
+            if tenant is None:
+                self._tenants.clear()
+            else:
+                self._tenants.pop(tenant, None)
+
+
+def _tokens(texts: Sequence[SuffixAutomaton]) -> int:
+    return sum(text.tokens for text in texts)

@@ -16,11 +16,16 @@ std::list<History::Tenant>::iterator History::find(const std::string& tenant) {
                       [&](const Tenant& one) { return one.name == tenant; });
 }
 
-void History::count(Tenant& tenant) {
-  total_ -= tenant.kept;
-  tenant.kept = 0;
-  for (const auto& text : tenant.texts) tenant.kept += static_cast<std::size_t>(text->tokens());
-  total_ += tenant.kept;
+std::size_t History::kept(const Tenant& tenant) {
+  std::size_t total = 0;
+  for (const auto& text : tenant.texts) total += static_cast<std::size_t>(text->tokens());
+  return total;
+}
+
+std::size_t History::kept() const {
+  std::size_t total = 0;
+  for (const auto& tenant : tenants_) total += kept(tenant);
+  return total;
 }
 
 std::vector<History::Text> History::texts(const std::string& tenant) {
@@ -35,16 +40,12 @@ void History::add(const std::string& tenant, const std::vector<std::int64_t>& to
   const std::lock_guard held(lock_);
   auto found = find(tenant);
   if (found == tenants_.end()) {
-    if (tenants_.size() == kMostTenants) {
-      total_ -= tenants_.front().kept;
-      tenants_.pop_front();
-    }
+    if (tenants_.size() == kMostTenants) tenants_.pop_front();
     found = tenants_.insert(tenants_.end(), Tenant{tenant, {}});
   }
   tenants_.splice(tenants_.end(), tenants_, found);
   const auto share = most_tokens_ / tenants_.size();
-  const auto others = total_ - found->kept;
-  const auto half = std::max(share, most_tokens_ - others) / 2;
+  const auto half = std::max(share, most_tokens_ - kept() + kept(*found)) / 2;
   if (half) {
     auto& texts = found->texts;
     if (texts.empty() ||
@@ -56,15 +57,12 @@ void History::add(const std::string& tenant, const std::vector<std::int64_t>& to
     for (auto i = first; i < tokens.size(); ++i) texts.back()->extend(tokens[i]);
     texts.back()->extend(kBetweenTexts);
   }
-  count(*found);
-  if (found->texts.empty()) tenants_.erase(found);
-  while (total_ > most_tokens_) {
+  while (kept() > most_tokens_) {
     const auto more = std::find_if(tenants_.begin(), tenants_.end(),
-                                   [&](const Tenant& one) { return one.kept > share; });
+                                   [&](const Tenant& one) { return kept(one) > share; });
     more->texts.erase(more->texts.begin());
-    count(*more);
-    if (more->texts.empty()) tenants_.erase(more);
   }
+  tenants_.remove_if([](const Tenant& one) { return one.texts.empty(); });
 }
 
 }  // namespace specplug::native

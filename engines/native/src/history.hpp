@@ -34,15 +34,14 @@ class History {
   struct Tenant {
     std::string name;
     std::vector<Text> texts;  // the oldest first
-    std::size_t kept = 0;     // tokens in them
   };
 
   std::list<Tenant>::iterator find(const std::string& tenant);
-  void count(Tenant& tenant);  // its texts have changed
+  static std::size_t kept(const Tenant& tenant);  // tokens
+  std::size_t kept() const;                       // tokens of all tenants
 
   std::mutex lock_;
   std::size_t most_tokens_;
-  std::size_t total_ = 0;      // tokens of all tenants
   std::list<Tenant> tenants_;  // who wrote the longest ago first
 };
 
