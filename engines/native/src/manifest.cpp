@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <unordered_map>
 
 #include "error.hpp"
 #include "fields.hpp"
@@ -16,11 +17,16 @@ constexpr std::int64_t kMostOfCache = 1 << 16;  // layers, heads, and values of 
 constexpr double kTreeTolerance = 1e-3;  // of a logit
 constexpr double kAny = -std::numeric_limits<double>::infinity();
 
+std::string in_small_letters(std::string_view text) {  // of ASCII
+  std::string made(text);
+  for (auto& c : made) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  return made;
+}
+
 // Whether Windows takes a name for a device, whatever suffix follows: con, prn, aux, nul, com1….
 bool names_device(std::string_view part) {
-  auto stem = std::string(part.substr(0, part.find('.')));
+  auto stem = in_small_letters(part.substr(0, part.find('.')));
   stem.erase(stem.find_last_not_of(' ') + 1);
-  for (auto& c : stem) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
   if (stem == "con" || stem == "prn" || stem == "aux" || stem == "nul") return true;
   return stem.size() == 4 && (stem.compare(0, 3, "com") == 0 || stem.compare(0, 3, "lpt") == 0) &&
          stem[3] >= '1' && stem[3] <= '9';
@@ -44,15 +50,6 @@ bool inside(std::string_view path) {
     start = end + 1;
   }
   return true;
-}
-
-// Whether two paths are one file where the case of ASCII letters does not count.
-bool same_but_for_case(const std::string& one, const std::string& other) {
-  const auto small = [](char c) {
-    return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  };
-  return std::equal(one.begin(), one.end(), other.begin(), other.end(),
-                    [&](char a, char b) { return small(a) == small(b); });
 }
 
 File parse_file(Fields fields) {
@@ -222,17 +219,15 @@ Component parse_component(Fields fields) {
 }
 
 void check_distinct(const Manifest& made) {
-  const auto files = made.all_files();
-  for (std::size_t i = 0; i < files.size(); ++i) {
-    for (std::size_t j = 0; j < i; ++j) {
-      if (!same_but_for_case(files[i]->path, files[j]->path)) continue;
-      const bool again = files[i]->path == files[j]->path;
-      const bool equal =
-          files[i]->bytes == files[j]->bytes && files[i]->sha256 == files[j]->sha256;
-      if (again && equal) continue;
-      damaged(kName, " is damaged: ", in_quotes(files[i]->path),
-              again ? " is listed with two sizes or hashes"
-                    : " is another file's name where case does not count");
+  std::unordered_map<std::string, const File*> known;  // by path, where case does not count
+  for (const auto* file : made.all_files()) {
+    const auto* other = known.emplace(in_small_letters(file->path), file).first->second;
+    if (file->path != other->path) {
+      damaged(kName, " is damaged: ", in_quotes(file->path),
+              " is another file's name where case does not count");
+    }
+    if (file->bytes != other->bytes || file->sha256 != other->sha256) {
+      damaged(kName, " is damaged: ", in_quotes(file->path), " is listed with two sizes or hashes");
     }
   }
 }
