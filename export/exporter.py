@@ -19,9 +19,9 @@ from specplug.bundle import (
     Parity,
     Provenance,
     TensorRTPlan,
-    describe_file,
     write_manifest,
 )
+from specplug.bundle_files import describe_file
 from specplug.export import graphs, measuring
 from specplug.export.attention import max_entries
 from specplug.export.continuations import NAME, ROWS, write_continuations

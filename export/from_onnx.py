@@ -20,9 +20,10 @@ from specplug.bundle import (
     MANIFEST,
     Component,
     Manifest,
-    describe_file,
     write_manifest,
 )
+from specplug.bundle_files import describe_file
+from specplug.bundle_paths import file_sha256
 from specplug.engines.ort import OrtEngine
 from specplug.engines.ort_concat import OrtConcatEngine
 from specplug.export import graphs, measuring
@@ -47,7 +48,6 @@ from specplug.export.quality_text import Sample, take_sample
 from specplug.export.tokenizer_folder import end_tokens, folder_tokenizer, stated_end_tokens
 from specplug.export.tokenizer_texts import first_line
 from specplug.export.tokenizers import SourceTokenizer, encoder, write_tokenizer
-from specplug.file_check import file_sha256
 from specplug.opening import EngineOptions
 from specplug.staging import check_place, staged
 from specplug.types import EngineError, ExportError, Float32Array, Step

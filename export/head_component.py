@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from specplug.bundle import Block, Component, Dialect, Head, describe_file
+from specplug.bundle import Block, Component, Dialect, Head
+from specplug.bundle_files import describe_file
 from specplug.engines.ort import OrtEngine
 from specplug.engines.ort_standard import OrtStandardEngine
 from specplug.export import graphs

@@ -13,7 +13,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from specplug.bundle import Bundle, ChosenLayers, Component, Manifest, describe_file
+from specplug.bundle import Bundle, ChosenLayers, Component, Manifest
+from specplug.bundle_files import describe_file
 from specplug.export.passes import SkipLayers
 from specplug.export.passes.editing import weights_of
 from specplug.export.provenance import write_provenance

@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
+from specplug.bundle_paths import file_sha256
 from specplug.checkpoint_path import check_checkpoint, is_gguf, is_hub_id
 from specplug.export.configs import check_sizes, one_line, read_config
 from specplug.export.folders import CONFIG, check_weights, read_json, readable
@@ -22,7 +23,6 @@ from specplug.export.lazy import LazyTensor, MissingValuesError
 from specplug.export.quantized import dequantized
 from specplug.export.tokenizer_folder import end_tokens, folder_tokenizer, stated_end_tokens
 from specplug.export.tokenizers import SourceTokenizer
-from specplug.file_check import file_sha256
 from specplug.types import ExportError, SpecplugError
 
 _SMALL = 1 << 20  # parameters that are no burden, whatever the checkpoint holds

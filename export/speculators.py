@@ -21,6 +21,7 @@ import transformers
 from safetensors import safe_open
 
 from specplug.bundle import HiddenOutput
+from specplug.bundle_paths import file_sha256
 from specplug.export.attention import max_entries, read_attention
 from specplug.export.block_head import BlockHead, BlockShape
 from specplug.export.configs import check_sizes, one_line
@@ -29,7 +30,6 @@ from specplug.export.head import Head, HeadShape
 from specplug.export.lazy import LazyTensor
 from specplug.export.quantized import dequantized
 from specplug.export.source import Source
-from specplug.file_check import file_sha256
 from specplug.types import ExportError, Int32Array, SpecplugError
 
 _CONFIG = "config.json"

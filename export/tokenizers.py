@@ -10,7 +10,8 @@ from pathlib import Path
 
 import tokenizers
 
-from specplug.bundle import TokenizerPart, describe_file
+from specplug.bundle import TokenizerPart
+from specplug.bundle_files import describe_file
 from specplug.export.chat_templates import check_template
 from specplug.spelling import Spelling
 from specplug.text import whole_encoding

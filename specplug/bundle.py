@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from specplug.arguments import checked
+from specplug.bundle_files import File, Part, Sha256, check_file
 from specplug.bundle_paths import check_distinct, check_inside
 from specplug.faults import check_tokens, first_fault
-from specplug.file_check import check_file, file_sha256
 from specplug.graph_check import check_graph
 from specplug.text import Tokenizer
 from specplug.types import BundleError, Int32Array
@@ -32,27 +32,9 @@ Few = Annotated[int, Field(ge=1, le=1 << 16)]
 Dialect = Literal["ort", "standard", "concat"]
 PrecisionName = Literal["fp32", "fp16", "bf16", "w8a8", "int8", "int4", "gguf"]
 TranslationName = Literal["intersection", "reencoding"]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class File(_Part):
-    """A file of the bundle."""
-
-    path: str
-    bytes: Annotated[int, Field(ge=0)]
-    sha256: Sha256
-
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, path: str) -> str:
-        return check_inside(path)
-
-
-class CacheLayout(_Part):
+class CacheLayout(Part):
     """Where a graph keeps keys and values: per layer, [batch, heads, capacity, head_size]."""
 
     layers: Few
@@ -63,7 +45,7 @@ class CacheLayout(_Part):
     """Entries past the last token's that a call may overwrite."""
 
 
-class Parity(_Part):
+class Parity(Part):
     """Largest absolute difference of logits between the fp32 graph and its source."""
 
     prefill: float
@@ -71,7 +53,7 @@ class Parity(_Part):
     rollback: float
 
 
-class Quality(_Part):
+class Quality(Part):
     """The exported graph against its source, on a text."""
 
     tokens: Count
@@ -89,7 +71,7 @@ class Quality(_Part):
         return self.perplexity / self.source_perplexity
 
 
-class Provenance(_Part):
+class Provenance(Part):
     """Where a component's weights come from."""
 
     source: str
@@ -110,7 +92,7 @@ class Provenance(_Part):
         return sha256
 
 
-class TensorRTPlan(_Part):
+class TensorRTPlan(Part):
     """A graph built by TensorRT: for one version of it and one compute capability."""
 
     path: str
@@ -122,7 +104,7 @@ class TensorRTPlan(_Part):
     """Cache entries a row has."""
 
 
-class HiddenOutput(_Part):
+class HiddenOutput(Part):
     """Hidden states that a target's graph gives beside its logits."""
 
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=64)]
@@ -131,7 +113,7 @@ class HiddenOutput(_Part):
     """Values a token, of all of these."""
 
 
-class Block(_Part):
+class Block(Part):
     """How a head guesses several tokens at a call."""
 
     size: Annotated[int, Field(ge=2, le=64)]
@@ -142,7 +124,7 @@ class Block(_Part):
     each guesses its own place, or 0, where each guesses the place after it."""
 
 
-class Head(_Part):
+class Head(Part):
     """Of a draft that reads the target's hidden states."""
 
     kind: Literal["eagle3", "dflash"]
@@ -170,7 +152,7 @@ class Head(_Part):
         return self
 
 
-class TokenizerPart(_Part):
+class TokenizerPart(Part):
     """How text becomes token ids."""
 
     file: File
@@ -181,7 +163,7 @@ class TokenizerPart(_Part):
     chat_template: str | None
 
 
-class OwnTokenizer(_Part):
+class OwnTokenizer(Part):
     """Of a draft whose tokens are not the target's."""
 
     tokenizer: TokenizerPart
@@ -193,7 +175,7 @@ class OwnTokenizer(_Part):
     """The share of the target's tokens of a text that are also the draft's, at their place."""
 
 
-class ChosenLayers(_Part):
+class ChosenLayers(Part):
     """How ``specplug tune --skip-layers`` chose a draft's layers, and what it measured."""
 
     prompts: Count
@@ -218,7 +200,7 @@ TREE_TOLERANCE = 1e-3
 """Of a logit: what fp32's sums in another order may make of it."""
 
 
-class Component(_Part):
+class Component(Part):
     """A model of the bundle: the target or the draft."""
 
     engine: Annotated[str, Field(max_length=100)] = "onnxruntime"
@@ -227,12 +209,12 @@ class Component(_Part):
     precision: PrecisionName
     keep_fp32: Annotated[str, Field(max_length=1000)] | None = None
     """Regular expression over the weights' names: the layers that were left in fp32."""
-    rounded_again: dict[str, Count] = {}
+    rounded_again: dict[str, Count] = Field(default_factory=dict)
     """In precision gguf: the tensors, by type, whose own blocks could not be kept."""
     parameters: Count
     graph: str
     files: Annotated[list[File], Field(min_length=1)]
-    plans: list[TensorRTPlan] = []
+    plans: list[TensorRTPlan] = Field(default_factory=list)
     """What TensorRT made of the graph."""
     continuations: str | None = None
     """A file of the likeliest continuations of every token, i32[vocab_size, n], little-endian."""
@@ -292,7 +274,7 @@ class Component(_Part):
         return self
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """The whole of ``specplug.json``."""
 
     schema_version: Literal[1] = 1
@@ -464,12 +446,6 @@ def open_tokenizer(folder: Path, part: TokenizerPart) -> Tokenizer:
         chat_template=part.chat_template,
         special_tokens=part.special_tokens,
     )
-
-
-def describe_file(folder: Path, name: str) -> File:
-    """The manifest's entry for a file that lies at ``folder / name``."""
-    path = folder / name
-    return File(path=name, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST) -> None:

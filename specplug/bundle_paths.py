@@ -1,7 +1,9 @@
-"""Paths that a manifest may name: plain, relative, and the same on every system."""
+"""Paths that a manifest may name, plain, relative and the same on every system; what lies there."""
 
 from __future__ import annotations
 
+import hashlib
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,3 +56,18 @@ def is_inside(path: Path, folder: Path) -> bool:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError):  # a loop of links, a name that is too long
         return False
+
+
+def file_size(path: Path) -> int | None:
+    """Bytes of a file, its links followed; None: there is none of that name."""
+    try:
+        found = path.stat()
+    except OSError:  # a name that is too long is nobody's, either
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

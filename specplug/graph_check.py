@@ -8,12 +8,11 @@ before anything of it reaches a backend. The walk visits only the messages it ha
 from __future__ import annotations
 
 import mmap
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from specplug.bundle_paths import is_inside
+from specplug.bundle_paths import file_size, is_inside
 from specplug.types import BundleError
 
 DOMAINS = frozenset({"", "ai.onnx", "com.microsoft", "specplug"})
@@ -74,13 +73,10 @@ def _size_inside(graph: Path, location: str) -> int:
         or not is_inside(path, graph.parent)
     ):
         raise BundleError(f"{graph.name} keeps weights in {location!r}, outside its own folder")
-    try:
-        found = path.stat()
-    except OSError:  # a name that is too long is missing, too
-        found = None
-    if found is None or not stat.S_ISREG(found.st_mode):
+    size = file_size(path)
+    if size is None:
         raise BundleError(f"{graph.name} keeps weights in {location!r}, which is missing")
-    return found.st_size
+    return size
 
 
 def _check_extent(graph: Path, entry: dict[str, str], size: int) -> None:

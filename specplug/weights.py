@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from specplug.bundle_paths import file_sha256
 from specplug.types import SpecplugError
 from specplug.unfinished import unfinished
 
@@ -95,7 +96,7 @@ def pull(name: str, folder: Path, progress: Progress = lambda done: None) -> Pat
         raise PullError(f"no model named {name!r}: have {', '.join(MODELS)}")
     model = MODELS[name]
     final = folder / model.filename
-    if final.is_file() and _sha256(final) == model.sha256:
+    if final.is_file() and file_sha256(final) == model.sha256:
         progress(model.bytes)
         return final
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,11 +131,6 @@ def pull(name: str, folder: Path, progress: Progress = lambda done: None) -> Pat
         place.replace(final)
     progress(model.bytes)
     return final
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

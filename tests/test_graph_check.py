@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from specplug import Bundle, BundleError
-from specplug.bundle import describe_file, write_manifest
+from specplug.bundle import write_manifest
+from specplug.bundle_files import describe_file
 from specplug.graph_check import check_graph, read_references
 
 DATA = Path(__file__).parent / "data"

@@ -327,7 +327,8 @@ def test_verify(head_bundles: dict[str, Path], head_target: Path) -> None:
 def test_vocabularies_are_checked(head_bundles: dict[str, Path], tmp_path: Path) -> None:
     import shutil
 
-    from specplug.bundle import describe_file, write_manifest
+    from specplug.bundle import write_manifest
+    from specplug.bundle_files import describe_file
 
     bundle = tmp_path / "changed.bundle"
     shutil.copytree(head_bundles["fp32-ort"], bundle)

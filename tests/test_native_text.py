@@ -24,7 +24,8 @@ from tokenizers import (
     trainers,
 )
 
-from specplug.bundle import Bundle, describe_file
+from specplug.bundle import Bundle
+from specplug.bundle_files import describe_file
 from specplug.spelling import in_bytes
 from tests_support import native as support
 from tests_support.native import Native, NativeError, in_native, in_python

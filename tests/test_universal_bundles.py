@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specplug import Bundle, BundleError, ExportError, SamplingParams, SpeculativeDecoder
-from specplug.bundle import MANIFEST, describe_file
+from specplug.bundle import MANIFEST
+from specplug.bundle_files import describe_file
 from specplug.drafters import IntersectionSource, ReencodingSource
 from specplug.export import export_bundle, plan_export
 from specplug.opening import open_translation

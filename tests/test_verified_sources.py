@@ -13,10 +13,11 @@ import pytest
 
 from specplug import Bundle, BundleError, EngineError
 from specplug.bundle import MANIFEST, Manifest, Provenance, read_manifest
+from specplug.bundle_files import check_file
+from specplug.bundle_paths import file_sha256
 from specplug.engines import load, sources
 from specplug.engines.sources import find_source, verified_source
 from specplug.export import hub
-from specplug.file_check import check_file, file_sha256
 from specplug.graph_check import check_graph
 from specplug.opening import EngineOptions
 from tests_support.folders import shard
