@@ -427,9 +427,7 @@ def serving_load() -> str:
 
 def serving_chaos() -> str:
     """Requests by what became of them."""
-    found = result("serving_chaos")
-    counts = sorted(found["counts"].items(), key=lambda item: -item[1])
-    return markdown(["requests", ""], [[f"{number:,}", name] for name, number in counts])
+    return _outcomes("serving_chaos")
 
 
 def serving_attacks() -> str:
@@ -448,7 +446,11 @@ _SEEN = ("worst_gap", "median_gap", "worst_first", "worst_health")
 
 def serving_faults() -> str:
     """Requests to an engine that fails, by outcome."""
-    counts = sorted(result("serving_faults")["counts"].items(), key=lambda item: -item[1])
+    return _outcomes("serving_faults")
+
+
+def _outcomes(trial: str) -> str:
+    counts = sorted(result(trial)["counts"].items(), key=lambda item: -item[1])
     return markdown(["requests", ""], [[f"{number:,}", name] for name, number in counts])
 
 

@@ -102,9 +102,8 @@ def _call(engine: Engine, what: str, call: Callable[[], T]) -> T:
     except SpecplugError:
         raise
     except BaseException as error:
-        if not (
-            is_failure(error) or isinstance(error, GeneratorExit)
-        ):  # no generator is ended here
+        # No generator is ended here.
+        if not is_failure(error) and not isinstance(error, GeneratorExit):
             raise
         raise _failed(engine, what, error) from error
 

@@ -11,8 +11,9 @@ import signal
 import sys
 from types import FrameType
 
+from specplug.hangup import on_hangup
+
 _received: int | None = None
-_HANGUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 def watch() -> None:
@@ -20,8 +21,7 @@ def watch() -> None:
     signal.signal(signal.SIGTERM, _on_signal)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as shells have it for jobs
         signal.signal(signal.SIGINT, _on_signal)
-    if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:  # as nohup has it
-        signal.signal(_HANGUP, _on_signal)
+    on_hangup(_on_signal)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

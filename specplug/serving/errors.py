@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
+from specplug.arguments import shown
 from specplug.library_errors import public_text
 from specplug.serving.fields import UNKNOWN, UNSUPPORTED
 
@@ -28,7 +29,7 @@ _CODES = {
 
 
 _LONGEST = 500  # characters of a message
-_LONGEST_SHOWN = 64  # characters of what a client sent
+_LONGEST_NAME = 64  # characters of a field's name
 
 
 class ErrorDetail(BaseModel):
@@ -104,12 +105,6 @@ def from_http(error: HTTPException) -> ApiError:
     return made
 
 
-def shown(value: object) -> str:
-    """What a client sent, short enough for an error."""
-    text = repr(value[: _LONGEST_SHOWN + 1] if isinstance(value, str) else value)
-    return text if len(text) <= _LONGEST_SHOWN + 2 else f"{text[:_LONGEST_SHOWN]}..."
-
-
 def from_validation(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a body, status 400."""
     found = error.errors(include_url=False, include_input=False)
@@ -144,7 +139,7 @@ def _place(error: Mapping[str, Any]) -> tuple[int | str, ...]:
 def _param(location: Sequence[int | str]) -> str | None:
     """A field's name, without pydantic's marks of keys and of a union's alternatives."""
     parts = [
-        str(part)[:_LONGEST_SHOWN]
+        str(part)[:_LONGEST_NAME]
         for before, part in zip((None, *location), location, strict=False)
         if not str(part).startswith(("(", "[")) and before != "response_format"
     ]

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from specplug.arguments import shown
 from specplug.serving.answers import ClientGoneError
-from specplug.serving.errors import ApiError, shown
+from specplug.serving.errors import ApiError
 from specplug.serving.settings import ServerSettings
 
 _DISCARDED = 16  # times the limit: what of a body that is too long is read

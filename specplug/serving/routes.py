@@ -9,9 +9,10 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from specplug.arguments import shown
 from specplug.serving import options, playground
 from specplug.serving.bodies import StrictRoute
-from specplug.serving.errors import ApiError, ErrorResponse, shown
+from specplug.serving.errors import ApiError, ErrorResponse
 from specplug.serving.replies import json_reply
 from specplug.serving.replying import Reply
 from specplug.serving.requests import ChatRequest, CompletionRequest, GenerateRequest

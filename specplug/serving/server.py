@@ -7,7 +7,6 @@ import gc
 import logging
 import math
 import os
-import signal
 import socket
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import NoReturn
 import uvicorn
 from fastapi import FastAPI
 
+from specplug.hangup import on_hangup
 from specplug.serving.connections import sweep, with_limits
 from specplug.serving.service import LAST_STEP, Service
 
@@ -30,7 +30,6 @@ HUNG = 70
 _SWEPT = 5  # ticks between two looks at the connections: half a second
 _OTHER_FILES = 128  # that a process has open beside its connections
 _SEND_BUFFER = 1 << 17  # bytes of a connection that wait in the kernel; it would take megabytes
-_HANGUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 
 
@@ -108,8 +107,7 @@ class Server(uvicorn.Server):
             # through; what is there now stays until the end.
             gc.collect()
             gc.freeze()
-            if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
-                signal.signal(_HANGUP, self.handle_exit)
+            on_hangup(self.handle_exit)
         super().run(sockets)
         if self._owns_process and self._service.hung:
             _end("the engine")

@@ -189,9 +189,7 @@ class Service:
         work = asyncio.ensure_future(self._readers.run(owner, make))
         try:
             await asyncio.wait([work])
-            if work.cancelled():
-                raise _shutting_down()
-            return work.result()
+            return _result(work)
         finally:
             work.cancel()
 
@@ -207,15 +205,20 @@ class Service:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 raise ClientGoneError
-            if work.cancelled():
-                raise _shutting_down()
-            return work.result()
+            return _result(work)
         except TimeoutError:
             raise ApiError(504, "the answer took longer than this server allows") from None
         finally:
             self._preparing.discard(work)
             preparing.abandon()
             work.cancel()
+
+
+def _result(work: asyncio.Future[T]) -> T:
+    """What was made on a thread; it is cancelled when the threads are closed."""
+    if work.cancelled():
+        raise _shutting_down()
+    return work.result()
 
 
 def _shutting_down() -> ApiError:
