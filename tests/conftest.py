@@ -23,6 +23,7 @@ import torch
 import transformers
 from hypothesis import settings
 
+from specplug.batching import BatchDecoder
 from specplug.bundle import Bundle
 from specplug.distilling.shards import Shards
 from specplug.export import export_bundle
@@ -202,6 +203,13 @@ def learned(
 def tiny_bundle(tiny_bundles: dict[str, Path]) -> Path:
     """The fp32 bundle with its int4 draft; not to be written to."""
     return tiny_bundles["fp32"]
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_bundles: dict[str, Path]) -> Iterator[BatchDecoder]:
+    """The fp32 bundle in two rows, four tokens drafted at a time."""
+    with BatchDecoder.from_bundle(tiny_bundles["fp32"], max_batch=2, draft_tokens=4) as decoder:
+        yield decoder
 
 
 @pytest.fixture(scope="session")

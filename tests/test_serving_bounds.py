@@ -9,7 +9,6 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,12 +86,6 @@ HOSTILE = {
     "UTF-32": (b"{%s}" % ASKED).decode().encode("utf-32-be"),
     "zeros": b"\0" * MIB,
 }
-
-
-@pytest.fixture(scope="module")
-def batch(tiny_bundles: dict[str, Path]) -> Iterator[BatchDecoder]:
-    with BatchDecoder.from_bundle(tiny_bundles["fp32"], max_batch=2, draft_tokens=4) as decoder:
-        yield decoder
 
 
 @pytest.fixture(scope="module")

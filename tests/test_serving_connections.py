@@ -7,25 +7,16 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from specplug.batching import BatchDecoder
 from specplug.serving.keys import KeyRing, hash_key
 from tests_support.serving import PATIENCE, Held, Running, serving, until
 
 BODY = {"prompt": "x", "max_tokens": 4, "temperature": 0}
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-
-
-@pytest.fixture(scope="module")
-def batch(tiny_bundles: dict[str, Path]) -> Iterator[BatchDecoder]:
-    with BatchDecoder.from_bundle(tiny_bundles["fp32"], max_batch=2, draft_tokens=4) as decoder:
-        yield decoder
 
 
 def connect(server: Running) -> socket.socket:

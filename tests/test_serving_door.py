@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,12 +22,6 @@ from specplug.serving.settings import ServerSettings
 from specplug.serving.worker import Worker
 from tests_support.asgi import BEARER, JSON, KEYS, ask
 from tests_support.serving import serving
-
-
-@pytest.fixture(scope="module")
-def batch(tiny_bundles: dict[str, Path]) -> Iterator[BatchDecoder]:
-    with BatchDecoder.from_bundle(tiny_bundles["fp32"], max_batch=2, draft_tokens=4) as decoder:
-        yield decoder
 
 
 @pytest.fixture(scope="module")

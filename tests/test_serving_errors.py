@@ -6,7 +6,6 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import openai
@@ -19,12 +18,6 @@ from specplug.generation import Generation
 from tests_support.serving import MODEL, Held, Running, serving, until
 
 LONGEST = 4000  # bytes of a body
-
-
-@pytest.fixture(scope="module")
-def batch(tiny_bundles: dict[str, Path]) -> Iterator[BatchDecoder]:
-    with BatchDecoder.from_bundle(tiny_bundles["fp32"], max_batch=2, draft_tokens=4) as decoder:
-        yield decoder
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Iterator
 from ipaddress import ip_address
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,13 +21,6 @@ from specplug.serving.settings import ServerSettings
 from specplug.serving.worker import Worker
 from tests_support.asgi import BEARER, JSON, KEYS, ask
 from tests_support.serving import PATIENCE, Running, serving
-
-
-@pytest.fixture(scope="module")
-def batch(tiny_bundles: dict[str, Path]) -> Iterator[BatchDecoder]:
-    with BatchDecoder.from_bundle(tiny_bundles["fp32"], max_batch=2, draft_tokens=4) as decoder:
-        yield decoder
-
 
 LOOPBACK = [
     "localhost",

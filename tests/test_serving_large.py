@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.batching import BatchDecoder
 from specplug.context import Token
 from specplug.logprobs import TokenLogprobs
 from specplug.serving import options, replying
@@ -214,12 +212,6 @@ def test_a_reader_of_a_large_reply_has_its_time() -> None:
 
 
 # --- the bound ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def batch(tiny_bundles: dict[str, Path]) -> Iterator[BatchDecoder]:
-    with BatchDecoder.from_bundle(tiny_bundles["fp32"], max_batch=2, draft_tokens=4) as decoder:
-        yield decoder
 
 
 def test_a_reply_has_room_for_so_many_log_probabilities(batch, monkeypatch) -> None:

@@ -6,25 +6,17 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
 import pytest
 
-from specplug.batching import BatchDecoder
 from specplug.serving.keys import KeyRing, hash_key, readable_by_others
 from specplug.serving.settings import ServerSettings
 from tests_support.serving import MODEL, Held, Running, serving, until
 
 LONG = {"prompt": "x", "max_tokens": 900, "temperature": 0, "logit_bias": {"256": -100}}
-
-
-@pytest.fixture(scope="module")
-def batch(tiny_bundles: dict[str, Path]) -> Iterator[BatchDecoder]:
-    with BatchDecoder.from_bundle(tiny_bundles["fp32"], max_batch=2, draft_tokens=4) as decoder:
-        yield decoder
 
 
 def ask(server: Running, key: str | None = None, **fields) -> tuple[int, dict[str, str], bytes]:

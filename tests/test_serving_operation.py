@@ -33,12 +33,6 @@ from tests_support.serving import PATIENCE, Held, Running, serving, until
 SECRET = "rosebud"
 
 
-@pytest.fixture(scope="module")
-def batch(tiny_bundles: dict[str, Path]) -> Iterator[BatchDecoder]:
-    with BatchDecoder.from_bundle(tiny_bundles["fp32"], max_batch=2, draft_tokens=4) as decoder:
-        yield decoder
-
-
 def ask(server: Running, headers: dict[str, str] | None = None, **fields):
     body = {"prompt": SECRET, "max_tokens": 12, "temperature": 0, "seed": 1, **fields}
     return server.send("POST", "/v1/completions", body, headers=headers)

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,13 @@ def writer(final: Path, kind: str, then: str = "die") -> subprocess.Popen[str]:
         [sys.executable, "-c", WRITING, final, kind, then],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def failures_at_once(work: Callable[[int], None], count: int) -> list[BaseException]:
+    """What so many calls raised, each on a thread of its own."""
+    with ThreadPoolExecutor(count) as pool:
+        calls = [pool.submit(work, number) for number in range(count)]
+    return [error for call in calls if (error := call.exception()) is not None]
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -84,7 +93,6 @@ def test_places_are_as_readable_as_any_other(tmp_path: Path) -> None:
 
 def test_exports_of_one_place_at_once_do_not_disturb_one_another(tmp_path: Path) -> None:
     place = tmp_path / "place"
-    failures: list[BaseException] = []
     begin = threading.Barrier(6)
 
     def export(number: int) -> None:
@@ -94,16 +102,11 @@ def test_exports_of_one_place_at_once_do_not_disturb_one_another(tmp_path: Path)
                 with staged(place, replace=True, known_by="known") as stage:
                     (stage / "known").write_text(str(number))
                     (stage / "same").write_text(str(number))
-        except BaseException as error:
-            failures.append(error)
+        except BaseException:
             begin.abort()
+            raise
 
-    threads = [threading.Thread(target=export, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    assert not failures_at_once(export, 6)
     assert (place / "known").read_text() == (place / "same").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
@@ -122,22 +125,13 @@ def test_of_two_exports_without_force_the_second_does_not_replace_the_first(tmp_
 
 def test_writers_of_one_file_at_once(tmp_path: Path) -> None:
     file = tmp_path / "file.json"
-    failures: list[BaseException] = []
 
     def write(number: int) -> None:
-        try:
-            for _ in range(20):
-                replace_file(file, lambda part: part.write_text(str(number) * 999))
-                assert len(set(file.read_text())) == 1
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(20):
+            replace_file(file, lambda part: part.write_text(str(number) * 999))
+            assert len(set(file.read_text())) == 1
 
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    assert not failures_at_once(write, 4)
     assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
 
 

@@ -163,10 +163,9 @@ def one_by_one(drafter: str, asked: Sequence[Asked], draft_tokens: Any, *, trees
     return [_fate(result.tokens, result.stats) for result in results]
 
 
-def batched(drafter: str, groups: Sequence[Sequence[Asked]], draft_tokens: Any) -> list[Fate]:
-    """What becomes of answers in a batch of two rows, each group of them at once."""
+@contextmanager
+def _two_rows(drafter: str, draft_tokens: Any) -> Iterator[BatchDecoder]:
     target, made = _parts(drafter, 2, trees=False)
-    found: dict[Generation, list[Any]] = {}
     with fixed_times(), BatchDecoder(
         target,
         drafter=made,
@@ -174,6 +173,13 @@ def batched(drafter: str, groups: Sequence[Sequence[Asked]], draft_tokens: Any) 
         costs=CallCosts(COSTS),
         batch_costs={1: COSTS, 2: COSTS},
     ) as decoder:  # fmt: skip
+        yield decoder
+
+
+def batched(drafter: str, groups: Sequence[Sequence[Asked]], draft_tokens: Any) -> list[Fate]:
+    """What becomes of answers in a batch of two rows, each group of them at once."""
+    found: dict[Generation, list[Any]] = {}
+    with _two_rows(drafter, draft_tokens) as decoder:
         for group in groups:
             for one in group:
                 found[decoder.submit(list(one.prompt), tenant=one.tenant, **one.options)] = []
@@ -186,14 +192,7 @@ def batched(drafter: str, groups: Sequence[Sequence[Asked]], draft_tokens: Any) 
 
 def beside(drafter: str, other: Asked, asked: Sequence[Asked], draft_tokens: Any) -> list[Fate]:
     """What becomes of answers while another one runs, which outlasts them."""
-    target, made = _parts(drafter, 2, trees=False)
-    with fixed_times(), BatchDecoder(
-        target,
-        drafter=made,
-        draft_tokens=draft_tokens,
-        costs=CallCosts(COSTS),
-        batch_costs={1: COSTS, 2: COSTS},
-    ) as decoder:  # fmt: skip
+    with _two_rows(drafter, draft_tokens) as decoder:
         long = decoder.submit(list(other.prompt), tenant=other.tenant, max_tokens=2000)
         decoder.step()
         fates = []
